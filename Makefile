@@ -1,0 +1,50 @@
+# Everything runs in .venv, which is made from the lock (requirements.txt).
+PYTHON ?= python3
+CORES ?= 2
+ARGS ?=
+
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check format docs status clean
+
+help: ## Show the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## Make the environment in .venv
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; run: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Run the embedded experiment to the report
+	snakemake --cores $(CORES) $(ARGS)
+	snakemake --cores 1 --report results/report.html
+	@echo "report: results/report.html"
+
+test: setup ## Run the tests; ARGS is passed to pytest
+	pytest $(ARGS)
+
+check: setup ## Lint, format and type checks
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow/rules
+	mypy
+
+format: setup ## Format the code
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow/rules
+
+docs: setup ## Regenerate the configuration's schema and manual
+	python -m rlhf.config.documentation
+
+status: setup ## Show the stages: running, done, failed
+	rlhf-status
+
+clean: ## Remove results and caches of this folder; .venv stays
+	rm -rf results resources state logs benchmarks/*/ .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,37 @@
+"""RLHF in three phases: from a configuration to trained, evaluated models and a report."""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# A configuration given with --configfile stands alone: merged with the embedded one, a recipe would run that too.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/sft.smk"
+include: "workflow/rules/reward.smk"
+include: "workflow/rules/ppo.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand("results/experiments/{name}/index.md", name=EXPERIMENTS),
+    localrule: True
+
+
+onsuccess:
+    print(closing_message(PLAN), file=sys.stderr)
+
+
+onerror:
+    print(failure_message(), file=sys.stderr)

@@ -1,0 +1,384 @@
+"""Reporting on a synthetic experiment: two sweep points, two seeds, shared SFT and reward stages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from rlhf.errors import UserError
+from rlhf.reporting.collect import (
+    Experiment,
+    ExperimentRun,
+    StageFiles,
+    provenance,
+    read_experiment,
+    read_runs,
+    short_names,
+)
+from rlhf.reporting.memory_figure import largest_peaks, memory
+from rlhf.reporting.plots import Curve, best_of_n_curve, learning_curves, mean_curve, reward_vs_kl, root_of_kl
+from rlhf.reporting.samples import TEXT_LIMIT, samples_html, samples_markdown
+from rlhf.reporting.style import PALETTE, colours
+from rlhf.reporting.summary import summarise
+from rlhf.reporting.tables import (
+    Column,
+    escape_markdown,
+    memory_rows,
+    quality_csv,
+    quality_rows,
+    quality_table,
+    resource_rows,
+    run_columns,
+    run_rows,
+    to_csv,
+    to_html,
+    to_markdown,
+)
+
+CODE = "sha256:present"
+SCRIPT = Path(__file__).parents[2] / "workflow" / "scripts" / "summarise.py"
+COEFFICIENTS = (0.05, 0.0)
+SEEDS = (1, 2)
+BEST_OF = (1, 2, 4, 8)
+
+
+def _write(path: Path, *rows: Any, lines: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows[0]))
+
+
+def _stage(folder: Path, kind: str, code: str = CODE, phases: tuple[str, ...] = (), **device: int) -> None:
+    manifest = {"stage": kind, "id": folder.name, "code": {"hash": code}, "wall_seconds": 61.5, "world_size": 1}
+    _write(folder / "manifest.json", manifest)
+    if phases:
+        measured = [
+            {"name": name, "start_rss": 200 * 2**20, "peak_rss": (300 + 90 * place) * 2**20, "seconds": 2.0, **device}
+            for place, name in enumerate(phases)
+        ]
+        peak = max(phase["peak_rss"] for phase in measured)
+        processes = [{"rank": 0, "host": "node", "phases": measured, "peak_rss": peak}]
+        _write(folder / "memory.json", {"processes": processes, "peak_rss": peak, "device": "cpu", "unit": "bytes"})
+
+
+def _supervised(root: Path, seed: int) -> None:
+    noise = np.random.default_rng(seed)
+    for kind in ("sft", "reward"):
+        rows: list[dict[str, Any]] = []
+        for step in range(1, 121):
+            loss = (1.1 + 3.2 * math.exp(-step / 18) if kind == "sft" else 0.35 + 0.34 * math.exp(-step / 30)) + float(
+                noise.normal(0, 0.03)
+            )
+            extra = {"accuracy": 0.5 + 0.35 * (1 - math.exp(-step / 30))} if kind == "reward" else {}
+            rows.append({"step": step, "phase": "train", "time": step, "loss": loss, "tokens_per_second": 900, **extra})
+            if step % 40 == 0:
+                rows.append({"step": step, "phase": "eval", "time": step, "loss": loss + 0.05, **extra})
+        folder = root / "results" / kind / f"tiny-s{seed}-{kind}"
+        _stage(folder, kind, "sha256:past" if kind == "sft" else CODE, ("load", "train", "evaluate", "save"))
+        _write(folder / "metrics.jsonl", *rows, lines=True)
+    _write(root / f"results/evaluate_sft/tiny-s{seed}/evaluation.json", {"loss": 1.1, "perplexity": 3.0 + seed / 10})
+    judged = {"accuracy": 0.8 + seed / 100, "gold_accuracy": 0.85, "pairs": 900}
+    _write(root / f"results/evaluate_reward/tiny-s{seed}/evaluation.json", judged)
+
+
+def _baseline(root: Path, seed: int, gold: bool) -> None:
+    table = [
+        {"n": n, "kl": math.log(n) - (n - 1) / n, "score": 0.1 * seed + math.log(n), "win_rate": n / (n + 1)}
+        | ({"gold": 0.5 * math.log(n)} if gold else {})
+        for n in BEST_OF
+    ]
+    _write(root / f"results/baseline/tiny-s{seed}/evaluation.json", {"best_of_n": table, "eos_share": 0.9})
+
+
+def _ppo(root: Path, coefficient: float, seed: int, gold: bool) -> None:
+    noise, name = np.random.default_rng(seed), f"tiny-s{seed}-kl{coefficient}"
+    rows: list[dict[str, Any]] = []
+    for step in range(1, 41):
+        kl = (3 if coefficient else 12) * (1 - math.exp(-step / 15)) + float(noise.normal(0, 0.1))
+        score = 1.3 * math.sqrt(max(kl, 0)) + float(noise.normal(0, 0.1))
+        judged = {"gold": 1.2 * math.sqrt(max(kl, 0)) - 0.18 * kl + float(noise.normal(0, 0.1))} if gold else {}
+        finished = {"response_length": 18 + kl, "eos_share": 1 - 0.02 * kl}
+        rows.append({"step": step, "phase": "train", "time": step, "score": score, "kl": kl, **finished, **judged})
+    folder = root / "results/ppo" / name
+    _stage(folder, "ppo", CODE, ("load", "generate", "score", "train", "save"))
+    _write(folder / "metrics.jsonl", *rows, lines=True)
+    result = {
+        "win_rate": 0.7 + seed / 100,
+        "kl": 3.0 if coefficient else 12.0,
+        "score_mean": 2.2,
+        "sft_score_mean": 0.1,
+    }
+    judged = {"gold_mean": 1.5, "sft_gold_mean": 0.1, "gold_win_rate": 0.66} if gold else {}
+    evaluation = root / "results/evaluate_ppo" / name
+    _write(evaluation / "evaluation.json", {**result, "response_length": 21.0, "eos_share": 0.97, **judged})
+    sample = {"row": 1, "prompt": "Write | a\nreview", "sft": "<b>*fine*</b>", "policy": "x" * 900}
+    numbers = {"sft_score": 0.1, "policy_score": 2.34567}
+    _write(evaluation / "samples.jsonl", {**sample, **numbers}, {**sample, **numbers}, lines=True)
+
+
+def make_experiment(root: Path, gold: bool = True) -> list[dict[str, Any]]:
+    """Write all files of the experiment below `root`; returns its runs as in runs.json."""
+    runs = []
+    _stage(root / "resources/datasets/reviews-1", "dataset")
+    _stage(root / "resources/models/tiny-1", "model")
+    for seed in SEEDS:
+        _supervised(root, seed)
+        _baseline(root, seed, gold)
+        _write(
+            root / f"benchmarks/sft/tiny-s{seed}-sft.jsonl", {"s": 60.0, "max_rss": 512.5, "cpu_time": "NA"}, lines=True
+        )
+        for coefficient in COEFFICIENTS:
+            _ppo(root, coefficient, seed, gold)
+    for coefficient in COEFFICIENTS:
+        for seed in SEEDS:
+            stages = {"dataset": "reviews-1", "policy": "tiny-1", "reward_model": "tiny-1"}
+            stages |= {"sft": f"tiny-s{seed}-sft", "reward": f"tiny-s{seed}-reward", "baseline": f"tiny-s{seed}"}
+            stages |= {"evaluate_sft": f"tiny-s{seed}", "evaluate_reward": f"tiny-s{seed}"}
+            stages |= {kind: f"tiny-s{seed}-kl{coefficient}" for kind in ("ppo", "evaluate_ppo")}
+            runs.append({"point": {"ppo.kl_coefficient": coefficient}, "seed": seed, "stages": stages})
+    return runs
+
+
+def _read(root: Path, gold: bool = True) -> Experiment:
+    runs = [ExperimentRun(**run) for run in make_experiment(root, gold)]
+    return read_experiment("reviews", runs, root)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    return _read(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def without_gold(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    return _read(tmp_path_factory.mktemp("project"), gold=False)
+
+
+def test_shared_stages_are_read_once(experiment: Experiment) -> None:
+    kinds = [stage.kind for stage in experiment.in_order()]
+    assert (kinds.count("sft"), kinds.count("ppo"), kinds.count("model")) == (2, 4, 1)
+    assert kinds[0] == "dataset" and kinds[-1] == "evaluate_ppo"
+
+
+def test_points_keep_the_order_of_the_runs(experiment: Experiment) -> None:
+    points = experiment.points()
+    assert [[run.seed for run in runs] for runs in points] == [[1, 2], [1, 2]]
+    assert [experiment.label(runs[0].point) for runs in points] == ["kl_coefficient = 0.05", "kl_coefficient = 0.0"]
+    assert experiment.label({}) == "reviews"
+
+
+def test_short_names_stay_distinct() -> None:
+    keys = ["sft.learning_rate", "reward.learning_rate", "ppo.gamma"]
+    assert short_names(keys) == {keys[0]: keys[0], keys[1]: keys[1], "ppo.gamma": "gamma"}
+
+
+@pytest.mark.parametrize(("content", "message"), [([], "no run"), ([{"seed": 1}], "needs point"), ([3], "needs point")])
+def test_broken_runs_file_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    _write(tmp_path / "runs.json", content)
+    with pytest.raises(UserError, match=message):
+        read_runs(tmp_path / "runs.json")
+
+
+@pytest.mark.parametrize(
+    "missing", ["results/evaluate_ppo/tiny-s1-kl0.0/evaluation.json", "results/sft/tiny-s1-sft/metrics.jsonl"]
+)
+def test_a_missing_result_is_an_error(tmp_path: Path, missing: str) -> None:
+    runs = [ExperimentRun(**run) for run in make_experiment(tmp_path)]
+    (tmp_path / missing).unlink()
+    with pytest.raises(UserError, match="file not found"):
+        read_experiment("reviews", runs, tmp_path)
+
+
+def test_an_unknown_stage_kind_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'cooking'"):
+        read_experiment("reviews", [ExperimentRun({}, 1, {"cooking": "x"})], tmp_path)
+
+
+def test_provenance_names_stages_of_older_code(experiment: Experiment) -> None:
+    links = provenance(experiment, CODE)
+    assert links["made_by_older_code"] == [{"stage": "sft", "id": f"tiny-s{seed}-sft"} for seed in SEEDS]
+    assert links["runs"][0]["stages"]["reward_model"] == {"id": "tiny-1", "path": "resources/models/tiny-1"}
+    same = {(entry["stage"], entry["id"]): entry.get("same_code") for entry in links["stages"]}
+    assert same["ppo", "tiny-s1-kl0.0"] is True
+    assert same["evaluate_sft", "tiny-s1"] is None  # no manifest: not known
+
+
+def test_runs_have_one_row_each(experiment: Experiment) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(run_rows(experiment), [c.key for c in run_columns(experiment)]))))
+    assert [(row["ppo.kl_coefficient"], row["seed"]) for row in rows] == [
+        ("0.05", "1"),
+        ("0.05", "2"),
+        ("0.0", "1"),
+        ("0.0", "2"),
+    ]
+    assert float(rows[1]["win_rate"]) == 0.72
+    assert rows[0]["sft_response_length"] == ""  # not measured
+
+
+def test_quality_is_mean_sd_and_t_interval(experiment: Experiment) -> None:
+    row = quality_rows(experiment)[0]
+    assert row["seeds"] == 2
+    assert row["win_rate_mean"] == pytest.approx(0.715)
+    assert row["win_rate_sd"] == pytest.approx(0.01 / math.sqrt(2))
+    assert row["win_rate_high"] == pytest.approx(0.715 + 12.7062047 * 0.005)  # t(0.975, 1 degree of freedom)
+    assert "sft_response_length_mean" not in row
+
+
+def test_quality_cells_show_spread_only_where_it_is_known(experiment: Experiment) -> None:
+    rows, columns = quality_table(experiment)
+    assert rows[0]["win_rate"] == "0.715 ± 0.007 [0.651, 0.779]"
+    one_seed = Experiment("one", experiment.runs[:1], experiment.stages, experiment.root)
+    assert quality_table(one_seed)[0][0]["win_rate"] == "0.710"
+    assert "win_rate_sd" in quality_csv(one_seed)
+    header = to_markdown(rows, columns).splitlines()[0]
+    assert header.startswith("| kl_coefficient | seeds | win rate | gold win rate |")
+
+
+def test_absent_metrics_are_absent_everywhere(without_gold: Experiment) -> None:
+    assert "gold_win_rate" not in quality_csv(without_gold)
+    assert "gold win rate" not in to_markdown(*quality_table(without_gold))
+    assert "gold_mean" not in quality_rows(without_gold)[0]
+
+
+def test_resources_convert_units_and_skip_what_was_not_measured(experiment: Experiment) -> None:
+    rows = {(row["stage"], row["id"]): row for row in resource_rows(experiment)}
+    sft = rows["sft", "tiny-s1-sft"]
+    assert (sft["seconds"], sft["processes"], sft["tokens_per_second"]) == (61.5, 1, 900)
+    assert sft["peak_rss_mib"] == 570.0
+    assert sft["job_max_rss_mib"] == 512.5
+    assert "job_cpu_seconds" not in sft and "peak_allocated_mib" not in sft
+    assert rows["evaluate_sft", "tiny-s1"] == {"stage": "evaluate_sft", "id": "tiny-s1"}
+
+
+def test_memory_rows_and_largest_peaks(experiment: Experiment) -> None:
+    rows = memory_rows(experiment)
+    assert len(rows) == 2 * 4 + 2 * 4 + 4 * 5
+    peaks = largest_peaks([*rows, {**rows[0], "peak_rss": 10**12}], "peak_rss")
+    assert peaks["sft", "load"] == 10**12
+    assert [phase for stage, phase in peaks if stage == "ppo"] == ["load", "generate", "score", "train", "save"]
+    assert largest_peaks(rows, "peak_allocated") == {}
+
+
+@pytest.mark.parametrize("text", ["a|b", "a\nb", "a\r\nb", "`c|d`", "\\|", "<script>", "**bold** [x](y)", "a\\"])
+def test_any_text_stays_one_markdown_cell(text: str) -> None:
+    table = to_markdown([{"x": text, "y": "end"}], [Column("x", "x", free_text=True), Column("y", "y")])
+    assert len(table.splitlines()) == 3
+    unescaped = table.splitlines()[2].replace("\\\\", "").replace("\\|", "")
+    assert unescaped.count("|") == 3
+    assert "<script>" not in table
+
+
+def test_free_text_is_not_formatted() -> None:
+    assert escape_markdown("*a*_b_ & <c>", free_text=True) == r"\*a\*\_b\_ &amp; &lt;c&gt;"
+    assert escape_markdown("0.8 [0.7, 0.9]") == "0.8 [0.7, 0.9]"
+
+
+def test_html_is_escaped() -> None:
+    page = to_html([{"x": "<script>alert(1)</script>"}], [Column("x", "a & b")], "t")
+    assert "<script>" not in page and "a &amp; b" in page
+
+
+def test_samples_are_cut_limited_and_headed(experiment: Experiment) -> None:
+    text = samples_markdown(experiment, 1)
+    assert text.count("## kl_coefficient = ") == 2 and "(seed 1)" in text and "(seed 2)" not in text
+    assert "x" * (TEXT_LIMIT - 1) + "…" in text and "x" * TEXT_LIMIT not in text
+    assert text.count("2.35") == 2
+    assert "gold" not in text
+    assert samples_html(experiment, 2).count("<tr>") == 1 + 4
+
+
+def test_mean_curve_uses_common_steps() -> None:
+    one, two = Curve(np.array([1.0, 2, 3]), np.array([1.0, 2, 3])), Curve(np.array([2.0, 3, 4]), np.array([4.0, 5, 6]))
+    mean = mean_curve([one, two])
+    assert mean.x.tolist() == [2, 3] and mean.y.tolist() == [3, 4]
+
+
+def test_best_of_n_curve_averages_seeds(experiment: Experiment) -> None:
+    stages = [experiment.files(run, "baseline") for run in experiment.runs[:2]]
+    reference = best_of_n_curve(stages, "score")
+    assert reference.x == pytest.approx([math.sqrt(math.log(n) - (n - 1) / n) for n in BEST_OF])
+    assert reference.y == pytest.approx([0.15 + math.log(n) for n in BEST_OF])
+
+
+def test_negative_kl_estimate_counts_as_zero() -> None:
+    assert root_of_kl([-0.01, 4.0]).tolist() == [0.0, 2.0]
+
+
+def test_colours_are_distinct() -> None:
+    assert colours(3) == list(PALETTE[:3])
+    assert len({tuple(colour) for colour in colours(12)}) == 12
+
+
+def _svg_size(text: str) -> tuple[float, float]:
+    root = ElementTree.fromstring(text)
+    width, height = (float(root.attrib[side].removesuffix("pt")) for side in ("width", "height"))
+    return width, height
+
+
+def test_figures_are_deterministic_svg_without_date(experiment: Experiment) -> None:
+    for draw in (learning_curves, reward_vs_kl, memory):
+        text = draw(experiment)
+        assert draw(experiment) == text
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert "dc:date" not in text
+
+
+def test_gold_panel_is_left_out_where_gold_is_not_defined(experiment: Experiment, without_gold: Experiment) -> None:
+    assert _svg_size(reward_vs_kl(without_gold))[0] == pytest.approx(
+        _svg_size(reward_vs_kl(experiment))[0] / 2, rel=0.1
+    )
+    assert "gold" not in learning_curves(without_gold)
+
+
+def test_figures_without_data_say_so() -> None:
+    roles = ("sft", "reward", "ppo", "baseline", "evaluate_ppo")
+    stages = {(role, "x"): StageFiles(role, "x", Path("x")) for role in roles}
+    nothing = Experiment("none", [ExperimentRun({}, 1, dict.fromkeys(roles, "x"))], stages, Path("."))
+    assert "no training metrics" in learning_curves(nothing)
+    assert "no memory was measured" in memory(nothing)
+    assert ElementTree.fromstring(reward_vs_kl(nothing)) is not None
+
+
+def test_summary_links_resolve(tmp_path: Path) -> None:
+    experiment = _read(tmp_path)
+    files = summarise(experiment, CODE, tmp_path / "results/experiments/reviews", samples=5)
+    assert "[tiny-s2-kl0.05](../../ppo/tiny-s2-kl0.05/model)" in files["index.md"]
+    assert "- sft tiny-s1-sft" in files["index.md"]
+    linked = {part.split(")")[0] for part in files["index.md"].split("](")[1:]}
+    assert {name for name in linked if not name.startswith("..")} <= set(files)
+    assert set(files) - linked == {"index.md"}
+
+
+def test_script_writes_everything_or_nothing(tmp_path: Path) -> None:
+    runs = make_experiment(tmp_path)
+    _write(tmp_path / "runs.json", runs)
+    command = [sys.executable, str(SCRIPT), "--experiment", "reviews", "--runs", "runs.json", "--output", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {
+        "index.md",
+        "stages.json",
+        "quality.csv",
+        "runs.md",
+        "samples.md",
+        "reward_vs_kl.svg",
+        "memory.csv",
+    } <= written
+    (tmp_path / "results/baseline/tiny-s1/evaluation.json").unlink()
+    failed = subprocess.run(
+        [*command[:-1], "other"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "baseline/tiny-s1" in failed.stderr
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,1 @@
+"""RLHF in three phases: supervised fine-tuning, reward model, PPO."""

@@ -1,0 +1,19 @@
+"""Typed configuration and its resolution into stages. Light on purpose: every submitted job imports it."""
+
+from rlhf.config.fingerprints import Fingerprints
+from rlhf.config.launch import closing_message, failure_message, launcher
+from rlhf.config.resolve import Plan, Run, Stage, parse, resolve
+from rlhf.config.schema import Configuration
+
+__all__ = [
+    "Configuration",
+    "Fingerprints",
+    "Plan",
+    "Run",
+    "Stage",
+    "closing_message",
+    "failure_message",
+    "launcher",
+    "parse",
+    "resolve",
+]

@@ -1,0 +1,30 @@
+"""Content addresses of stages: a readable label and the hash of what the stage depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+IDENTITY_VERSION = 1
+
+
+def slug(text: str, length: int = 32) -> str:
+    """Lower-case letters, digits and single dashes; never empty, at most `length` characters."""
+    cleaned = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
+    return cleaned or "x"
+
+
+def stage_id(label: str, kind: str, settings: dict[str, Any], upstream: dict[str, Any]) -> str:
+    """`<label>-<8 hex digits>`: the digits hash kind, settings and upstream IDs, and nothing else.
+
+    Args:
+        label: readable part; must follow from the settings too, so that equal stages have equal IDs.
+        kind: stage kind, for example `sft`.
+        settings: resolved settings that determine the result; JSON types only.
+        upstream: role -> ID or list of IDs of the stages it depends on.
+    """
+    content = {"version": IDENTITY_VERSION, "kind": kind, "settings": settings, "upstream": upstream}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{slug(label)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,336 @@
+"""From a configuration to the stages of the DAG.
+
+Experiments, seeds and sweep points are expanded into runs; every run names its stages by content-addressed ID, so runs
+whose inputs are equal share a stage.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlhf.config.identity import slug, stage_id
+from rlhf.config.schema import (
+    Configuration,
+    DatasetSettings,
+    EvaluationSettings,
+    Execution,
+    ExperimentSettings,
+    ModelSettings,
+    PpoSettings,
+    RewardSettings,
+    SftSettings,
+)
+from rlhf.errors import UserError
+
+Fingerprint = Callable[[str, str], str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the DAG: what it computes, from what, and how it runs."""
+
+    kind: str
+    id: str
+    settings: dict[str, Any]
+    upstream: dict[str, Any]
+    seed: int | None = None
+    execution: dict[str, Any] = field(default_factory=dict)
+    local_files: tuple[str, ...] = ()
+    place: str = ""  # where the configuration defines it, for messages
+
+    def spec(self) -> dict[str, Any]:
+        """The content of the stage's spec.yaml."""
+        return {
+            "schema_version": 1,
+            "stage": self.kind,
+            "id": self.id,
+            "seed": self.seed,
+            "settings": self.settings,
+            "upstream": self.upstream,
+            "execution": self.execution,
+            "place": self.place,
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment with one seed at one point of its sweep; `stages` maps stage kind to stage ID."""
+
+    experiment: str
+    point: dict[str, Any]
+    seed: int
+    stages: dict[str, str]
+
+
+@dataclass
+class Plan:
+    """All runs of a configuration and the stages they share."""
+
+    runs: list[Run] = field(default_factory=list)
+    stages: dict[tuple[str, str], Stage] = field(default_factory=dict)
+
+    def add(self, stage: Stage) -> str:
+        """Add a stage unless it is there already; returns its ID."""
+        self.stages.setdefault((stage.kind, stage.id), stage)
+        return stage.id
+
+    def of_kind(self, kind: str) -> list[Stage]:
+        """The stages of one kind, in the order in which they were resolved."""
+        return [stage for (stage_kind, _), stage in self.stages.items() if stage_kind == kind]
+
+
+def parse(config: dict[str, Any]) -> Configuration:
+    """Validate a configuration dictionary.
+
+    Raises:
+        UserError: listing every mistake with the path of its key.
+    """
+    try:
+        return Configuration.model_validate(config)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
+    """Expand a configuration into runs and stages.
+
+    Args:
+        config: content of the configuration file(s).
+        fingerprint: (path, key) -> content hash of a local file or folder.
+
+    Raises:
+        UserError: the configuration is wrong; the message names the key and the remedy.
+    """
+    configuration = parse(config)
+    if not configuration.experiments:
+        raise UserError("experiments: none is defined; add one, for example `experiments: {demo: {}}`")
+    plan = Plan()
+    defaults = config.get("defaults") or {}
+    for name, overlay in config["experiments"].items():
+        for point, settings in _expand(name, deep_merge(defaults, overlay or {})):
+            for seed in settings.seeds:
+                stages = _Resolver(configuration, plan, fingerprint, f"experiments.{name}").run(settings, seed)
+                plan.runs.append(Run(name, point, seed, stages))
+    return plan
+
+
+def deep_merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`overlay` over `base`: dictionaries are merged, everything else is replaced. Neither is changed."""
+    merged = copy.deepcopy(base)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = deep_merge(merged[key], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def _expand(name: str, experiment: dict[str, Any]) -> Iterator[tuple[dict[str, Any], ExperimentSettings]]:
+    """Every point of the sweep with its settings."""
+    sweep = experiment.get("sweep") or {}
+    for values in itertools.product(*sweep.values()):
+        point = dict(zip(sweep, values, strict=True))
+        overlay: dict[str, Any] = {}
+        for key, value in point.items():
+            overlay = deep_merge(overlay, _nested(key.split("."), value))
+        try:
+            yield point, ExperimentSettings.model_validate(deep_merge(experiment, overlay))
+        except ValidationError as error:
+            raise UserError(_explain(error, prefix=f"experiments.{name}", point=point)) from None
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: _nested(keys[1:], value) if len(keys) > 1 else value}
+
+
+def _explain(error: ValidationError, prefix: str = "", point: dict[str, Any] | None = None) -> str:
+    lines = []
+    for item in error.errors():
+        place = ".".join(part for part in (prefix, *(str(key) for key in item["loc"])) if part) or "configuration"
+        message = item["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+        number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
+        lines.append(f"{place}: {message}{given}{number}")
+    where = f" at sweep point {point}" if point else ""
+    return f"the configuration has {len(lines)} mistake(s){where}:\n  " + "\n  ".join(lines)
+
+
+def _looks_like_exponent(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) is not None
+
+
+class _Resolver:
+    """Adds the stages of one run to the plan, upstream first."""
+
+    def __init__(self, configuration: Configuration, plan: Plan, fingerprint: Fingerprint, place: str) -> None:
+        self._configuration = configuration
+        self._plan = plan
+        self._fingerprint = fingerprint
+        self._place = place
+
+    def run(self, settings: ExperimentSettings, seed: int) -> dict[str, str]:
+        """Add all stages of a run; returns stage kind -> ID."""
+        if not settings.data_path:
+            raise UserError(f"{self._place}.data_path: name at least one dataset of `datasets`")
+        datasets = [self._dataset(name) for name in settings.data_path]
+        policy = self._model(settings.policy, "policy")
+        reward_base = self._model(settings.reward_model, "reward_model")
+        splits = [self._split(dataset, settings) for dataset in datasets]
+        policy_data = {"tokens": [self._tokens(dataset, policy) for dataset in datasets], "split": splits}
+        reward_data = {"tokens": [self._tokens(dataset, reward_base) for dataset in datasets], "split": splits}
+        gold = self._gold(settings.data_path)
+        ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
+        ids["sft"] = self._train("sft", settings.sft, seed, {"model": policy, **policy_data})
+        ids["reward"] = self._train("reward", settings.reward, seed, {"model": reward_base, **reward_data})
+        trained = {"sft": ids["sft"], "reward": ids["reward"]}
+        ids["ppo"] = self._train("ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold})
+        ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
+        return ids
+
+    def _evaluations(
+        self,
+        settings: ExperimentSettings,
+        ids: dict[str, str],
+        policy_data: dict[str, Any],
+        reward_data: dict[str, Any],
+        gold: str | None,
+    ) -> dict[str, str]:
+        evaluation, ppo = settings.evaluation, settings.ppo
+        answers = {
+            "max_prompt_seq_len": ppo.max_prompt_seq_len,
+            "max_answer_seq_len": ppo.max_answer_seq_len,
+            "temperature": ppo.temperature,
+            "gold_reward": gold,
+        }
+        out = {}
+        out["evaluate_sft"] = self._evaluate(
+            "evaluate_sft", evaluation, {"sft": ids["sft"], **policy_data}, {"max_seq_len": settings.sft.max_seq_len}
+        )
+        out["evaluate_reward"] = self._evaluate(
+            "evaluate_reward",
+            evaluation,
+            {"reward": ids["reward"], **reward_data},
+            {"max_seq_len": settings.reward.max_seq_len, "gold_reward": gold},
+        )
+        scored = {"sft": ids["sft"], "reward": ids["reward"], **policy_data}
+        out["baseline"] = self._evaluate("baseline", evaluation, scored, answers)
+        out["evaluate_ppo"] = self._evaluate(
+            "evaluate_ppo", evaluation, {"ppo": ids["ppo"], "baseline": out["baseline"], **scored}, answers
+        )
+        return out
+
+    def _named(self, table: dict[str, Any], name: str | None, key: str, section: str) -> Any:
+        if name is None:
+            defined = ", ".join(table) or "none defined"
+            raise UserError(f"{self._place}.{key}: not given; name one of `{section}`: {defined}")
+        if name not in table:
+            near = difflib.get_close_matches(name, table, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"defined: {', '.join(table) or 'none'}"
+            raise UserError(f"{self._place}.{key}: {name!r} is not defined under `{section}`; {hint}")
+        return table[name]
+
+    def _dataset(self, name: str) -> str:
+        dataset: DatasetSettings = self._named(self._configuration.datasets, name, "data_path", "datasets")
+        settings = dataset.model_dump(mode="json", exclude={"gold_reward"})
+        files = _paths(dataset.source.path)
+        if files:
+            key = f"datasets.{name}.source.path"
+            settings["content"] = [self._fingerprint(file, key) for file in files]
+        generator = (dataset.source.generator or "").split(":")[0].split(".")[-1]
+        label = slug(dataset.source.hub or generator or _stem(files))
+        return self._plan.add(
+            Stage(
+                "dataset",
+                stage_id(label, "dataset", settings, {}),
+                settings,
+                {},
+                local_files=tuple(files),
+                place=f"datasets.{name}",
+            )
+        )
+
+    def _model(self, name: str | None, key: str) -> str:
+        model: ModelSettings = self._named(self._configuration.models, name, key, "models")
+        settings = model.model_dump(mode="json")
+        upstream: dict[str, Any] = {}
+        files: list[str] = []
+        if model.source == "scratch":
+            assert model.tokenizer is not None  # guaranteed by ModelSettings
+            upstream["dataset"] = self._dataset(model.tokenizer.dataset)
+            settings["tokenizer"].pop("dataset")
+            label = f"{model.architecture['model_type']}-scratch"
+        else:
+            files = _paths(model.source.path)
+            label = model.source.hub or _stem(files)
+            settings["content"] = [self._fingerprint(file, f"models.{name}.source.path") for file in files]
+        return self._plan.add(
+            Stage(
+                "model",
+                stage_id(label, "model", settings, upstream),
+                settings,
+                upstream,
+                local_files=tuple(files),
+                place=f"models.{name}",
+            )
+        )
+
+    def _tokens(self, dataset: str, model: str) -> str:
+        upstream = {"dataset": dataset, "model": model}
+        return self._plan.add(Stage("tokens", stage_id(_label(dataset, model), "tokens", {}, upstream), {}, upstream))
+
+    def _split(self, dataset: str, settings: ExperimentSettings) -> str:
+        upstream = {"dataset": dataset}
+        own = {"data_split": settings.data_split, "split_seed": settings.split_seed}
+        return self._plan.add(Stage("split", stage_id(_label(dataset), "split", own, upstream), own, upstream))
+
+    def _train(
+        self, kind: str, settings: Any, seed: int, upstream: dict[str, Any], extra: dict[str, Any] | None = None
+    ) -> str:
+        own, execution = _divide(settings)
+        label = _label(upstream["model"]) + f"-s{seed}" if "model" in upstream else _label(upstream["sft"])
+        identifier = stage_id(label, kind, {**own, **(extra or {}), "seed": seed}, upstream)
+        return self._plan.add(Stage(kind, identifier, {**own, **(extra or {})}, upstream, seed, execution))
+
+    def _evaluate(self, kind: str, settings: Any, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
+        own, execution = _divide(settings)
+        own |= extra
+        subject = next(upstream[role] for role in ("ppo", "sft", "reward") if role in upstream)
+        seed = own.pop("seed")
+        identifier = stage_id(_label(subject), kind, {**own, "seed": seed}, upstream)
+        return self._plan.add(Stage(kind, identifier, own, upstream, seed, execution))
+
+    def _gold(self, names: list[str]) -> str | None:
+        found = {self._configuration.datasets[name].gold_reward for name in names}
+        return found.pop() if len(found) == 1 else None
+
+
+def _divide(
+    settings: SftSettings | RewardSettings | PpoSettings | EvaluationSettings,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what determines the result, how it runs)."""
+    own = settings.model_dump(mode="json", exclude={"execution"})
+    execution: Execution = settings.execution
+    return own, execution.model_dump(mode="json")
+
+
+def _label(*ids: str) -> str:
+    return "-".join(identifier.rsplit("-", 1)[0] for identifier in ids)
+
+
+def _stem(files: list[str]) -> str:
+    return Path(files[0]).name.split(".")[0]
+
+
+def _paths(path: str | list[str] | dict[str, str] | None) -> list[str]:
+    if path is None:
+        return []
+    if isinstance(path, str):
+        return [path]
+    return list(path.values()) if isinstance(path, dict) else list(path)

@@ -1,0 +1,1 @@
+"""Data: sources, row shapes, the dataset cache, tokens, splits and batches."""

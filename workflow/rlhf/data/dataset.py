@@ -1,0 +1,169 @@
+"""The dataset cache: rows of any source and shape as prompt / chosen / rejected, with a report of what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from rlhf.data.mappings import with_mapping
+from rlhf.data.shapes import Example, examples
+from rlhf.data.sources import load_rows
+from rlhf.errors import UserError
+from rlhf.runtime.files import atomic_directory, write_json
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
+
+FEATURES = datasets.Features(
+    {
+        "prompt": datasets.Value("string"),
+        "chosen": datasets.Value("string"),
+        "rejected": datasets.Value("string"),
+        "subset": datasets.Value("string"),
+        "row": datasets.Value("int64"),
+    }
+)
+SHOWN_ROWS = 10
+HOLDOUT_SEED = 0
+LOG_EVERY = 100_000
+
+
+def cache_dataset(settings: dict[str, Any], output: Path, place: str) -> None:
+    """Write `arrow/` (splits `train` and `eval`) and `report.json` into `output`.
+
+    The report counts unusable rows by reason and names the first row numbers of each; it holds no text.
+
+    Args:
+        settings: `DatasetSettings` of the configuration.
+        output: resources/datasets/<id>/; appears whole or not at all.
+        place: configuration path of the dataset, for messages.
+
+    Raises:
+        UserError: the source cannot be read, a mapped column does not exist, nothing is left, or the share of unusable
+            rows is above `max_bad_share`.
+    """
+    settings = with_mapping(settings)
+    rows = load_rows(settings["source"], f"{place}.source")
+    kept, report = _read(rows.train, settings, place)
+    if rows.eval is None:
+        train, unseen = _hold_out(kept, settings["source"]["eval_share"], place)
+        reports = {"train": {**report, "rows_kept": len(train)}, "eval": {"rows_kept": len(unseen), "held_out": True}}
+    else:
+        train = kept
+        unseen, eval_report = _read(rows.eval, settings, place)
+        reports = {"train": report, "eval": eval_report}
+    splits = {"train": train, "eval": unseen}
+    prompts = {row["prompt"] for row in train}
+    for name, part in splits.items():
+        reports[name] |= _describe(part)
+    reports["eval"]["prompts_seen_in_train"] = sum(row["prompt"] in prompts for row in unseen)
+    with atomic_directory(output) as folder:
+        table = {name: datasets.Dataset.from_list(part, features=FEATURES) for name, part in splits.items()}
+        datasets.DatasetDict(table).save_to_disk(folder / "arrow")
+        write_json(
+            folder / "report.json", {"schema_version": 1, "fingerprint": _fingerprint(splits), "splits": reports}
+        )
+
+
+def load_cached(path: Path, split: str) -> datasets.Dataset:
+    """One split (`train` or `eval`) of a cached dataset.
+
+    Args:
+        path: resources/datasets/<id>/.
+        split: `train` or `eval`.
+    """
+    return datasets.load_from_disk(str(path / "arrow"))[split]
+
+
+def cached_texts(path: Path) -> Iterator[str]:
+    """Every training text of a cached dataset, for a new tokenizer."""
+    for row in load_cached(path, "train"):
+        yield from (row[field] for field in ("prompt", "chosen", "rejected") if row[field])
+
+
+def _read(
+    rows: Iterable[dict[str, Any]], settings: dict[str, Any], place: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Usable rows, and the report of the others."""
+    kept: list[dict[str, Any]] = []
+    bad: dict[str, list[int]] = {}
+    for number, result in examples(_logged(rows, place), settings, place):
+        if isinstance(result, Example):
+            kept.append({**vars(result), "row": number})
+        else:
+            bad.setdefault(result, []).append(number)
+    count = len(kept) + sum(map(len, bad.values()))
+    if not count:
+        raise UserError(f"{place}: the source holds no row")
+    share = sum(map(len, bad.values())) / count
+    reasons = "; ".join(f"{len(numbers)} x {reason}" for reason, numbers in sorted(bad.items()))
+    logger.info("%s: %d rows, %d usable%s", place, count, len(kept), f" ({reasons})" if reasons else "")
+    if share > settings["max_bad_share"]:
+        first = {reason: sorted(numbers)[:SHOWN_ROWS] for reason, numbers in bad.items()}
+        raise UserError(
+            f"{place}: {share:.1%} of {count} rows are unusable, {place}.max_bad_share allows "
+            f"{settings['max_bad_share']:.1%}: {reasons}. First rows: {first}. Check shape and columns"
+        )
+    if not kept:
+        raise UserError(f"{place}: no usable row is left of {count}: {reasons}")
+    report = {
+        "rows_read": count,
+        "rows_kept": len(kept),
+        "bad_share": share,
+        "bad_rows": {
+            reason: {"count": len(numbers), "first_rows": sorted(numbers)[:SHOWN_ROWS]}
+            for reason, numbers in bad.items()
+        },
+    }
+    return kept, report
+
+
+def _logged(rows: Iterable[dict[str, Any]], place: str) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % LOG_EVERY == 0:
+            logger.info("%s: %d rows read", place, number)
+
+
+def _hold_out(
+    rows: list[dict[str, Any]], share: float, place: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Training and unseen rows; which rows are unseen follows from their number alone."""
+    count = round(share * len(rows))
+    if not 0 < count < len(rows):
+        raise UserError(
+            f"{place}.source.eval_share: {share} of {len(rows)} rows leaves {count} unseen rows and "
+            f"{len(rows) - count} training rows; both are needed"
+        )
+    unseen = np.zeros(len(rows), dtype=bool)
+    unseen[np.random.default_rng(HOLDOUT_SEED).permutation(len(rows))[:count]] = True
+    return list(itertools.compress(rows, ~unseen)), list(itertools.compress(rows, unseen))
+
+
+def _describe(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and lengths that a reader wants to know of usable rows."""
+    prompts = [row["prompt"] for row in rows]
+    texts = {field: [len(row[field]) for row in rows if row[field]] for field in ("prompt", "chosen", "rejected")}
+    return {
+        "without_rejected": sum(row["rejected"] is None for row in rows),
+        "repeated_prompts": len(prompts) - len(set(prompts)),
+        "non_ascii_rows": sum(not all((row[field] or "").isascii() for field in texts) for row in rows),
+        "characters": {
+            field: {"mean": float(np.mean(lengths)), "max": max(lengths)} for field, lengths in texts.items() if lengths
+        },
+    }
+
+
+def _fingerprint(splits: dict[str, list[dict[str, Any]]]) -> str:
+    digest = hashlib.sha256()
+    for name, rows in splits.items():
+        for row in rows:
+            digest.update(json.dumps([name, row], sort_keys=True).encode())
+    return "sha256:" + digest.hexdigest()

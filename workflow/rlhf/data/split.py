@@ -1,0 +1,85 @@
+"""The partition of a dataset's rows into the three phases: exact, seeded, by row number only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlhf.data.dataset import load_cached
+from rlhf.errors import UserError
+from rlhf.runtime.files import atomic_directory, write_json
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
+
+PHASES = ("sft", "reward", "ppo")
+
+
+def exact_partition(rows: int, proportions: Sequence[float], seed: int) -> list[np.ndarray]:
+    """Disjoint random parts that cover all rows, with sizes by the largest remainder.
+
+    Args:
+        rows: number of rows.
+        proportions: any positive scale, for example 2, 4, 4.
+        seed: of the permutation.
+
+    Returns:
+        Sorted row numbers of each part, int64.
+
+    Raises:
+        ValueError: all proportions are 0.
+    """
+    total = sum(proportions)
+    if total <= 0:
+        raise ValueError(f"proportions {list(proportions)} sum to 0")
+    exact = np.array([share * rows / total for share in proportions])
+    sizes = np.floor(exact).astype(int)
+    sizes[np.argsort(sizes - exact, kind="stable")[: rows - sizes.sum()]] += 1
+    order = np.random.default_rng(seed).permutation(rows)
+    return [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
+
+
+def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> None:
+    """Write `<split>.<phase>.npy` index files and `split.json` into `output`.
+
+    Training rows are divided among the phases; unseen rows serve all phases. A row without a rejected answer cannot
+    serve the reward phase: it is left out there, and counted.
+
+    Args:
+        dataset: resources/datasets/<id>/.
+        data_split: three proportions such as `2,4,4`.
+        seed: of the partition.
+        output: results/split/<id>/; appears whole or not at all.
+
+    Raises:
+        UserError: a phase with a proportion above 0 gets no row.
+    """
+    proportions = [float(share) for share in data_split.split(",")]
+    if sum(proportions) <= 0:
+        raise UserError(f"data_split: {data_split!r} gives every phase nothing")
+    train, unseen = load_cached(dataset, "train"), load_cached(dataset, "eval")
+    parts = dict(zip(PHASES, exact_partition(len(train), proportions, seed), strict=True))
+    indices = {f"train.{phase}": part for phase, part in parts.items()}
+    indices |= {f"eval.{phase}": np.arange(len(unseen)) for phase in PHASES}
+    left_out = {}
+    for name, table in (("train", train), ("eval", unseen)):
+        paired = np.array([rejected is not None for rejected in table["rejected"]])
+        rows = indices[f"{name}.reward"]
+        indices[f"{name}.reward"] = rows[paired[rows]]
+        left_out[name] = int((~paired[rows]).sum())
+    for phase, share in zip(PHASES, proportions, strict=True):
+        if share > 0 and not len(indices[f"train.{phase}"]):
+            raise UserError(
+                f"data_split: {data_split!r} of {len(train)} rows leaves phase {phase} without a usable row "
+                f"({left_out['train']} have no rejected answer)"
+            )
+    with atomic_directory(output) as folder:
+        for name, rows in indices.items():
+            np.save(folder / f"{name}.npy", rows.astype(np.int64))
+        counts = {name: len(rows) for name, rows in indices.items()}
+        write_json(
+            folder / "split.json", {"schema_version": 1, "rows": counts, "reward_rows_without_rejected": left_out}
+        )
+    logger.info("%s: %s", output, ", ".join(f"{name} {count}" for name, count in counts.items()))

@@ -1,0 +1,199 @@
+"""Sampled answers to unseen prompts: of the SFT model, of the policy, and one against the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data.batching import micro_batches
+from rlhf.data.corpus import Corpus
+from rlhf.evaluation.frame import Evaluation, decode, require_same_prompts, unseen_prompts
+from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_rate, mean_and_error, win_rate
+from rlhf.models.loading import load_policy, load_reward, load_tokenizer
+from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
+from rlhf.ppo.experience import Judge
+from rlhf.ppo.rollout import Samples
+from rlhf.ppo.sampling import Answer, sample_answers
+from rlhf.runtime.files import read_jsonl, write_jsonl
+from rlhf.runtime.seeds import derive_seed
+from rlhf.training.distributed import device
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers with what reward model and gold reward say; arrays are [answers]."""
+
+    samples: Samples
+    texts: list[str]
+    score: np.ndarray
+    gold: np.ndarray | None
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One answer as a row of samples.jsonl."""
+        answer = self.samples.answers[index]
+        row: dict[str, Any] = {
+            "text": self.texts[index],
+            "score": float(self.score[index]),
+            "length": len(answer.ids),
+            "finished": answer.finished,
+        }
+        return row | ({} if self.gold is None else {"gold": float(self.gold[index])})
+
+
+def evaluate_baseline(evaluation: Evaluation, sft: Path, reward: Path) -> None:
+    """Answers of the SFT model: one to compare the policy with, and `best_of_n` more to choose the best from."""
+    corpus, chosen = unseen_prompts(evaluation)
+    count = evaluation.settings["best_of_n"]
+    rows = np.repeat(chosen, count + 1)
+    model, tokenizer = load_policy(sft, "fp32").eval().to(device()), load_tokenizer(sft)
+    samples = _sample(evaluation, model, corpus, rows, "baseline")
+    judged = _judge(evaluation, samples, reward, tokenizer)
+    shape = (len(chosen), count + 1)
+    score = judged.score.reshape(shape)
+    gold = None if judged.gold is None else judged.gold.reshape(shape)
+    prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen])
+    lines = []
+    for place, prompt in enumerate(prompts):
+        answers = [judged.row(place * (count + 1) + number) for number in range(count + 1)]
+        lines.append({"row": int(chosen[place]), "prompt": prompt, "answers": answers})
+    write_jsonl(evaluation.paths.output / "samples.jsonl", lines)
+    evaluation.write(
+        {
+            "prompts": len(chosen),
+            "n": count,
+            "score_mean": float(score[:, 0].mean()),
+            "score_std": float(score[:, 0].std()),
+            "gold_mean": None if gold is None else float(gold[:, 0].mean()),
+            "response_length": float(samples.answer_lengths.mean()),
+            "eos_share": float(samples.finished.mean()),
+            "best_of_n": [_best_of(n, score, gold) for n in _powers_of_two(count)],
+        }
+    )
+
+
+def evaluate_ppo(evaluation: Evaluation, policy: Path, sft: Path, reward: Path, baseline: Path) -> None:
+    """Answers of the policy against the SFT model's first answers to the same prompts.
+
+    Args:
+        evaluation: specification and paths.
+        policy: model folder of the PPO stage.
+        sft: model folder of the SFT stage, for KL.
+        reward: model folder of the reward stage.
+        baseline: samples.jsonl of the baseline stage.
+
+    Raises:
+        UserError: the baseline answers other prompts.
+    """
+    corpus, chosen = unseen_prompts(evaluation)
+    before = read_jsonl(baseline)
+    require_same_prompts(before, chosen.tolist(), baseline)
+    model, tokenizer = load_policy(policy, "fp32").eval().to(device()), load_tokenizer(policy)
+    samples = _sample(evaluation, model, corpus, chosen, "policy")
+    judged = _judge(evaluation, samples, reward, tokenizer)
+    reference = load_policy(sft, "fp32").eval().to(device())
+    kl, kl_error = mean_and_error(_kl(evaluation, samples, model, reference, corpus.pad_token_id))
+    first = [row["answers"][0] for row in before]
+    sft_score = np.array([answer["score"] for answer in first])
+    rate, rate_error = win_rate(judged.score, sft_score)
+    result = {
+        "prompts": len(chosen),
+        "win_rate": rate,
+        "win_rate_se": rate_error,
+        "score_mean": float(judged.score.mean()),
+        "sft_score_mean": float(sft_score.mean()),
+        "kl": kl,
+        "kl_se": kl_error,
+        "response_length": float(samples.answer_lengths.mean()),
+        "sft_response_length": float(np.mean([answer["length"] for answer in first])),
+        "eos_share": float(samples.finished.mean()),
+        "sft_eos_share": float(np.mean([answer["finished"] for answer in first])),
+    }
+    if judged.gold is not None:
+        sft_gold = np.array([answer["gold"] for answer in first])
+        result["gold_win_rate"], result["gold_win_rate_se"] = win_rate(judged.gold, sft_gold)
+        result["gold_mean"], result["sft_gold_mean"] = float(judged.gold.mean()), float(sft_gold.mean())
+    write_jsonl(evaluation.paths.output / "samples.jsonl", [_pair(row, judged, i) for i, row in enumerate(before)])
+    evaluation.write(result)
+
+
+def _pair(row: dict[str, Any], judged: Judged, index: int) -> dict[str, Any]:
+    policy, sft = judged.row(index), row["answers"][0]
+    pair = {"row": row["row"], "prompt": row["prompt"], "sft": sft["text"], "policy": policy["text"]}
+    for key in ("score", "gold"):
+        if key in policy:
+            pair |= {f"sft_{key}": sft[key], f"policy_{key}": policy[key]}
+    return pair
+
+
+def _sample(evaluation: Evaluation, model: PreTrainedModel, corpus: Corpus, rows: np.ndarray, purpose: str) -> Samples:
+    settings, seed = evaluation.settings, evaluation.spec["seed"]
+    prompts = [corpus.prompt(row) for row in rows]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    answers: dict[int, Answer] = {}
+    for micro in micro_batches(np.arange(len(rows)), lengths, evaluation.batch_size, rank=0, world_size=1):
+        drawn = sample_answers(
+            model,
+            [prompts[place] for place in micro.rows],
+            [derive_seed(seed, purpose, int(place)) for place in micro.rows],
+            settings["max_answer_seq_len"],
+            settings["temperature"],
+        )
+        answers |= dict(zip(micro.rows.tolist(), drawn, strict=True))
+    return Samples(prompts, [answers[place] for place in range(len(rows))])
+
+
+def _judge(evaluation: Evaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judged:
+    reward = TokenScorer.normalised(load_reward(folder, "fp32")).eval().to(device())
+    score = np.zeros(len(samples))
+    with torch.no_grad():
+        for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
+            part = samples.rectangle(micro.rows, tokenizer.pad_token_id, device())
+            values = reward(part.input_ids, part.attention_mask)
+            score[micro.rows] = last_token(values, part.attention_mask).cpu().numpy()
+    texts = decode(tokenizer, [answer.ids for answer in samples.answers])
+    judge: Judge | None = evaluation.judge()
+    if judge is None:
+        return Judged(samples, texts, score, None)
+    prompts = decode(tokenizer, samples.prompts)
+    gold = [judge(*item) for item in zip(prompts, texts, samples.finished.tolist(), strict=True)]
+    return Judged(samples, texts, score, np.array(gold))
+
+
+def _kl(
+    evaluation: Evaluation, samples: Samples, policy: PreTrainedModel, reference: PreTrainedModel, pad_id: int
+) -> np.ndarray:
+    """Log pi(answer) - log pi_SFT(answer) of each of the policy's own answers, in nats: [samples]."""
+    temperature = evaluation.settings["temperature"]
+    kl = np.zeros(len(samples))
+    with torch.no_grad():
+        for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
+            part = samples.rectangle(micro.rows, pad_id, device())
+            inputs = (part.input_ids, part.attention_mask, part.width)
+            own = token_logprobs(answer_logits(policy, *inputs) / temperature, part.answers)
+            other = token_logprobs(answer_logits(reference, *inputs) / temperature, part.answers)
+            kl[micro.rows] = ((own - other) * part.mask).sum(1).cpu().numpy()
+    return kl
+
+
+def _best_of(n: int, score: np.ndarray, gold: np.ndarray | None) -> dict[str, float]:
+    """Best-of-n by the reward model among the candidates; column 0 is the answer it is compared with."""
+    candidates = score[:, 1:]
+    row = {
+        "n": n,
+        "kl": best_of_n_kl(n),
+        "score": best_of_n(candidates, candidates, n),
+        "win_rate": best_of_n_win_rate(candidates, candidates, score[:, 0], n),
+    }
+    if gold is not None:
+        row["gold"] = best_of_n(candidates, gold[:, 1:], n)
+        row["gold_win_rate"] = best_of_n_win_rate(candidates, gold[:, 1:], gold[:, 0], n)
+    return row
+
+
+def _powers_of_two(limit: int) -> list[int]:
+    return [2**k for k in range(limit.bit_length())]

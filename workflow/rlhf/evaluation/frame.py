@@ -1,0 +1,90 @@
+"""What the evaluation stages share: their inputs, and how they write their result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.data.corpus import Corpus
+from rlhf.errors import UserError
+from rlhf.functions import load_judge
+from rlhf.ppo.experience import Judge
+from rlhf.runtime.files import write_json
+from rlhf.runtime.logging import get_logger
+from rlhf.runtime.seeds import derive_seed
+from rlhf.training.stage import StagePaths
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation stage: specification, and where it reads and writes."""
+
+    spec: dict[str, Any]
+    paths: StagePaths
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The stage's settings."""
+        return self.spec["settings"]
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences computed at once."""
+        return self.spec["execution"]["per_device_eval_batch_size"]
+
+    def judge(self) -> Judge | None:
+        """The experiment's gold reward, or None where it defines none."""
+        return load_judge(self.settings["gold_reward"])
+
+    def write(self, result: dict[str, Any]) -> None:
+        """Write evaluation.json.
+
+        Args:
+            result: what was measured; an entry that is None was not, and is left out.
+        """
+        measured = {key: value for key, value in result.items() if value is not None}
+        head = {"schema_version": 1, "stage": self.spec["stage"], "id": self.spec["id"]}
+        write_json(self.paths.output / "evaluation.json", head | measured)
+        for key, value in measured.items():
+            if isinstance(value, int | float):
+                logger.info("%s: %.6g", key, value)
+
+
+def unseen_prompts(evaluation: Evaluation) -> tuple[Corpus, np.ndarray]:
+    """The unseen prompts to answer: a seeded choice among those that are short enough.
+
+    Returns:
+        The corpus, and the chosen rows [prompts].
+
+    Raises:
+        UserError: no prompt is short enough.
+    """
+    settings = evaluation.settings
+    corpus = evaluation.paths.corpus("eval", "ppo")
+    fits = corpus.lengths("prompt") <= settings["max_prompt_seq_len"]
+    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len: {settings['max_prompt_seq_len']}")
+    order = np.random.default_rng(derive_seed(evaluation.spec["seed"], "unseen prompts")).permutation(len(corpus))
+    chosen = order[: settings["prompts"]]
+    logger.info("%d of %d unseen prompts; %d are too long", len(chosen), len(corpus), dropped)
+    return corpus, chosen
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
+    """Texts of id sequences, special tokens left out."""
+    return tokenizer.batch_decode([sequence.tolist() for sequence in sequences], skip_special_tokens=True)
+
+
+def require_same_prompts(rows: list[dict[str, Any]], prompts: list[int], path: Path) -> None:
+    """The policy must answer the prompts that the SFT model answered.
+
+    Raises:
+        UserError: they are others.
+    """
+    if [row["row"] for row in rows] != prompts:
+        raise UserError(f"{path}: answers other prompts than this stage; remove the folder and run snakemake again")

@@ -1,0 +1,41 @@
+"""Functions that a configuration names as `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from rlhf.errors import UserError
+
+
+def load_function(reference: str, key: str) -> Callable[..., Any]:
+    """The function behind `module:function`.
+
+    Args:
+        reference: for example `rlhf.data.reviews:gold_reward`.
+        key: configuration key that names it, for messages.
+
+    Raises:
+        UserError: the reference has another form, or the module or the function does not exist.
+    """
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise UserError(f"{key}: {reference!r} must have the form module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{key}: cannot import {module_name!r} ({error}); is it installed or on PYTHONPATH?") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{key}: module {module_name!r} has no function {name!r}")
+    return function
+
+
+def load_judge(reference: str | None) -> Callable[[str, str, bool], float] | None:
+    """The gold reward (prompt, answer, finished) -> float that an experiment names, or None where it names none.
+
+    Raises:
+        UserError: the function cannot be loaded.
+    """
+    return load_function(reference, "gold_reward") if reference else None

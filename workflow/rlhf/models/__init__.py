@@ -1,0 +1,1 @@
+"""Models: caching, loading, LoRA, scores and saving."""

@@ -1,0 +1,104 @@
+"""The model cache: a plain Hugging Face folder from a hub, a local folder or an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.errors import UserError
+from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
+from rlhf.runtime.files import atomic_directory, sha256_tree, write_json
+from rlhf.runtime.logging import get_logger
+from rlhf.runtime.seeds import seed_everything
+
+logger = get_logger(__name__)
+
+
+def cache_model(settings: dict[str, Any], output: Path, place: str, texts: Iterable[str] | None = None) -> None:
+    """Write `model/` (weights as safetensors, tokenizer, configuration) and `manifest.json` into `output`.
+
+    Args:
+        settings: `ModelSettings` of the configuration.
+        output: resources/models/<id>/; appears whole or not at all.
+        place: configuration path of the model, for messages.
+        texts: for `source: scratch`, the texts its tokenizer is trained on.
+
+    Raises:
+        UserError: the source cannot be read, has no tokenizer, lacks weights, or the architecture is unknown.
+    """
+    if settings["source"] == "scratch":
+        model, tokenizer = _from_scratch(settings, texts or (), place)
+    else:
+        model, tokenizer = _from_source(settings, place)
+    settle_special_tokens(tokenizer, model, settings["eos_token"], settings["pad_token"], place)
+    with atomic_directory(output) as folder:
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        facts = {
+            "schema_version": 1,
+            "model_type": model.config.model_type,
+            "parameters": parameters,
+            "vocabulary": len(tokenizer),
+            "eos_token": tokenizer.eos_token,
+            "pad_token": tokenizer.pad_token,
+            "outputs": sha256_tree(folder),
+        }
+        write_json(folder / "manifest.json", facts)
+    logger.info(
+        "%s: %s with %s parameters, %s tokens", place, model.config.model_type, f"{parameters:,}", len(tokenizer)
+    )
+
+
+def _from_scratch(
+    settings: dict[str, Any], texts: Iterable[str], place: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = train_tokenizer(texts, settings["tokenizer"])
+    architecture = dict(settings["architecture"])
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    try:
+        config = AutoConfig.for_model(**(architecture | ids | {"vocab_size": len(tokenizer)}))
+        seed_everything(settings["seed"])
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place}.architecture: transformers cannot build it: {error}") from None
+    return model, tokenizer
+
+
+def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source = settings["source"]
+    name = source["hub"] or source["path"]
+    key = f"{place}.source.{'hub' if source['hub'] else 'path'}"
+    options = {"trust_remote_code": settings["trust_remote_code"], "local_files_only": source["hub"] is None}
+    if source["hub"]:
+        options["revision"] = source["revision"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: no usable tokenizer in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
+    if not tokenizer.get_vocab():
+        raise UserError(f"{key}: the tokenizer of {name!r} has an empty vocabulary; {_remedy(source)}")
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{key}: no usable model in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:5])
+        raise UserError(f"{key}: {name!r} lacks weights of a causal language model: {missing}")
+    return model, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _remedy(source: dict[str, Any]) -> str:
+    if source["hub"]:
+        return "check the name and revision, and run this step on a machine that reaches the hub"
+    return "give a folder written by save_pretrained, with weights as safetensors and the tokenizer files"

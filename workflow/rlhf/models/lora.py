@@ -1,0 +1,61 @@
+"""LoRA adapters by PEFT, chosen by module name as in DeepSpeed-Chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlhf.errors import UserError
+
+
+def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -> Any:
+    """Put adapters on the linear modules whose name contains `lora_module_name`; the model is changed in place.
+
+    The adapted weights are frozen. Everything else stays trainable, unless `only_optimize_lora`: then only the
+    adapters train, and a score head, which would otherwise stay random.
+
+    Args:
+        model: language model or reward model.
+        optimization: `Optimization` settings.
+        place: configuration path of these settings, for messages.
+
+    Returns:
+        The PEFT wrapper, which can merge the adapters; None where `lora_dim` is 0.
+
+    Raises:
+        UserError: the pattern matches no linear module.
+    """
+    rank, pattern = optimization["lora_dim"], optimization["lora_module_name"]
+    if rank == 0:
+        return None
+    targets = [
+        name for name, module in model.named_modules() if pattern in name and isinstance(module, nn.Linear | Conv1D)
+    ]
+    if not targets:
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        examples = ", ".join(linear[:3])
+        raise UserError(
+            f"{place}.lora_module_name: {pattern!r} matches no linear module; they are named like {examples}"
+        )
+    alpha = optimization["lora_alpha"] or rank
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, fan_in_fan_out=_is_conv(model, targets[0])
+    )
+    adapted = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        frozen = name.endswith("base_layer.weight") or (optimization["only_optimize_lora"] and "score" not in name)
+        parameter.requires_grad_("lora_" in name or not frozen)
+    return adapted
+
+
+def merge_lora(adapted: Any) -> PreTrainedModel:
+    """The plain model with the adapters added to its weights."""
+    return adapted.merge_and_unload()
+
+
+def _is_conv(model: PreTrainedModel, name: str) -> bool:
+    return isinstance(model.get_submodule(name), Conv1D)

@@ -1,0 +1,111 @@
+"""Log-probabilities, entropies and reward scores of given sequences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.models.loading import accepts, position_ids
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log softmax(logits) at the targets, in fp32, without a full softmax copy.
+
+    Args:
+        logits: [..., vocab], any floating dtype, already divided by the temperature.
+        targets: [...] int64.
+
+    Returns:
+        [...] float32.
+    """
+    logits = logits.float()
+    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats: [..., vocab] -> [...] float32."""
+    logits = logits.float()
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+
+
+def answer_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+    """Logits that predict the last `width` tokens of each sequence.
+
+    The logits of position t - 1 predict token t, so the last position is computed and dropped. Position ids follow
+    the mask, because left padding would shift absolute positions.
+
+    Args:
+        model: causal language model, or an engine around one.
+        input_ids: [batch, seq] int64.
+        attention_mask: [batch, seq] int64, 1 on real tokens.
+        width: number of answer positions.
+
+    Returns:
+        [batch, width, vocab] in the model's dtype.
+    """
+    module = getattr(model, "module", model)
+    arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if accepts(module, "position_ids"):
+        arguments["position_ids"] = position_ids(attention_mask)
+    if accepts(module, "logits_to_keep"):
+        arguments["logits_to_keep"] = width + 1
+    logits = model(**arguments).logits
+    return logits[:, -(width + 1) : -1]
+
+
+class TokenScorer(nn.Module):
+    """Scores of a reward model at every position, normalised by the mean and deviation stored with it.
+
+    Used as reward model (read at the last valid token) and as value model (read before each action).
+
+    Args:
+        model: `AutoModelForSequenceClassification` with one label and a linear `score` head.
+        mean: subtracted from the raw score.
+        std: divides it.
+    """
+
+    def __init__(self, model: PreTrainedModel, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.mean, self.std = mean, std
+        self._body_name = model.base_model_prefix
+        self._takes_positions = accepts(self.body, "position_ids")
+
+    @classmethod
+    def normalised(cls, model: PreTrainedModel) -> TokenScorer:
+        """The scorer with the normalisation in the model's configuration."""
+        return cls(model, model.config.reward_mean, model.config.reward_std)
+
+    @property
+    def body(self) -> nn.Module:
+        """The transformer below the head."""
+        return getattr(self.model, self._body_name)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Normalised scores.
+
+        Args:
+            input_ids: [batch, seq] int64.
+            attention_mask: [batch, seq] int64, 1 on real tokens.
+
+        Returns:
+            [batch, seq] float32.
+        """
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if self._takes_positions:
+            arguments["position_ids"] = position_ids(attention_mask)
+        hidden = self.body(**arguments).last_hidden_state
+        return (self.model.score(hidden).squeeze(-1).float() - self.mean) / self.std
+
+
+def last_token(values: Tensor, attention_mask: Tensor) -> Tensor:
+    """The entry at each row's last valid position, under padding on either side: [batch, seq] -> [batch]."""
+    width = attention_mask.shape[1]
+    last = width - 1 - attention_mask.flip(1).long().argmax(1)
+    return values.gather(1, last.unsqueeze(1)).squeeze(1)
+
+
+def inference_device(model: nn.Module) -> torch.device:
+    """The device a model's inputs must be on."""
+    return next(model.parameters()).device

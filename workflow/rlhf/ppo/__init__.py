@@ -1,0 +1,1 @@
+"""PPO: rollout, rewards and advantages, losses, and the loop."""

@@ -1,0 +1,69 @@
+"""Checks that stop a PPO stage whose numbers do not fit together."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.errors import UserError
+from rlhf.ppo.sampling import Answer
+
+# Mean difference of sampling and training probabilities above which the two engines disagree (verl's FAQ). Half
+# precision rounds single log-probabilities too much for a bound on their largest difference.
+MAX_HALF_PRECISION_PROBABILITY_ERROR = 0.01
+
+
+def sampling_error(answers: list[Answer], logprobs: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Difference of the log-probabilities of sampling (with a KV cache) and of training (one forward pass).
+
+    Args:
+        answers: sampled answers with their log-probabilities.
+        logprobs: of the same tokens by the training pass, [samples, width] float32.
+        mask: [samples, width] float32.
+
+    Returns:
+        Largest absolute difference of log-probabilities, and mean absolute difference of probabilities.
+    """
+    sampled = torch.zeros_like(logprobs)
+    for row, answer in enumerate(answers):
+        sampled[row, : len(answer.logprobs)] = torch.from_numpy(np.asarray(answer.logprobs))
+    largest = ((sampled - logprobs).abs() * mask).max()
+    mean = ((sampled.exp() - logprobs.exp()).abs() * mask).sum() / mask.sum()
+    return float(largest), float(mean)
+
+
+def require_same_distribution(error: tuple[float, float], dtype: str, limit: float) -> None:
+    """Stop where sampling and training disagree.
+
+    Raises:
+        UserError: in fp32 the largest difference of log-probabilities is above `limit`; in bf16 and fp16 the mean
+            difference of probabilities is above 0.01.
+    """
+    largest, mean = error
+    if dtype == "fp32" and largest > limit:
+        raise UserError(
+            f"sampling and training disagree: log-probabilities of the same tokens differ by up to {largest:.2e}, "
+            f"allowed is {limit:.0e} (ppo.max_sampling_logprob_error). PPO would learn from wrong ratios. "
+            "Usual causes: position ids, temperature, dropout, or a model family that ignores the attention mask"
+        )
+    if dtype != "fp32" and mean > MAX_HALF_PRECISION_PROBABILITY_ERROR:
+        raise UserError(
+            f"sampling and training disagree: probabilities of the same tokens differ by {mean:.3f} on average, "
+            f"allowed is {MAX_HALF_PRECISION_PROBABILITY_ERROR} in {dtype}. "
+            "Try ppo.dtype: fp32 to tell rounding from a defect"
+        )
+
+
+def require_unit_ratio(error: float, limit: float) -> None:
+    """Stop where the first minibatch of a rollout does not start at ratio 1.
+
+    Raises:
+        UserError: the largest |ratio - 1| is above `limit`.
+    """
+    if error > limit:
+        raise UserError(
+            f"the probability ratio on the first minibatch is off by {error:.2e}, allowed is {limit:.0e} "
+            "(ppo.max_first_ratio_error): old and new log-probabilities are not of the same computation. "
+            "Usual causes: dropout, or layers that behave differently in training mode"
+        )

@@ -1,0 +1,32 @@
+"""The losses of PPO (Schulman et al. 2017), as sums over answer tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+
+
+def log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log(pi / pi_old), clamped to +-20 so that its exponential is finite, and 0 outside the mask."""
+    return ((logprobs - old_logprobs) * mask).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def policy_loss(ratio: Tensor, advantages: Tensor, mask: Tensor, clip_range: float) -> Tensor:
+    """Sum of max(-A rho, -A clip(rho, 1 - c, 1 + c)) over the mask.
+
+    Args:
+        ratio: pi / pi_old, [batch, width] float32.
+        advantages: [batch, width] float32.
+        mask: [batch, width] float32.
+        clip_range: c.
+    """
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return (torch.maximum(-advantages * ratio, -advantages * clipped) * mask).sum()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float) -> Tensor:
+    """Sum of 1/2 max((V - R)^2, (clip(V, V_old +- c) - R)^2) over the mask; all [batch, width] float32."""
+    clipped = torch.clamp(values, old_values - clip_range, old_values + clip_range)
+    return 0.5 * (torch.maximum((values - returns).square(), (clipped - returns).square()) * mask).sum()

@@ -1,0 +1,180 @@
+"""One rollout: sampled answers and what the models say about them, on every process alike.
+
+Answers are short compared with weights, so each process computes its share and receives all of it. What follows
+(whitening, minibatches) is then the same computation everywhere, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlhf.data.batching import MicroBatch, micro_batches, pad
+from rlhf.models.scores import answer_logits, inference_device, last_token, token_entropy, token_logprobs
+from rlhf.ppo.sampling import Answer, sample_answers
+from rlhf.training.distributed import all_gather, rank, world_size
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Some samples, prompts padded on the left and answers on the right."""
+
+    input_ids: Tensor  # [batch, prompt width + answer width] int64
+    attention_mask: Tensor  # the same shape, 1 on real tokens
+    mask: Tensor  # [batch, answer width] float32, 1 on answer tokens
+
+    @property
+    def width(self) -> int:
+        """Columns of the answer part."""
+        return self.mask.shape[1]
+
+    @property
+    def answers(self) -> Tensor:
+        """Answer ids, [batch, answer width] int64."""
+        return self.input_ids[:, -self.width :]
+
+
+def collate(
+    prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], pad_id: int, device: torch.device
+) -> Rectangle:
+    """Prompts and answers in one rectangle; masks follow from the lengths."""
+    left, right = pad(prompts, pad_id, "left"), pad(answers, pad_id, "right")
+    ids = np.concatenate([left.input_ids, right.input_ids], axis=1)
+    mask = np.concatenate([left.attention_mask, right.attention_mask], axis=1)
+    answer_mask = torch.from_numpy(right.attention_mask).float()
+    return Rectangle(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), answer_mask.to(device))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Prompts with one answer each."""
+
+    prompts: list[np.ndarray]
+    answers: list[Answer]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of prompt and answer, [samples]."""
+        return np.array([len(p) + len(a.ids) for p, a in zip(self.prompts, self.answers, strict=True)])
+
+    @property
+    def answer_lengths(self) -> np.ndarray:
+        """Tokens of each answer, EOS included, [samples]."""
+        return np.array([len(answer.ids) for answer in self.answers])
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Whether each answer ends with EOS, [samples] bool."""
+        return np.array([answer.finished for answer in self.answers])
+
+    def rectangle(self, rows: np.ndarray, pad_id: int, device: torch.device) -> Rectangle:
+        """The given samples, padded to their own longest prompt and answer."""
+        return collate([self.prompts[i] for i in rows], [self.answers[i].ids for i in rows], pad_id, device)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the frozen copies of the models say about a rollout; [samples, answer width] float32, 0 after the end."""
+
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+    score: Tensor  # [samples]: normalised score of the reward model at the last token
+
+
+def generate(
+    model: nn.Module,
+    prompts: list[np.ndarray],
+    seeds: Sequence[int],
+    batch_size: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> Samples:
+    """One answer per prompt, each process sampling its share.
+
+    Args:
+        model: policy in evaluation mode.
+        prompts: prompt ids.
+        seeds: one per prompt.
+        batch_size: prompts per generation batch.
+        max_new_tokens: longest answer.
+        temperature: sampling temperature.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts])
+    own: dict[int, Answer] = {}
+    for micro in micro_batches(np.arange(len(prompts)), lengths, batch_size, rank(), world_size()):
+        drawn = sample_answers(
+            model,
+            [prompts[row] for row in micro.rows],
+            [seeds[row] for row in micro.rows],
+            max_new_tokens,
+            temperature,
+            synced=world_size() > 1,
+        )
+        if micro.weight:
+            own |= dict(zip(micro.rows.tolist(), drawn, strict=True))
+    answers = {row: answer for part in all_gather(own) for row, answer in part.items()}
+    return Samples(prompts, [answers[row] for row in range(len(prompts))])
+
+
+def reference_scores(
+    samples: Samples,
+    shares: list[MicroBatch],
+    policy: nn.Module,
+    reference: nn.Module,
+    critic: nn.Module,
+    reward: nn.Module,
+    pad_id: int,
+    temperature: float,
+) -> Scores:
+    """Old log-probabilities, reference log-probabilities, old values and scores of a rollout.
+
+    Args:
+        samples: the rollout.
+        shares: this process's micro-batches. Taking those of the first PPO epoch makes the first ratio exactly 1.
+        policy: engine of the policy, in evaluation mode.
+        reference: the frozen SFT model.
+        critic: engine of the value model, in evaluation mode.
+        reward: the frozen reward model, a `TokenScorer`.
+        pad_id: filler id.
+        temperature: sampling temperature; log-probabilities are of softmax(logits / temperature).
+    """
+    own: dict[int, np.ndarray] = {}
+    for micro in shares:
+        part = samples.rectangle(micro.rows, pad_id, inference_device(policy))
+        with torch.no_grad():
+            logits = answer_logits(policy, part.input_ids, part.attention_mask, part.width) / temperature
+            logprobs, entropy = token_logprobs(logits, part.answers), token_entropy(logits)
+            logits = answer_logits(reference, part.input_ids, part.attention_mask, part.width) / temperature
+            ref_logprobs = token_logprobs(logits, part.answers)
+            values = answer_values(critic, part)
+            score = last_token(reward(part.input_ids, part.attention_mask), part.attention_mask)
+        table = torch.stack([logprobs, ref_logprobs, values, entropy, score.unsqueeze(1).expand_as(values)], dim=1)
+        if micro.weight:
+            own |= dict(zip(micro.rows.tolist(), table.float().cpu().numpy(), strict=True))
+    tables = {row: table for part in all_gather(own) for row, table in part.items()}
+    return _assemble([tables[row] for row in range(len(samples))], samples.answer_lengths)
+
+
+def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
+    """Values before each action, so read one position to its left: [batch, answer width] float32."""
+    return critic(part.input_ids, part.attention_mask)[:, -(part.width + 1) : -1]
+
+
+def _assemble(tables: list[np.ndarray], lengths: np.ndarray) -> Scores:
+    """Cut each sample's table [5, its batch's width] to its own length and put them in one rectangle."""
+    width = int(lengths.max())
+    out = np.zeros((5, len(tables), width), dtype=np.float32)
+    score = np.array([table[4, 0] for table in tables], dtype=np.float32)
+    for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
+        out[:, row, :length] = table[:, :length]
+    logprobs, ref_logprobs, values, entropy, _ = torch.from_numpy(out)
+    return Scores(logprobs, ref_logprobs, values, entropy, torch.from_numpy(score))

@@ -1,0 +1,100 @@
+"""Sampling answers whose randomness belongs to the sample, with the log-probabilities they were drawn at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from rlhf.data.batching import pad
+from rlhf.models.scores import inference_device, token_logprobs
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer: ids up to and including the first EOS, and the log-probability of each draw."""
+
+    ids: np.ndarray  # [length] int64
+    logprobs: np.ndarray  # [length] float32, at the sampling temperature
+    finished: bool  # ends with EOS
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns greedy search into sampling: argmax(logits / T + Gumbel noise) is a draw from softmax(logits / T).
+
+    Each row has its own random stream, so an answer does not depend on the batch, or the process, it is drawn in.
+
+    Args:
+        seeds: one per row.
+        temperature: T.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = temperature
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Noisy scores [batch, vocab]; remembers the log-probability [batch] of the token they make greedy."""
+        logits = scores.float() / self._temperature
+        uniform = torch.stack([torch.rand(logits.shape[1], generator=stream) for stream in self._streams])
+        gumbel = -torch.log(-torch.log(uniform.clamp_min(TINY)).clamp_min(TINY))
+        noisy = logits + gumbel.to(logits.device)
+        self.logprobs.append(token_logprobs(logits, noisy.argmax(-1)))
+        return noisy
+
+
+@torch.no_grad()
+def sample_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+    synced: bool = False,
+) -> list[Answer]:
+    """Sample one answer per prompt from softmax(logits / temperature): no top-k, no top-p, no penalties.
+
+    Args:
+        model: causal language model in evaluation mode; its configuration names the EOS and padding ids.
+        prompts: prompt ids, of any lengths.
+        seeds: one per prompt.
+        max_new_tokens: longest answer, EOS included.
+        temperature: sampling temperature.
+        synced: keep generating until all processes are done, as ZeRO-3 needs.
+
+    Returns:
+        One answer per prompt.
+    """
+    config = model.config
+    padded = pad(prompts, config.pad_token_id, "left")
+    device = inference_device(model)
+    noise = GumbelNoise(seeds, temperature)
+    sequences = model.generate(
+        input_ids=torch.from_numpy(padded.input_ids).to(device),
+        attention_mask=torch.from_numpy(padded.attention_mask).to(device),
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
+        ),
+        logits_processor=LogitsProcessorList([noise]),
+        synced_gpus=synced,
+    )
+    drawn = sequences[:, padded.input_ids.shape[1] :].cpu().numpy()
+    logprobs = torch.stack(noise.logprobs, dim=1).cpu().numpy()
+    return [_cut(ids, row, config.eos_token_id) for ids, row in zip(drawn, logprobs, strict=True)]
+
+
+def _cut(ids: np.ndarray, logprobs: np.ndarray, eos_token_id: int) -> Answer:
+    ends = np.flatnonzero(ids == eos_token_id)
+    length = int(ends[0]) + 1 if len(ends) else len(ids)
+    return Answer(ids[:length].copy(), logprobs[:length].copy(), bool(len(ends)))

@@ -1,0 +1,125 @@
+"""Everything written for an experiment: file name -> content."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rlhf.reporting.collect import Experiment, Row, provenance
+from rlhf.reporting.memory_figure import memory
+from rlhf.reporting.plots import learning_curves, reward_vs_kl
+from rlhf.reporting.samples import samples_html, samples_markdown
+from rlhf.reporting.tables import (
+    MEMORY_COLUMNS,
+    QUALITY_NOTE,
+    RESOURCE_COLUMNS,
+    memory_rows,
+    quality_csv,
+    quality_table,
+    resource_rows,
+    run_columns,
+    run_rows,
+    to_csv,
+    to_html,
+    to_markdown,
+)
+
+DESCRIPTIONS = {
+    "quality": "every metric of each sweep point: mean, standard deviation and 95 % interval over seeds",
+    "runs": "every metric of each run",
+    "resources": "time, memory and speed of each stage",
+    "samples": "answers of the SFT model and the policy side by side",
+}
+FIGURES = {
+    "learning_curves.svg": "Training metrics of the three phases",
+    "reward_vs_kl.svg": "Score and gold reward against the distance from the SFT model",
+    "memory.svg": "Measured peak memory of each phase",
+}
+
+
+def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int) -> dict[str, str]:
+    """Tables, figures, links and an index of an experiment.
+
+    Args:
+        experiment: the runs and their files.
+        code_hash: hash of the present code, to name the stages that other code made.
+        output: folder that will hold the files; links in the index are relative to it.
+        samples: sample answers shown per sweep point, at most.
+
+    Returns:
+        File name -> text.
+    """
+    links = provenance(experiment, code_hash)
+    return {
+        **_tables(experiment),
+        "samples.md": samples_markdown(experiment, samples),
+        "samples.html": samples_html(experiment, samples),
+        "learning_curves.svg": learning_curves(experiment),
+        "reward_vs_kl.svg": reward_vs_kl(experiment),
+        "memory.svg": memory(experiment),
+        "stages.json": json.dumps(links, indent=2, allow_nan=False) + "\n",
+        "index.md": _index(experiment, links, output),
+    }
+
+
+def _tables(experiment: Experiment) -> dict[str, str]:
+    runs, run_heads = run_rows(experiment), run_columns(experiment)
+    quality, quality_heads = quality_table(experiment)
+    resources = resource_rows(experiment)
+    name = experiment.name
+    return {
+        "runs.csv": to_csv(runs, [column.key for column in run_heads]),
+        "runs.md": to_markdown(runs, run_heads),
+        "runs.html": to_html(runs, run_heads, f"Runs of {name}"),
+        "quality.csv": quality_csv(experiment),
+        "quality.md": f"{to_markdown(quality, quality_heads)}\n{QUALITY_NOTE}\n",
+        "quality.html": to_html(quality, quality_heads, f"Quality of {name}", QUALITY_NOTE),
+        "resources.csv": to_csv(resources, [column.key for column in RESOURCE_COLUMNS]),
+        "resources.md": to_markdown(resources, RESOURCE_COLUMNS),
+        "resources.html": to_html(resources, RESOURCE_COLUMNS, f"Resources of {name}"),
+        "memory.csv": to_csv(memory_rows(experiment), MEMORY_COLUMNS),
+    }
+
+
+def _index(experiment: Experiment, links: Row, output: Path) -> str:
+    """The page to start from: where models, tables and figures are."""
+    rows, columns = quality_table(experiment)
+    parts = [
+        f"# {experiment.name}\n",
+        f"## Quality\n\n{to_markdown(rows, columns)}\n{QUALITY_NOTE}\n",
+        "## Models\n\nHugging Face folders (safetensors and tokenizer) that any tool can load.\n",
+        "| run | seed | policy after PPO | SFT model | reward model |\n| --- | --- | --- | --- | --- |",
+        *(_model_line(experiment, index, output) for index in range(len(experiment.runs))),
+        "\n## Tables\n",
+        *(f"- {_table_links(name)}: {text}" for name, text in DESCRIPTIONS.items()),
+        "- [memory.csv](memory.csv): peak memory of each stage, process and phase, in bytes",
+        "- [stages.json](stages.json): the stages that each run is made of\n",
+        "## Figures\n",
+        *(f"![{title}]({name})\n" for name, title in FIGURES.items()),
+        "## Provenance\n",
+        _provenance_text(links),
+    ]
+    return "\n".join(parts)
+
+
+def _table_links(name: str) -> str:
+    kinds = ("md", "html") if name == "samples" else ("md", "html", "csv")
+    return f"[{name}.{kinds[0]}]({name}.{kinds[0]})" + "".join(f" ([{kind}]({name}.{kind}))" for kind in kinds[1:])
+
+
+def _model_line(experiment: Experiment, index: int, output: Path) -> str:
+    run = experiment.runs[index]
+    cells = [experiment.label(run.point), str(run.seed)]
+    for role in ("ppo", "sft", "reward"):
+        model = experiment.files(run, role).folder / "model"
+        cells.append(f"[{run.stages[role]}]({Path(os.path.relpath(model, output)).as_posix()})")
+    return f"| {' | '.join(cells)} |"
+
+
+def _provenance_text(links: Row) -> str:
+    older = links["made_by_older_code"]
+    if not older:
+        return "All stages with a manifest were made by the present code.\n"
+    lines = [f"- {entry['stage']} {entry['id']}" for entry in older]
+    return "Made by other code than the present; remove the folder to have it remade:\n\n" + "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""What every stage needs to run: atomic files, logging, seeds, progress and the manifest."""

@@ -1,0 +1,88 @@
+"""The manifest of a stage: what was made, from what, by which code, where."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rlhf.runtime.files import sha256_file, sha256_tree, write_json
+
+WORKFLOW = Path(__file__).resolve().parents[2]
+NOT_OUTPUTS = ("manifest.json", "spec.yaml")
+PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "peft", "tokenizers", "numpy", "pandas", "snakemake")
+
+
+def code_hash(workflow: Path = WORKFLOW) -> str:
+    """Hash of the library and the scripts; a result made by other code is reported as such."""
+    digest = hashlib.sha256()
+    for file in sorted([*workflow.glob("rlhf/**/*.py"), *workflow.glob("scripts/*.py")]):
+        digest.update(f"{file.relative_to(workflow).as_posix()}\0{sha256_file(file)}\n".encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def utc_now() -> datetime:
+    """The present time, with its zone."""
+    return datetime.now(UTC)
+
+
+def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs: dict[str, str], **facts: Any) -> None:
+    """Write `manifest.json` into a finished stage's folder.
+
+    Args:
+        folder: results/<stage>/<id>/ with all its outputs.
+        started: when the stage began.
+        spec: the stage's specification.
+        inputs: name -> fingerprint of what it read.
+        facts: further entries such as `device`, `dtype`, `world_size`.
+    """
+    finished = utc_now()
+    outputs = {
+        name: digest for name, digest in sha256_tree(folder).items() if name not in ("manifest.json", "spec.yaml")
+    }
+    write_json(
+        folder / "manifest.json",
+        {
+            "schema_version": 1,
+            "stage": spec["stage"],
+            "id": spec["id"],
+            "seed": spec["seed"],
+            "spec": spec,
+            "inputs": inputs,
+            "outputs": outputs,
+            "code": {"hash": code_hash(), "commit": _commit()},
+            "packages": _package_versions(),
+            "python": platform.python_version(),
+            "host": socket.gethostname(),
+            "started": started.isoformat(),
+            "finished": finished.isoformat(),
+            "wall_seconds": round((finished - started).total_seconds(), 3),
+            "command": sys.argv,
+            **facts,
+        },
+    )
+
+
+def _package_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _commit() -> str | None:
+    """Commit of the checkout, with a mark for local changes; None outside a git checkout."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", ".")
+    except (subprocess.SubprocessError, FileNotFoundError):
+        return None
+    return f"{head}-modified" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(WORKFLOW), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()

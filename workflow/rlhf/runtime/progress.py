@@ -1,0 +1,127 @@
+"""Metrics and progress of a running stage: a file that readers can follow, and a line in the log."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rlhf.runtime.files import append_jsonl, write_json
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
+
+LOG_INTERVAL_SECONDS = 10.0
+PROGRESS_INTERVAL_SECONDS = 1.0
+
+
+class StageMetrics:
+    """Writes `metrics.jsonl` and `progress.json` in the state folder of a stage, on rank 0 only.
+
+    Args:
+        folder: state/<stage>/<id>/, outside everything Snakemake removes when a job fails.
+        stage: stage kind.
+        identifier: stage ID.
+        total_steps: steps of the whole stage, for the progress bar and the ETA.
+        enabled: False on ranks other than 0, which write nothing.
+
+    Used as a context manager: the status ends as `done`, or as `failed` after an exception.
+    """
+
+    def __init__(self, folder: Path, stage: str, identifier: str, total_steps: int, enabled: bool = True) -> None:
+        self.metrics_file = folder / "metrics.jsonl"
+        self._progress_file = folder / "progress.json"
+        self._stage, self._identifier, self._total_steps = stage, identifier, total_steps
+        self._enabled = enabled
+        self._start = time.monotonic()
+        self._last_logged = self._last_written = -math.inf
+        self._last: dict[str, Any] = {}
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.metrics_file.write_text("")
+            self._write_progress("running")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._enabled:
+            self._write_progress("failed" if error else "done")
+
+    def record(self, step: int, phase: str, **metrics: float) -> None:
+        """Append one line of metrics.
+
+        Args:
+            step: steps finished, 1-based for training; 0 before the first.
+            phase: `train` or `eval`.
+            metrics: finite numbers. One that is not finite stops the stage, because a model trained on is lost.
+
+        Raises:
+            FloatingPointError: a metric is NaN or infinite.
+        """
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise FloatingPointError(
+                f"{self._stage} {self._identifier}: {', '.join(broken)} is not finite at step {step}; "
+                "try a smaller learning rate, or bf16 or fp32 in place of fp16"
+            )
+        if not self._enabled:
+            return
+        elapsed = time.monotonic() - self._start
+        row = {"step": step, "phase": phase, "time": round(elapsed, 3), **metrics}
+        append_jsonl(self.metrics_file, row)
+        self._last = row
+        now = time.monotonic()
+        if now - self._last_written >= PROGRESS_INTERVAL_SECONDS:
+            self._last_written = now
+            self._write_progress("running")
+        if phase == "eval" or step >= self._total_steps or now - self._last_logged >= LOG_INTERVAL_SECONDS:
+            self._last_logged = now
+            logger.info(self._line(row))
+
+    def _eta(self) -> float | None:
+        done = self._last.get("step", 0)
+        if not done:
+            return None
+        return self._last["time"] / done * max(0, self._total_steps - done)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        hidden = {"step", "phase", "time"}
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in hidden)
+        eta = self._eta()
+        left = f"  ETA {format_seconds(eta)}" if eta is not None and row["phase"] == "train" else ""
+        share = row["step"] / max(1, self._total_steps)
+        return f"{row['phase']:5} step {row['step']}/{self._total_steps} ({share:.0%}){left}  {numbers}"
+
+    def _write_progress(self, status: str) -> None:
+        write_json(
+            self._progress_file,
+            {
+                "schema_version": 1,
+                "stage": self._stage,
+                "id": self._identifier,
+                "step": self._last.get("step", 0),
+                "total_steps": self._total_steps,
+                "phase": self._last.get("phase"),
+                "speed": self._last.get("tokens_per_second"),
+                "eta_seconds": self._eta(),
+                "updated": time.time(),
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "status": status,
+                "metrics": self._last,
+            },
+        )
+
+
+def format_seconds(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,1 @@
+"""DeepSpeed training: processes, engine, the SFT and reward loops."""

@@ -1,0 +1,122 @@
+"""Processes: one or many, started by any launcher or none, on CPU or accelerator."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# DeepSpeed settles its accelerator while it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Join the process group for the block; a process without a launcher makes a group of one.
+
+    The launcher (`deepspeed`, `torchrun`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; under
+    `srun` they follow from Slurm's variables.
+    """
+    _variables_from_slurm()
+    if "RANK" not in os.environ:
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+    if on_cpu():
+        _skip_shared_memory_op()
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    else:
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(verbose=False)
+    logger.info("%d process(es), device %s, %d thread(s)", world_size(), device(), torch.get_num_threads())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size()
+
+
+def on_cpu() -> bool:
+    """Whether training runs without an accelerator."""
+    return get_accelerator().device_name() == "cpu"
+
+
+def device() -> torch.device:
+    """The device of this process."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The value of every process, in rank order; for small Python objects and CPU arrays."""
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def all_sum(*values: float) -> list[float]:
+    """Sums over all processes."""
+    total = torch.tensor(values, dtype=torch.float64 if on_cpu() else torch.float32, device=device())
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    dist.barrier()
+
+
+def _variables_from_slurm() -> None:
+    slurm = os.environ
+    if "RANK" in slurm or "SLURM_PROCID" not in slurm or int(slurm.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    slurm |= {
+        "RANK": slurm["SLURM_PROCID"],
+        "WORLD_SIZE": slurm["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": slurm["SLURM_LOCALID"],
+        "MASTER_ADDR": slurm["SLURM_LAUNCH_NODE_IPADDR"],
+        # One port per job, so that jobs on a shared node do not meet.
+        "MASTER_PORT": str(20000 + int(slurm["SLURM_JOB_ID"]) % 20000),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _skip_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collective (deepspeed 0.19.8).
+
+    Every CPU start would compile it for half a minute, and a killed compilation leaves a lock that hangs all later
+    runs. It serves tensor-parallel inference only; training collectives use gloo.
+    """
+    table = dict(deepspeed.ops.__compatible_ops__)
+    table["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = table

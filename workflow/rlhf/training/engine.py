@@ -1,0 +1,166 @@
+"""A DeepSpeed engine around one trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, get_scheduler
+
+from rlhf.config.resolve import deep_merge
+from rlhf.errors import UserError
+from rlhf.training.distributed import device, world_size
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How one engine runs: nothing here changes the mathematics beyond rounding."""
+
+    zero_stage: int
+    dtype: str
+    micro_batch_size: int
+    offload: bool
+    gradient_checkpointing: bool
+    overrides: dict[str, Any]
+
+
+class Trainer:
+    """One model, its optimizer and its schedule behind a DeepSpeed engine.
+
+    A step is `backward` for each micro-batch and then `step`. Losses are sums over a micro-batch, divided by the
+    count of the whole global step, so that the result does not depend on how the step is cut.
+
+    Args:
+        model: module to train; parameters that do not require gradients stay as they are.
+        optimization: `Optimization` settings.
+        settings: how the engine runs.
+        total_steps: optimizer steps of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimization: dict[str, Any], settings: EngineSettings, total_steps: int
+    ) -> None:
+        if settings.gradient_checkpointing:
+            _checkpoint_activations(model)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, optimization),
+            betas=(optimization["adam_beta1"], optimization["adam_beta2"]),
+            eps=optimization["adam_epsilon"],
+        )
+        scheduler = get_scheduler(
+            optimization["lr_scheduler_type"], optimizer, optimization["num_warmup_steps"], total_steps
+        )
+        self._clips_itself = settings.zero_stage == 0 and settings.dtype == "fp32"
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=scheduler,
+            model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+            config=deepspeed_config(optimization, settings),
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as it was given."""
+        return self.engine.module
+
+    def step(self, losses: Iterator[Tensor] | list[Tensor], micro_steps: int) -> float:
+        """One optimizer step.
+
+        Args:
+            losses: lazily computed scalar losses, one per micro-batch, already divided by the global count.
+            micro_steps: number of micro-batches, equal on all processes.
+
+        Returns:
+            Gradient norm before clipping.
+        """
+        for number, loss in enumerate(losses, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == micro_steps)
+            # DeepSpeed averages gradients over processes; the loss is divided by the global count already.
+            self.engine.backward(loss * world_size(), scale_wrt_gas=False)
+        norm = self._own_norm() if self._clips_itself else None
+        self.engine.step()
+        return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
+
+    def learning_rate(self) -> float:
+        """Rate of the main parameter groups for the next step."""
+        return float(self.engine.lr_scheduler.get_last_lr()[0])
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Evaluation mode without gradients; training mode is restored."""
+        self.engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.engine.train()
+
+    def _own_norm(self) -> Tensor:
+        # In fp32 without ZeRO DeepSpeed clips but keeps no norm.
+        return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+
+
+def deepspeed_config(optimization: dict[str, Any], settings: EngineSettings) -> dict[str, Any]:
+    """The DeepSpeed configuration of an engine, with the user's `deepspeed_config` merged over it."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        # Accumulation is driven step by step, because the last batch of an epoch may be smaller.
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimization["gradient_clipping"],
+        "steps_per_print": 1_000_000_000,
+        "zero_optimization": {"stage": settings.zero_stage},
+        # A client optimizer keeps DeepSpeed from compiling one of its own, and is what offload then needs.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if settings.dtype != "fp32":
+        config[settings.dtype] = {"enabled": True}
+    if settings.offload and settings.zero_stage:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        if settings.zero_stage == 3:
+            config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    return deep_merge(config, settings.overrides)
+
+
+def parameter_groups(model: nn.Module, optimization: dict[str, Any]) -> list[dict[str, Any]]:
+    """Trainable parameters by rate and decay: main with decay, main without (biases, norms), LoRA.
+
+    Returns:
+        Non-empty groups only; the first holds main parameters wherever there are any.
+    """
+    decayed, plain, lora = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "lora_" in name:
+            lora.append(parameter)
+        elif parameter.ndim < 2:
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
+    rate, decay = optimization["learning_rate"], optimization["weight_decay"]
+    groups = [
+        {"params": decayed, "lr": rate, "weight_decay": decay},
+        {"params": plain, "lr": rate, "weight_decay": 0.0},
+        {"params": lora, "lr": optimization["lora_learning_rate"], "weight_decay": decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def to_device(array: Any) -> Tensor:
+    """A NumPy array on this process's device."""
+    return torch.from_numpy(array).to(device())
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    language_model: Any = model if isinstance(model, PreTrainedModel) else model.model
+    try:
+        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"execution: gradient checkpointing is not possible: {error}") from None

@@ -1,0 +1,121 @@
+"""Phase 1: supervised fine-tuning on prompt + chosen answer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlhf.data.batching import pad
+from rlhf.data.corpus import Corpus
+from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf.models.lora import add_lora
+from rlhf.models.scores import inference_device, token_logprobs
+from rlhf.runtime.logging import get_logger
+from rlhf.training.engine import EngineSettings, Trainer
+from rlhf.training.stage import Stage
+from rlhf.training.supervised import steps_per_epoch, train_supervised
+
+logger = get_logger(__name__)
+
+
+class AnswerLikelihood:
+    """Negative log-likelihood of the answer tokens, EOS included; the prompt is context only."""
+
+    statistics: tuple[str, ...] = ()
+
+    def lengths(self, corpus: Corpus) -> np.ndarray:
+        """Tokens of prompt and answer, [rows]."""
+        return corpus.lengths("prompt") + corpus.lengths("chosen")
+
+    def count(self, corpus: Corpus, rows: np.ndarray) -> int:
+        """Answer tokens of the rows."""
+        return int(corpus.lengths("chosen")[rows].sum())
+
+    def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
+        """Summed negative log-likelihood in nats."""
+        batch = collate_answers([(corpus.prompt(row), corpus.chosen(row)) for row in rows], corpus.pad_token_id)
+        ids, mask, answer = (part.to(inference_device(model)) for part in batch)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        logprobs = token_logprobs(logits[:, :-1], ids[:, 1:])  # position t - 1 predicts token t
+        return -(logprobs * answer[:, 1:]).sum(), []
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """Loss in nats per answer token, and perplexity."""
+        return {"loss": means["loss"], "perplexity": math.exp(min(means["loss"], 50.0))}
+
+
+def collate_answers(pairs: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded sequences of prompt and answer.
+
+    Args:
+        pairs: (prompt ids, answer ids).
+        pad_id: filler id.
+
+    Returns:
+        input ids, attention mask and answer mask (1 on answer tokens, EOS included), each [batch, seq] int64.
+    """
+    padded = pad([np.concatenate(pair) for pair in pairs], pad_id, "right")
+    columns = np.arange(padded.input_ids.shape[1])
+    prompts = np.array([len(prompt) for prompt, _ in pairs])[:, None]
+    answer = padded.attention_mask * (columns >= prompts)
+    return torch.from_numpy(padded.input_ids), torch.from_numpy(padded.attention_mask), torch.from_numpy(answer)
+
+
+def load_rows(stage: Stage, objective: Any, phase: str) -> tuple[Corpus, Corpus]:
+    """Training and unseen rows of a phase; over-long rows are left out and counted in the log."""
+    settings = stage.settings
+    corpora = []
+    for split in ("train", "eval"):
+        corpus = stage.paths.corpus(split, phase)
+        total = len(corpus)
+        fits = objective.lengths(corpus) <= settings["max_seq_len"]
+        dropped = corpus.keep(fits, f"{phase}.max_seq_len: {settings['max_seq_len']}")
+        logger.info(
+            "%s: %d of %d rows; %d longer than %d tokens", split, len(corpus), total, dropped, settings["max_seq_len"]
+        )
+        corpora.append(corpus)
+    train, unseen = corpora
+    unseen.keep(np.arange(len(unseen)) < settings["max_eval_rows"], f"{phase}.max_eval_rows")
+    return train, unseen
+
+
+def engine_settings(stage: Stage) -> EngineSettings:
+    """Engine settings of an SFT or reward stage."""
+    execution = stage.execution
+    return EngineSettings(
+        zero_stage=execution["zero_stage"],
+        dtype=stage.settings["dtype"],
+        micro_batch_size=execution["per_device_train_batch_size"],
+        offload=execution["offload"],
+        gradient_checkpointing=execution["gradient_checkpointing"],
+        overrides=execution["deepspeed_config"],
+    )
+
+
+def train_sft(stage: Stage, model_folder: Path) -> None:
+    """Run the SFT stage.
+
+    Args:
+        stage: specification and paths.
+        model_folder: Hugging Face folder of the model to start from.
+
+    Raises:
+        UserError: the model folder is damaged, the LoRA pattern matches nothing, or no row is short enough.
+    """
+    settings, objective = stage.settings, AnswerLikelihood()
+    with stage.memory.phase("load"):
+        train, unseen = load_rows(stage, objective, "sft")
+        tokenizer = load_tokenizer(model_folder)
+        model = load_policy(model_folder, settings["dtype"], settings["dropout"])
+        adapted = add_lora(model, settings, "sft")
+        steps = settings["num_train_epochs"] * steps_per_epoch(len(train), settings["global_batch_size"])
+        trainer = Trainer(model, settings, engine_settings(stage), steps)
+    with stage.memory.phase("train"), stage.metrics(steps) as metrics:
+        train_supervised(trainer, objective, train, unseen, settings, stage.execution, stage.seed, metrics)
+    inputs = {"tokenizer": train.tokenizer_fingerprint}
+    stage.finish(model, adapted, tokenizer, inputs, rows={"train": len(train), "eval": len(unseen)})

@@ -1,0 +1,100 @@
+"""The plan of stages that the configuration asks for, and what rules need to know of it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+from rlhf.config import Fingerprints, Plan, Stage, closing_message, failure_message, launcher, resolve
+from rlhf.errors import UserError
+
+SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
+
+# Only the two cache rules may reach a hub.
+shell.prefix("export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false; ")
+
+
+def make_plan() -> Plan:
+    """Resolve the configuration; a user's mistake is one message without a traceback."""
+    fingerprints = Fingerprints("resources/fingerprints.json")
+    try:
+        plan = resolve(config, fingerprints.of)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    fingerprints.save()
+    validate(config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.json"), set_default=False)
+    return plan
+
+
+PLAN = make_plan()
+EXPERIMENTS = sorted({run.experiment for run in PLAN.runs})
+
+
+wildcard_constraints:
+    id="[a-z0-9][a-z0-9-]*-[0-9a-f]{8}",
+    kind="[a-z_]+",
+    name="[A-Za-z0-9][A-Za-z0-9_.-]*",
+
+
+def stage(kind: str, id: str) -> Stage:
+    """A stage of the plan."""
+    if (kind, id) not in PLAN.stages:
+        raise WorkflowError(f"no experiment of this configuration has a stage {kind} {id}")
+    return PLAN.stages[kind, id]
+
+
+def upstream(kind: str, role: str, pattern: str) -> Callable:
+    """Input function: `pattern` filled with the ID(s) of the stage that has a role for this one."""
+
+    def paths(wildcards) -> list[str]:
+        ids = stage(kind, wildcards.id).upstream.get(role, [])
+        return [pattern.format(id) for id in ([ids] if isinstance(ids, str) else ids)]
+
+    return paths
+
+
+def execution(kind: str, key: str) -> Callable:
+    """Resource function: how a stage runs, from the `execution` section of its settings."""
+    return lambda wildcards: stage(kind, wildcards.id).execution[key]
+
+
+def total_gpus(kind: str) -> Callable:
+    """Resource function: GPUs over all nodes."""
+
+    def gpus(wildcards) -> int:
+        settings = stage(kind, wildcards.id).execution
+        return settings["nodes"] * settings["gpus_per_node"]
+
+    return gpus
+
+
+def launch(kind: str) -> Callable:
+    """Resource function: the command in front of the script. A resource, because resources never cause a rerun."""
+    return lambda wildcards: launcher(stage(kind, wildcards.id))
+
+
+def spec_text(wildcards) -> str:
+    """A stage's specification as YAML."""
+    return yaml.safe_dump(stage(wildcards.kind, wildcards.id).spec(), sort_keys=False, allow_unicode=True)
+
+
+def runs_text(wildcards) -> str:
+    """An experiment's runs as JSON: sweep point, seed, stage IDs."""
+    runs = [run for run in PLAN.runs if run.experiment == wildcards.name]
+    return json.dumps([{"point": run.point, "seed": run.seed, "stages": run.stages} for run in runs])
+
+
+def results_of(file: str, *kinds: str) -> Callable:
+    """Input function: a file of all stages of some kinds in an experiment."""
+
+    def paths(wildcards) -> list[str]:
+        runs = [run for run in PLAN.runs if run.experiment == wildcards.name]
+        return [
+            f"results/{kind}/{id}/{file}" for kind in kinds for id in dict.fromkeys(run.stages[kind] for run in runs)
+        ]
+
+    return paths

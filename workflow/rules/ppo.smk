@@ -1,0 +1,33 @@
+"""Phase 3: PPO, from the model of phase 1 and the reward model of phase 2."""
+
+
+rule train_ppo:
+    input:
+        spec=ancient("results/ppo/{id}/spec.yaml"),
+        tokens=upstream("ppo", "tokens", "results/tokens/{}"),
+        split=upstream("ppo", "split", "results/split/{}/rows"),
+        sft=upstream("ppo", "sft", "results/sft/{}/model"),
+        reward=upstream("ppo", "reward", "results/reward/{}/model"),
+    output:
+        model=directory("results/ppo/{id}/model"),
+        metrics="results/ppo/{id}/metrics.jsonl",
+        memory="results/ppo/{id}/memory.json",
+        manifest="results/ppo/{id}/manifest.json",
+    log:
+        "logs/ppo/{id}.log",
+    benchmark:
+        "benchmarks/ppo/{id}.jsonl"
+    threads: execution("ppo", "threads")
+    resources:
+        mem_mb=execution("ppo", "mem_mb"),
+        runtime=execution("ppo", "runtime"),
+        nodes=execution("ppo", "nodes"),
+        gpu=total_gpus("ppo"),
+        launcher=launch("ppo"),
+    params:
+        output="results/ppo/{id}",
+        state="state/ppo/{id}",
+    shell:
+        "exec {resources.launcher} {SCRIPTS:q}/train_ppo.py --spec {input.spec:q} --tokens {input.tokens:q}"
+        " --split {input.split:q} --sft {input.sft:q} --reward {input.reward:q}"
+        " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

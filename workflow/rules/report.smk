@@ -1,0 +1,80 @@
+"""Tables and figures of each experiment. `snakemake --report` puts them into one page."""
+
+
+rule write_runs:
+    output:
+        runs="results/experiments/{name}/runs.json",
+    log:
+        "logs/runs/{name}.log",
+    localrule: True
+    params:
+        runs=runs_text,
+    shell:
+        "printf '%s' {params.runs:q} > {output.runs:q} 2> {log:q}"
+
+
+rule summarise:
+    input:
+        runs="results/experiments/{name}/runs.json",
+        trained=results_of("manifest.json", "sft", "reward", "ppo"),
+        evaluated=results_of("evaluation.json", "evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo"),
+    output:
+        index="results/experiments/{name}/index.md",
+        stages="results/experiments/{name}/stages.json",
+        quality=report(
+            "results/experiments/{name}/quality.html",
+            caption="../report/quality.rst",
+            category="{name}",
+            subcategory="Quality",
+            labels={"result": "Quality over seeds"},
+        ),
+        runs_table=report(
+            "results/experiments/{name}/runs.html",
+            caption="../report/runs.rst",
+            category="{name}",
+            subcategory="Quality",
+            labels={"result": "Every run"},
+        ),
+        samples=report(
+            "results/experiments/{name}/samples.html",
+            caption="../report/samples.rst",
+            category="{name}",
+            subcategory="Quality",
+            labels={"result": "Sample answers"},
+        ),
+        reward_vs_kl=report(
+            "results/experiments/{name}/reward_vs_kl.svg",
+            caption="../report/reward_vs_kl.rst",
+            category="{name}",
+            subcategory="Training",
+            labels={"result": "Reward against KL"},
+        ),
+        learning_curves=report(
+            "results/experiments/{name}/learning_curves.svg",
+            caption="../report/learning_curves.rst",
+            category="{name}",
+            subcategory="Training",
+            labels={"result": "Learning curves"},
+        ),
+        memory=report(
+            "results/experiments/{name}/memory.svg",
+            caption="../report/memory.rst",
+            category="{name}",
+            subcategory="Resources",
+            labels={"result": "Peak memory"},
+        ),
+        resources=report(
+            "results/experiments/{name}/resources.html",
+            caption="../report/resources.rst",
+            category="{name}",
+            subcategory="Resources",
+            labels={"result": "Time, memory, speed"},
+        ),
+    log:
+        "logs/summarise/{name}.log",
+    localrule: True
+    params:
+        output="results/experiments/{name}",
+    shell:
+        "exec python {SCRIPTS:q}/summarise.py --experiment {wildcards.name:q} --runs {input.runs:q}"
+        " --output {params.output:q} > {log:q} 2>&1"

@@ -1,0 +1,32 @@
+"""Phase 2: the reward model. It does not depend on phase 1, so both run side by side."""
+
+
+rule train_reward:
+    input:
+        spec=ancient("results/reward/{id}/spec.yaml"),
+        tokens=upstream("reward", "tokens", "results/tokens/{}"),
+        split=upstream("reward", "split", "results/split/{}/rows"),
+        model=upstream("reward", "model", "resources/models/{}/model"),
+    output:
+        model=directory("results/reward/{id}/model"),
+        metrics="results/reward/{id}/metrics.jsonl",
+        memory="results/reward/{id}/memory.json",
+        manifest="results/reward/{id}/manifest.json",
+    log:
+        "logs/reward/{id}.log",
+    benchmark:
+        "benchmarks/reward/{id}.jsonl"
+    threads: execution("reward", "threads")
+    resources:
+        mem_mb=execution("reward", "mem_mb"),
+        runtime=execution("reward", "runtime"),
+        nodes=execution("reward", "nodes"),
+        gpu=total_gpus("reward"),
+        launcher=launch("reward"),
+    params:
+        output="results/reward/{id}",
+        state="state/reward/{id}",
+    shell:
+        "exec {resources.launcher} {SCRIPTS:q}/train_reward.py --spec {input.spec:q} --tokens {input.tokens:q}"
+        " --split {input.split:q} --model {input.model:q}"
+        " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

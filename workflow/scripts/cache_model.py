@@ -1,0 +1,31 @@
+"""Fetch or make the model that training starts from, as a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rlhf.data.dataset import cached_texts
+from rlhf.models.cache import cache_model
+from rlhf.runtime.logging import run_script
+from rlhf.training.stage import read_spec
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", type=Path, required=True, help="spec.yaml of the model")
+    parser.add_argument("--dataset", type=Path, nargs="?", help="cached dataset that a new tokenizer is trained on")
+    parser.add_argument("--output", type=Path, required=True, help="resources/models/ID, where the model goes")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Cache the model."""
+    spec = read_spec(args.spec)
+    texts = cached_texts(args.dataset) if args.dataset else None
+    cache_model(spec["settings"], args.output, spec["place"], texts)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse_args()))

@@ -1,0 +1,34 @@
+"""Compare the policy's answers to unseen prompts with those of the fine-tuned model."""
+
+from __future__ import annotations
+
+import argparse
+
+from rlhf.evaluation.answers import evaluate_ppo
+from rlhf.evaluation.frame import Evaluation
+from rlhf.runtime.logging import run_script
+from rlhf.training.arguments import stage_parser, stage_paths
+from rlhf.training.distributed import processes
+from rlhf.training.stage import read_spec
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
+    return stage_parser(
+        __doc__,
+        policy="model folder of phase 3",
+        sft="model folder of phase 1",
+        reward="model folder of phase 2",
+        baseline="samples.jsonl of the baseline stage",
+    ).parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the evaluation."""
+    with processes():
+        evaluation = Evaluation(read_spec(args.spec), stage_paths(args))
+        evaluate_ppo(evaluation, args.policy, args.sft, args.reward, args.baseline)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse_args()))

@@ -1,0 +1,27 @@
+"""Measure the reward model on unseen pairs."""
+
+from __future__ import annotations
+
+import argparse
+
+from rlhf.evaluation.frame import Evaluation
+from rlhf.evaluation.supervised import evaluate_reward
+from rlhf.runtime.logging import run_script
+from rlhf.training.arguments import stage_parser, stage_paths
+from rlhf.training.distributed import processes
+from rlhf.training.stage import read_spec
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
+    return stage_parser(__doc__, model="model folder of phase 2").parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the evaluation."""
+    with processes():
+        evaluate_reward(Evaluation(read_spec(args.spec), stage_paths(args)), args.model)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse_args()))

@@ -1,0 +1,30 @@
+"""Divide the rows of a cached dataset among the three phases."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from rlhf.data.split import split_dataset
+from rlhf.runtime.logging import run_script
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", type=Path, required=True, help="spec.yaml of the split")
+    parser.add_argument("--dataset", type=Path, required=True, help="resources/datasets/ID")
+    parser.add_argument("--output", type=Path, required=True, help="results/split/ID, where the index files go")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Split."""
+    settings = yaml.safe_load(args.spec.read_text(encoding="utf-8"))["settings"]
+    split_dataset(args.dataset, settings["data_split"], settings["split_seed"], args.output)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse_args()))

@@ -1,0 +1,28 @@
+"""Optimise the fine-tuned policy against the reward model with PPO (phase 3)."""
+
+from __future__ import annotations
+
+import argparse
+
+from rlhf.functions import load_judge
+from rlhf.ppo.loop import train_ppo
+from rlhf.runtime.logging import run_script
+from rlhf.training.arguments import stage_parser, stage_paths
+from rlhf.training.distributed import processes
+from rlhf.training.stage import Stage, read_spec
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
+    return stage_parser(__doc__, sft="model folder of phase 1", reward="model folder of phase 2").parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the stage."""
+    with processes():
+        stage = Stage(read_spec(args.spec), stage_paths(args))
+        train_ppo(stage, args.sft, args.reward, load_judge(stage.settings["gold_reward"]))
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse_args()))

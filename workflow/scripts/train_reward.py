@@ -1,0 +1,26 @@
+"""Train a reward model on preference pairs (phase 2)."""
+
+from __future__ import annotations
+
+import argparse
+
+from rlhf.runtime.logging import run_script
+from rlhf.training.arguments import stage_parser, stage_paths
+from rlhf.training.distributed import processes
+from rlhf.training.reward import train_reward
+from rlhf.training.stage import Stage, read_spec
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
+    return stage_parser(__doc__, model="Hugging Face folder of a language model to start from").parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the stage."""
+    with processes():
+        train_reward(Stage(read_spec(args.spec), stage_paths(args)), args.model)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse_args()))
