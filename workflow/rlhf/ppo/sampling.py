@@ -44,7 +44,7 @@ class GumbelNoise(LogitsProcessor):
         """Noisy scores [batch, vocab]; remembers the log-probability [batch] of the token they make greedy."""
         logits = scores.float() / self._temperature
         uniform = torch.stack([torch.rand(logits.shape[1], generator=stream) for stream in self._streams])
-        gumbel = -torch.log(-torch.log(uniform.clamp_min(TINY)).clamp_min(TINY))
+        gumbel = -torch.log(-torch.log(uniform.clamp_min(TINY)))
         noisy = logits + gumbel.to(logits.device)
         self.logprobs.append(token_logprobs(logits, noisy.argmax(-1)))
         return noisy
