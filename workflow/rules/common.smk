@@ -14,8 +14,11 @@ from rlhf.errors import UserError
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
 
-# Only the two cache rules may reach a hub.
-shell.prefix("export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false; ")
+# Only the two cache rules may reach a hub. Progress bars are for terminals; logs get a line every ten seconds.
+shell.prefix(
+    "export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_PROGRESS_BARS=1"
+    " HF_DATASETS_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false; "
+)
 
 
 def make_plan() -> Plan:

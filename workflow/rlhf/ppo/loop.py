@@ -155,14 +155,14 @@ def prompt_order(rows: int, seed: int) -> Iterator[int]:
 @contextmanager
 def generation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Switch gradient checkpointing off while generating: it excludes the KV cache."""
-    checkpointing = model.is_gradient_checkpointing
+    checkpointing = model.is_activation_checkpointing
     if checkpointing:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     try:
         yield
     finally:
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None) -> None:

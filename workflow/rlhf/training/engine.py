@@ -161,6 +161,6 @@ def to_device(array: Any) -> Tensor:
 def _checkpoint_activations(model: nn.Module) -> None:
     language_model: Any = model if isinstance(model, PreTrainedModel) else model.model
     try:
-        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        language_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         raise UserError(f"execution: gradient checkpointing is not possible: {error}") from None

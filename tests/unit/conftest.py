@@ -1,0 +1,129 @@
+"""Tiny models of several families, made here because no test may need a hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rlhf.training.distributed import processes
+
+VOCABULARY = 50
+FAMILIES = {
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64},
+    "opt": {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "word_embed_proj_dim": 16,
+        "do_layer_norm_before": False,
+    },
+    "llama": {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+}
+
+
+def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
+    """A random model with a tokenizer of the words w3..w49, padding 0 and EOS 1."""
+    names = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+    keys = {
+        "gpt2": ("attn_pdrop", "embd_pdrop", "resid_pdrop"),
+        "opt": ("dropout", "attention_dropout"),
+        "llama": ("attention_dropout",),
+    }
+    config = AutoConfig.for_model(
+        family,
+        **FAMILIES[family],
+        **dict.fromkeys(keys[family], dropout),
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():  # larger weights, so that a wrong position or mask is visible
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A tiny model of each family in turn."""
+    return make_model(tmp_path / request.param, request.param)
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path: Path) -> Path:
+    """A tiny GPT-2: absolute positions, so that wrong position ids show."""
+    return make_model(tmp_path / "gpt2", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def group() -> Iterator[None]:
+    """A process group of one, as a training script has it."""
+    with processes():
+        yield
+
+
+class ListCorpus:
+    """Rows in memory with the interface of `rlhf.data.corpus.Corpus`."""
+
+    pad_token_id, eos_token_id = 0, 1
+
+    def __init__(self, rows: int, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+
+        def text(low: int, high: int) -> np.ndarray:
+            return generator.integers(3, VOCABULARY, generator.integers(low, high))
+
+        end = np.array([1])
+        self._rows = [
+            {"prompt": text(3, 9), "chosen": np.append(text(1, 9), end), "rejected": np.append(text(1, 9), end)}
+            for _ in range(rows)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def prompt(self, row: int) -> np.ndarray:
+        return self._rows[row]["prompt"]
+
+    def chosen(self, row: int) -> np.ndarray:
+        return self._rows[row]["chosen"]
+
+    def rejected(self, row: int) -> np.ndarray:
+        return self._rows[row]["rejected"]
+
+    def lengths(self, field: str) -> np.ndarray:
+        return np.array([len(row[field]) for row in self._rows])
+
+
+@pytest.fixture
+def list_corpus() -> ListCorpus:
+    """Sixteen random pairs."""
+    return ListCorpus(16)

@@ -1,0 +1,90 @@
+"""Rewards and advantages against float64 loops written from the definitions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf.ppo.advantages import final_score, generalised_advantages, token_rewards, whiten
+
+
+def random_rollout(seed: int, batch: int = 4, width: int = 7):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (batch,), generator=generator)
+    mask = (torch.arange(width) < lengths[:, None]).float()
+    tables = [torch.randn(batch, width, generator=generator) for _ in range(2)]
+    return lengths, mask, *tables
+
+
+def advantages_by_definition(rewards, values, length, gamma, gae_lambda):
+    """A_t = sum over k of (gamma lambda)^k delta_{t+k}; O(T^2)."""
+    value = [*values[:length], 0.0]
+    delta = [rewards[t] + gamma * value[t + 1] - value[t] for t in range(length)]
+    return [sum((gamma * gae_lambda) ** (k - t) * delta[k] for k in range(t, length)) for t in range(length)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.5, 1.0), st.floats(0.0, 1.0))
+def test_advantages_follow_the_definition(seed, gamma, gae_lambda):
+    lengths, mask, rewards, values = random_rollout(seed)
+    advantages, returns = generalised_advantages(rewards * mask, values, mask, gamma, gae_lambda)
+    for row, length in enumerate(lengths.tolist()):
+        expected = advantages_by_definition(
+            rewards[row].double().tolist(), values[row].double().tolist(), length, gamma, gae_lambda
+        )
+        np.testing.assert_allclose(advantages[row, :length], expected, atol=1e-5)
+        np.testing.assert_allclose(returns[row, :length], np.array(expected) + values[row, :length].numpy(), atol=1e-5)
+    assert torch.all(advantages[mask == 0] == 0)
+    assert torch.all(returns[mask == 0] == 0)
+
+
+def test_what_lies_after_the_end_cannot_influence_advantages():
+    _, mask, rewards, values = random_rollout(3)
+    clean = generalised_advantages(rewards * mask, values, mask, 0.99, 0.95)
+    noise = values + 1000 * (1 - mask)
+    noisy = generalised_advantages(rewards * mask, noise, mask, 0.99, 0.95)
+    assert all(torch.equal(a, b) for a, b in zip(clean, noisy, strict=True))
+
+
+def test_score_is_added_once_at_the_last_token():
+    lengths, mask, logprobs, _ = random_rollout(5)
+    score = torch.tensor([1.0, -2.0, 3.0, 4.0])
+    rewards = token_rewards(logprobs, logprobs, score, mask, kl_coefficient=0.1)
+    for row, length in enumerate(lengths.tolist()):
+        expected = [0.0] * mask.shape[1]
+        expected[length - 1] = float(score[row])
+        assert rewards[row].tolist() == expected
+
+
+def test_kl_penalty_is_the_k1_estimator_inside_the_mask():
+    lengths, mask, logprobs, ref_logprobs = random_rollout(6)
+    rewards = token_rewards(logprobs, ref_logprobs, torch.zeros(4), mask, kl_coefficient=0.3)
+    for row, length in enumerate(lengths.tolist()):
+        for t in range(mask.shape[1]):
+            expected = -0.3 * float(logprobs[row, t] - ref_logprobs[row, t]) if t < length else 0.0
+            assert float(rewards[row, t]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_k1_in_the_reward_estimates_the_divergence_of_two_categoricals():
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = torch.randn(2, 5, generator=generator).log_softmax(-1)
+    draws = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
+    mask = torch.ones(len(draws), 1)
+    rewards = token_rewards(policy[draws, None], reference[draws, None], torch.zeros(len(draws)), mask, 1.0)
+    exact = float((policy.exp() * (policy - reference)).sum())
+    assert -float(rewards.mean()) == pytest.approx(exact, abs=0.01)
+
+
+def test_whitening_covers_all_valid_tokens_with_biased_variance():
+    _, mask, values, _ = random_rollout(7)
+    white = whiten(values, mask)
+    valid = values[mask.bool()].double().numpy()
+    expected = (valid - valid.mean()) / np.sqrt(valid.var() + 1e-8)
+    np.testing.assert_allclose(white[mask.bool()], expected, atol=1e-5)
+    assert torch.all(white[mask == 0] == 0)
+
+
+def test_final_score_clips_then_subtracts_the_penalty():
+    score = final_score(torch.tensor([7.0, -7.0, 1.0]), torch.tensor([True, True, False]), 5.0, 1.5)
+    assert score.tolist() == [5.0, -5.0, -0.5]

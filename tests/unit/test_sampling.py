@@ -1,0 +1,100 @@
+"""Sampling: the right distribution, tied to the sample, with the log-probabilities that training sees."""
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.errors import UserError
+from rlhf.models.loading import load_policy
+from rlhf.models.scores import answer_logits, token_logprobs
+from rlhf.ppo.checks import require_same_distribution, require_unit_ratio, sampling_error
+from rlhf.ppo.rollout import collate
+from rlhf.ppo.sampling import GumbelNoise, sample_answers
+
+CPU = torch.device("cpu")
+PROMPTS = [np.array([5, 6, 7]), np.array([9]), np.array([11, 12, 13, 14, 15, 16])]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_noise_draws_from_the_tempered_softmax(temperature):
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    draws = 20_000
+    noise = GumbelNoise(range(draws), temperature)
+    scores = logits.repeat(draws, 1)
+    picked = noise(torch.empty(0), scores).argmax(-1)
+    shares = torch.bincount(picked, minlength=4) / draws
+    expected = (logits.double() / temperature).softmax(-1)
+    assert torch.allclose(shares.double(), expected, atol=0.015)
+    recorded = noise.logprobs[0][:50].double()
+    assert torch.allclose(recorded, expected.log()[picked[:50]], atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampled_logprobs_equal_one_forward_pass(family_folder, temperature):
+    model = load_policy(family_folder, "fp32").eval()
+    answers = sample_answers(model, PROMPTS, [1, 2, 3], 12, temperature)
+    part = collate(PROMPTS, [answer.ids for answer in answers], 0, CPU)
+    with torch.no_grad():
+        logits = answer_logits(model, part.input_ids, part.attention_mask, part.width) / temperature
+    largest, mean = sampling_error(answers, token_logprobs(logits, part.answers), part.mask)
+    assert largest <= 1e-4
+    assert mean <= 1e-5
+
+
+def test_an_answer_does_not_depend_on_its_batch(gpt2_folder):
+    model = load_policy(gpt2_folder, "fp32").eval()
+    together = sample_answers(model, PROMPTS, [1, 2, 3], 12, 1.0)
+    for index, prompt in enumerate(PROMPTS):
+        alone = sample_answers(model, [prompt], [index + 1], 12, 1.0)[0]
+        assert alone.ids.tolist() == together[index].ids.tolist()
+
+
+def test_other_seeds_give_other_answers(gpt2_folder):
+    model = load_policy(gpt2_folder, "fp32").eval()
+    answers = sample_answers(model, [PROMPTS[0]] * 20, range(20), 12, 1.0)
+    assert len({tuple(answer.ids.tolist()) for answer in answers}) > 10
+
+
+def test_answers_end_with_the_first_eos_and_count_it(gpt2_folder):
+    model = load_policy(gpt2_folder, "fp32").eval()
+    answers = sample_answers(model, [PROMPTS[0]] * 200, range(200), 30, 1.0)
+    assert any(answer.finished for answer in answers)
+    assert any(not answer.finished for answer in answers)
+    for answer in answers:
+        ends = np.flatnonzero(answer.ids == 1)
+        assert list(ends) == ([len(answer.ids) - 1] if answer.finished else [])
+        assert len(answer.logprobs) == len(answer.ids)
+        assert answer.finished or len(answer.ids) == 30
+
+
+def test_a_checkpoints_own_sampling_settings_are_ignored(gpt2_folder):
+    model = load_policy(gpt2_folder, "fp32").eval()
+    plain = sample_answers(model, PROMPTS, [1, 2, 3], 12, 1.0)
+    (gpt2_folder / "generation_config.json").write_text(
+        '{"top_k": 1, "temperature": 0.1, "repetition_penalty": 9.0, "min_length": 50, "eos_token_id": 1, "pad_token_id": 0}'
+    )
+    again = sample_answers(load_policy(gpt2_folder, "fp32").eval(), PROMPTS, [1, 2, 3], 12, 1.0)
+    assert [a.ids.tolist() for a in plain] == [a.ids.tolist() for a in again]
+
+
+def test_wrong_positions_are_caught_by_the_sampling_check(gpt2_folder):
+    """The fault that hides best: left padding without position ids."""
+    model = load_policy(gpt2_folder, "fp32").eval()
+    answers = sample_answers(model, PROMPTS, [1, 2, 3], 12, 1.0)
+    part = collate(PROMPTS, [answer.ids for answer in answers], 0, CPU)
+    with torch.no_grad():
+        logits = model(part.input_ids, attention_mask=part.attention_mask).logits[:, -(part.width + 1) : -1]
+    error = sampling_error(answers, token_logprobs(logits, part.answers), part.mask)
+    assert error[0] > 0.01
+    with pytest.raises(UserError, match="sampling and training disagree"):
+        require_same_distribution(error, "fp32", 1e-4)
+
+
+def test_checks_pass_below_and_fail_above_their_limits():
+    require_same_distribution((9e-5, 0.0), "fp32", 1e-4)
+    require_same_distribution((0.3, 0.009), "bf16", 1e-4)
+    with pytest.raises(UserError, match="bf16"):
+        require_same_distribution((0.3, 0.011), "bf16", 1e-4)
+    require_unit_ratio(9e-7, 1e-6)
+    with pytest.raises(UserError, match="first minibatch"):
+        require_unit_ratio(2e-6, 1e-6)

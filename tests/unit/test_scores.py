@@ -1,0 +1,90 @@
+"""Scoring of given sequences: padding, positions and shifts must not matter, or must be right."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, position_ids
+from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_entropy, token_logprobs
+from rlhf.ppo.rollout import collate
+
+CPU = torch.device("cpu")
+
+
+def random_ids(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, 50, length)
+
+
+def test_token_logprobs_and_entropy_against_float64_softmax():
+    logits = torch.randn(3, 4, 11) * 5
+    targets = torch.randint(0, 11, (3, 4))
+    exact = logits.double().log_softmax(-1)
+    expected = exact.gather(-1, targets[..., None]).squeeze(-1)
+    assert torch.allclose(token_logprobs(logits, targets).double(), expected, atol=1e-5)
+    entropy = -(exact.exp() * exact).sum(-1)
+    assert torch.allclose(token_entropy(logits).double(), entropy, atol=1e-5)
+
+
+def test_token_logprobs_are_fp32_for_half_precision_logits():
+    assert token_logprobs(torch.randn(2, 5).bfloat16(), torch.zeros(2, dtype=torch.long)).dtype == torch.float32
+
+
+def test_position_ids_start_at_the_first_real_token():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
+def test_logprobs_do_not_depend_on_padding(family_folder):
+    model = load_policy(family_folder, "fp32").eval()
+    prompts = [random_ids(n, n) for n in (3, 9, 5)]
+    answers = [random_ids(n, 100 + n) for n in (4, 2, 7)]
+    part = collate(prompts, answers, 0, CPU)
+    with torch.no_grad():
+        logits = answer_logits(model, part.input_ids, part.attention_mask, part.width)
+        together = token_logprobs(logits, part.answers)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
+            alone = model(ids, attention_mask=torch.ones_like(ids)).logits[0].double().log_softmax(-1)
+            expected = [float(alone[len(prompt) + t - 1, token]) for t, token in enumerate(answer)]  # shifted by one
+            np.testing.assert_allclose(together[row, : len(answer)], expected, atol=1e-4)
+
+
+def test_rewards_do_not_depend_on_padding(family_folder):
+    scorer = TokenScorer(load_reward_backbone(family_folder, "fp32", seed=1)).eval()
+    prompts = [random_ids(n, n) for n in (3, 9)]
+    answers = [random_ids(n, 50 + n) for n in (6, 2)]
+    part = collate(prompts, answers, 0, CPU)
+    with torch.no_grad():
+        together = last_token(scorer(part.input_ids, part.attention_mask), part.attention_mask)
+        for row, pair in enumerate(zip(prompts, answers, strict=True)):
+            ids = torch.from_numpy(np.concatenate(pair))[None]
+            alone = scorer(ids, torch.ones_like(ids))[0, -1]
+            assert float(together[row]) == pytest.approx(float(alone), abs=1e-4)
+
+
+def test_score_equals_what_transformers_reads_from_the_saved_folder(family_folder, tmp_path):
+    model = load_reward_backbone(family_folder, "fp32", seed=1)
+    model.config.reward_mean, model.config.reward_std = 0.5, 2.0
+    model.save_pretrained(tmp_path / "reward")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
+    scorer = TokenScorer.normalised(load_reward(tmp_path / "reward", "fp32")).eval()
+    ids = torch.from_numpy(random_ids(8, 3))[None].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    ids[1, 5:], mask[1, 5:] = 0, 0
+    with torch.no_grad():
+        raw = plain(input_ids=ids, attention_mask=mask).logits[:, 0]
+        ours = last_token(scorer(ids, mask), mask)
+    assert torch.allclose(ours, (raw - 0.5) / 2.0, atol=1e-5)
+
+
+def test_last_token_finds_the_end_under_padding_on_either_side():
+    values = torch.arange(10.0).reshape(2, 5)
+    mask = torch.tensor([[0, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
+    assert last_token(values, mask).tolist() == [3.0, 9.0]
+
+
+def test_score_head_has_the_published_deviation(gpt2_folder):
+    heads = [load_reward_backbone(gpt2_folder, "fp32", seed=s).score.weight.detach() for s in range(40)]
+    spread = float(torch.cat(heads).std())
+    assert spread == pytest.approx(1 / 33**0.5, rel=0.05)  # width 32
