@@ -71,7 +71,7 @@ def test_a_checkpoints_own_sampling_settings_are_ignored(gpt2_folder):
     model = load_policy(gpt2_folder, "fp32").eval()
     plain = sample_answers(model, PROMPTS, [1, 2, 3], 12, 1.0)
     (gpt2_folder / "generation_config.json").write_text(
-        '{"top_k": 1, "temperature": 0.1, "repetition_penalty": 9.0, "min_length": 50, "eos_token_id": 1, "pad_token_id": 0}'
+        '{"top_k": 1, "temperature": 0.1, "repetition_penalty": 9.0, "min_length": 50}'
     )
     again = sample_answers(load_policy(gpt2_folder, "fp32").eval(), PROMPTS, [1, 2, 3], 12, 1.0)
     assert [a.ids.tolist() for a in plain] == [a.ids.tolist() for a in again]

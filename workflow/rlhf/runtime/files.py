@@ -99,8 +99,8 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(folder: Path) -> dict[str, str]:
-    """Relative path -> hash of every file below a folder, in sorted order."""
-    files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+    """Relative path -> hash of every file below a folder, in sorted order, Snakemake's own marks left out."""
+    files = sorted(file for file in Path(folder).rglob("*") if file.is_file() and file.name != ".snakemake_timestamp")
     return {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
 
 
