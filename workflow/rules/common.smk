@@ -9,7 +9,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from rlhf.config import Fingerprints, Plan, Stage, closing_message, failure_message, launcher, resolve
+from rlhf.config import Fingerprints, Plan, Stage, closing_message, failure_message, launcher, require, resolve
 from rlhf.errors import UserError
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
@@ -21,11 +21,21 @@ shell.prefix(
 )
 
 
+def check_cached_models(plan: Plan) -> None:
+    """Check what experiments ask of the models that are cached already; a new one is checked when it is cached."""
+    for id, requirements in plan.requirements.items():
+        manifest = f"resources/models/{id}/manifest.json"
+        if os.path.exists(manifest):
+            with open(manifest, encoding="utf-8") as stream:
+                require(json.load(stream), requirements, plan.stages["model", id].place)
+
+
 def make_plan() -> Plan:
     """Resolve the configuration; a user's mistake is one message without a traceback."""
     fingerprints = Fingerprints("resources/fingerprints.json")
     try:
         plan = resolve(config, fingerprints.of)
+        check_cached_models(plan)
     except UserError as error:
         raise WorkflowError(str(error)) from None
     fingerprints.save()
@@ -82,7 +92,9 @@ def launch(kind: str) -> Callable:
 
 def spec_text(wildcards) -> str:
     """A stage's specification as YAML."""
-    return yaml.safe_dump(stage(wildcards.kind, wildcards.id).spec(), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        PLAN.spec(wildcards.kind, stage(wildcards.kind, wildcards.id).id), sort_keys=False, allow_unicode=True
+    )
 
 
 def runs_text(wildcards) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlhf.config import Requirement
 from rlhf.data.dataset import cached_texts
 from rlhf.models.cache import cache_model
 from rlhf.runtime.logging import run_script
@@ -24,7 +25,8 @@ def main(args: argparse.Namespace) -> None:
     """Cache the model."""
     spec = read_spec(args.spec)
     texts = cached_texts(args.dataset) if args.dataset else None
-    cache_model(spec["settings"], args.output, spec["place"], texts)
+    requirements = [Requirement(**requirement) for requirement in spec["requirements"]]
+    cache_model(spec["settings"], args.output, spec["place"], requirements, texts)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.launch import closing_message, failure_message, launcher
+from rlhf.config.requirements import Requirement, require
 from rlhf.config.resolve import Plan, Run, Stage, parse, resolve
 from rlhf.config.schema import Configuration
 
@@ -9,11 +10,13 @@ __all__ = [
     "Configuration",
     "Fingerprints",
     "Plan",
+    "Requirement",
     "Run",
     "Stage",
     "closing_message",
     "failure_message",
     "launcher",
     "parse",
+    "require",
     "resolve",
 ]

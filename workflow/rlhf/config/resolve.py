@@ -11,13 +11,14 @@ import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from rlhf.config.identity import slug, stage_id
+from rlhf.config.requirements import Requirement, policy_requirements, reward_requirements
 from rlhf.config.schema import (
     Configuration,
     DatasetSettings,
@@ -77,11 +78,24 @@ class Plan:
 
     runs: list[Run] = field(default_factory=list)
     stages: dict[tuple[str, str], Stage] = field(default_factory=dict)
+    requirements: dict[str, list[Requirement]] = field(default_factory=dict)  # model ID -> what is asked of it
 
     def add(self, stage: Stage) -> str:
         """Add a stage unless it is there already; returns its ID."""
         self.stages.setdefault((stage.kind, stage.id), stage)
         return stage.id
+
+    def require(self, model: str, requirements: list[Requirement]) -> None:
+        """Note what an experiment asks of a model."""
+        known = self.requirements.setdefault(model, [])
+        known += [requirement for requirement in requirements if requirement not in known]
+
+    def spec(self, kind: str, id: str) -> dict[str, Any]:
+        """The content of a stage's spec.yaml; a model's also says what is asked of it."""
+        spec = self.stages[kind, id].spec()
+        if kind == "model":
+            spec["requirements"] = [asdict(requirement) for requirement in self.requirements[id]]
+        return spec
 
     def of_kind(self, kind: str) -> list[Stage]:
         """The stages of one kind, in the order in which they were resolved."""
@@ -177,11 +191,12 @@ class _Resolver:
 
     def run(self, settings: ExperimentSettings, seed: int) -> dict[str, str]:
         """Add all stages of a run; returns stage kind -> ID."""
-        if not settings.data_path:
-            raise UserError(f"{self._place}.data_path: name at least one dataset of `datasets`")
-        datasets = [self._dataset(name) for name in settings.data_path]
+        self._require_consistency(settings)
+        datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
         policy = self._model(settings.policy, "policy")
         reward_base = self._model(settings.reward_model, "reward_model")
+        self._plan.require(policy, policy_requirements(settings, self._place))
+        self._plan.require(reward_base, reward_requirements(settings, self._place))
         splits = [self._split(dataset, settings) for dataset in datasets]
         policy_data = {"tokens": [self._tokens(dataset, policy) for dataset in datasets], "split": splits}
         reward_data = {"tokens": [self._tokens(dataset, reward_base) for dataset in datasets], "split": splits}
@@ -193,6 +208,16 @@ class _Resolver:
         ids["ppo"] = self._train("ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold})
         ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
         return ids
+
+    def _require_consistency(self, settings: ExperimentSettings) -> None:
+        # Not a check of the classes: those also validate defaults and overlays, which mean something together only.
+        if not settings.data_path:
+            raise UserError(f"{self._place}.data_path: name at least one dataset of `datasets`")
+        prompts, minibatches = settings.ppo.prompts_per_rollout, settings.ppo.minibatches
+        if prompts % minibatches:
+            raise UserError(
+                f"{self._place}.ppo: minibatches ({minibatches}) must divide prompts_per_rollout ({prompts})"
+            )
 
     def _evaluations(
         self,
@@ -226,18 +251,18 @@ class _Resolver:
         )
         return out
 
-    def _named(self, table: dict[str, Any], name: str | None, key: str, section: str) -> Any:
+    def _named(self, table: dict[str, Any], name: str | None, place: str, section: str) -> Any:
         if name is None:
             defined = ", ".join(table) or "none defined"
-            raise UserError(f"{self._place}.{key}: not given; name one of `{section}`: {defined}")
+            raise UserError(f"{place}: not given; name one of `{section}`: {defined}")
         if name not in table:
             near = difflib.get_close_matches(name, table, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"defined: {', '.join(table) or 'none'}"
-            raise UserError(f"{self._place}.{key}: {name!r} is not defined under `{section}`; {hint}")
+            raise UserError(f"{place}: {name!r} is not defined under `{section}`; {hint}")
         return table[name]
 
-    def _dataset(self, name: str) -> str:
-        dataset: DatasetSettings = self._named(self._configuration.datasets, name, "data_path", "datasets")
+    def _dataset(self, name: str, place: str) -> str:
+        dataset: DatasetSettings = self._named(self._configuration.datasets, name, place, "datasets")
         settings = dataset.model_dump(mode="json", exclude={"gold_reward"})
         files = _paths(dataset.source.path)
         if files:
@@ -257,13 +282,13 @@ class _Resolver:
         )
 
     def _model(self, name: str | None, key: str) -> str:
-        model: ModelSettings = self._named(self._configuration.models, name, key, "models")
+        model: ModelSettings = self._named(self._configuration.models, name, f"{self._place}.{key}", "models")
         settings = model.model_dump(mode="json")
         upstream: dict[str, Any] = {}
         files: list[str] = []
         if model.source == "scratch":
             assert model.tokenizer is not None  # guaranteed by ModelSettings
-            upstream["dataset"] = self._dataset(model.tokenizer.dataset)
+            upstream["dataset"] = self._dataset(model.tokenizer.dataset, f"models.{name}.tokenizer.dataset")
             settings["tokenizer"].pop("dataset")
             label = f"{model.architecture['model_type']}-scratch"
         else:

@@ -20,9 +20,9 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 class Section(BaseModel):
-    """A section of the configuration: unknown keys are refused with the nearest valid name."""
+    """A section of the configuration: unknown keys are refused with the nearest valid name, text is no number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -246,14 +246,6 @@ class PpoSettings(Section):
     critic: CriticOptimization = Field(CriticOptimization(), description="Training of the value model.")
     execution: PpoExecution = Field(PpoExecution(), description="How the stage runs.")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.prompts_per_rollout % self.minibatches:
-            raise ValueError(
-                f"minibatches ({self.minibatches}) must divide prompts_per_rollout ({self.prompts_per_rollout})"
-            )
-        return self
-
 
 class EvaluateExecution(Execution):
     """How an evaluation stage runs."""
@@ -292,6 +284,14 @@ class ExperimentSettings(Section):
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds {seeds} repeat a value")
         return seeds
+
+    @field_validator("sweep")
+    @classmethod
+    def _different_values(cls, sweep: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in sweep.items():
+            if not values or any(value in values[:index] for index, value in enumerate(values)):
+                raise ValueError(f"{key} needs at least one value and none twice")
+        return sweep
 
 
 class Configuration(Section):

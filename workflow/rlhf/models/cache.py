@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config.requirements import Requirement, require
 from rlhf.errors import UserError
+from rlhf.models.lora import linear_modules
 from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
 from rlhf.runtime.files import atomic_directory, sha256_tree, write_json
 from rlhf.runtime.logging import get_logger
@@ -18,40 +20,53 @@ from rlhf.runtime.seeds import seed_everything
 logger = get_logger(__name__)
 
 
-def cache_model(settings: dict[str, Any], output: Path, place: str, texts: Iterable[str] | None = None) -> None:
+def cache_model(
+    settings: dict[str, Any],
+    output: Path,
+    place: str,
+    requirements: Iterable[Requirement] = (),
+    texts: Iterable[str] | None = None,
+) -> None:
     """Write `model/` (weights as safetensors, tokenizer, configuration) and `manifest.json` into `output`.
 
     Args:
         settings: `ModelSettings` of the configuration.
         output: resources/models/<id>/; appears whole or not at all.
         place: configuration path of the model, for messages.
+        requirements: what experiments ask of the model.
         texts: for `source: scratch`, the texts its tokenizer is trained on.
 
     Raises:
-        UserError: the source cannot be read, has no tokenizer, lacks weights, or the architecture is unknown.
+        UserError: the source cannot be read, has no tokenizer, lacks weights, the architecture is unknown, or a
+            requirement is not met.
     """
     if settings["source"] == "scratch":
         model, tokenizer = _from_scratch(settings, texts or (), place)
     else:
         model, tokenizer = _from_source(settings, place)
     settle_special_tokens(tokenizer, model, settings["eos_token"], settings["pad_token"], place)
+    facts = _facts(model, tokenizer)
+    require(facts, requirements, place)
     with atomic_directory(output) as folder:
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        facts = {
-            "schema_version": 1,
-            "model_type": model.config.model_type,
-            "parameters": parameters,
-            "vocabulary": len(tokenizer),
-            "eos_token": tokenizer.eos_token,
-            "pad_token": tokenizer.pad_token,
-            "outputs": sha256_tree(folder),
-        }
-        write_json(folder / "manifest.json", facts)
-    logger.info(
-        "%s: %s with %s parameters, %s tokens", place, model.config.model_type, f"{parameters:,}", len(tokenizer)
-    )
+        write_json(folder / "manifest.json", {**facts, "outputs": sha256_tree(folder)})
+    parameters, tokens = f"{facts['parameters']:,}", facts["vocabulary"]
+    logger.info("%s: %s with %s parameters, %s tokens", place, facts["model_type"], parameters, tokens)
+
+
+def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What others need to know of a model without loading it."""
+    return {
+        "schema_version": 1,
+        "model_type": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocabulary": len(tokenizer),
+        "eos_token": tokenizer.eos_token,
+        "pad_token": tokenizer.pad_token,
+        "max_positions": getattr(model.config, "max_position_embeddings", None),
+        "linear_modules": linear_modules(model),
+    }
 
 
 def _from_scratch(

@@ -32,11 +32,9 @@ def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -
     rank, pattern = optimization["lora_dim"], optimization["lora_module_name"]
     if rank == 0:
         return None
-    targets = [
-        name for name, module in model.named_modules() if pattern in name and isinstance(module, nn.Linear | Conv1D)
-    ]
+    linear = linear_modules(model)
+    targets = [name for name in linear if pattern in name]
     if not targets:
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
         examples = ", ".join(linear[:3])
         raise UserError(
             f"{place}.lora_module_name: {pattern!r} matches no linear module; they are named like {examples}"
@@ -50,6 +48,11 @@ def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -
         frozen = name.endswith("base_layer.weight") or (optimization["only_optimize_lora"] and "score" not in name)
         parameter.requires_grad_("lora_" in name or not frozen)
     return adapted
+
+
+def linear_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that can get an adapter."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
 def merge_lora(adapted: Any) -> PreTrainedModel:

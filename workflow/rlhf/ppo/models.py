@@ -96,4 +96,5 @@ def _frozen(stage: Stage, model: nn.Module, optimization: dict[str, Any], role: 
     config = deepspeed_config(optimization, settings)
     config["zero_optimization"] = {"stage": 3} | ({"offload_param": {"device": "cpu"}} if offload else {})
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    return engine.eval()
+    engine.eval()
+    return engine

@@ -1,0 +1,369 @@
+"""Configuration, its resolution into stages, and what stages are identified by."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlhf.config import Fingerprints, Plan, parse, resolve
+from rlhf.config.identity import slug, stage_id
+from rlhf.config.resolve import deep_merge
+from rlhf.errors import UserError
+
+STAGES = {"dataset", "policy", "reward_model", "sft", "reward", "ppo"}
+EVALUATIONS = {"evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo"}
+
+
+def make_config(path: str = "pairs.jsonl", **experiment: Any) -> dict[str, Any]:
+    """One experiment on a local file, with a policy and a reward model from the hub."""
+    return {
+        "datasets": {"pairs": {"source": {"path": path}}},
+        "models": {"big": {"source": {"hub": "org/big"}}, "small": {"source": {"hub": "org/small"}}},
+        "defaults": {"data_path": ["pairs"], "policy": "big", "reward_model": "small"},
+        "experiments": {"demo": experiment},
+    }
+
+
+def plan(config: dict[str, Any], content: str = "content") -> Plan:
+    return resolve(config, lambda path, key: content)
+
+
+def ids(config: dict[str, Any], content: str = "content") -> dict[str, str]:
+    """Stage kind -> ID of a configuration with one run."""
+    (run,) = plan(config, content).runs
+    return run.stages
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {kind for kind in before if before[kind] != after[kind]}
+
+
+def refused(config: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        plan(config)
+    return str(error.value)
+
+
+def with_value(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    copied = copy.deepcopy(config)
+    *parents, last = dotted.split(".")
+    section = copied
+    for key in parents:
+        section = section.setdefault(key, {})
+    section[last] = value
+    return copied
+
+
+# Stages
+
+
+def test_a_run_has_every_stage_in_the_plan() -> None:
+    resolved = plan(make_config())
+    (run,) = resolved.runs
+    assert (run.experiment, run.seed, run.point) == ("demo", 1234, {})
+    assert run.stages.keys() == STAGES | EVALUATIONS
+    for kind in ("sft", "reward", "ppo", *EVALUATIONS):
+        assert [stage.id for stage in resolved.of_kind(kind)] == [run.stages[kind]]
+    ppo = resolved.stages["ppo", run.stages["ppo"]]
+    assert ppo.upstream["sft"] == run.stages["sft"]
+    assert ppo.upstream["reward"] == run.stages["reward"]
+
+
+def test_upstream_ids_are_in_the_plan() -> None:
+    resolved = plan(make_config(seeds=[1, 2], sweep={"ppo.kl_coefficient": [0.0, 0.1]}))
+    known = {identifier for _, identifier in resolved.stages}
+    for stage in resolved.stages.values():
+        for value in stage.upstream.values():
+            assert set([value] if isinstance(value, str) else value) <= known
+
+
+def test_sweep_points_share_everything_before_ppo() -> None:
+    resolved = plan(make_config(sweep={"ppo.kl_coefficient": [0.0, 0.1, 0.2], "ppo.ppo_epochs": [1, 2]}))
+    assert [run.point for run in resolved.runs] == [
+        {"ppo.kl_coefficient": kl, "ppo.ppo_epochs": epochs} for kl in (0.0, 0.1, 0.2) for epochs in (1, 2)
+    ]
+    counts = {kind: len(resolved.of_kind(kind)) for kind in ("dataset", "sft", "reward", "baseline", "ppo")}
+    assert counts == {"dataset": 1, "sft": 1, "reward": 1, "baseline": 1, "ppo": 6}
+
+
+def test_seeds_share_data_and_base_models() -> None:
+    resolved = plan(make_config(seeds=[1, 2, 3]))
+    counts = {kind: len(resolved.of_kind(kind)) for kind in ("dataset", "model", "tokens", "split", "sft", "ppo")}
+    assert counts == {"dataset": 1, "model": 2, "tokens": 2, "split": 1, "sft": 3, "ppo": 3}
+
+
+def test_experiments_with_other_names_for_the_same_things_share_stages() -> None:
+    config = make_config()
+    config["datasets"]["again"] = copy.deepcopy(config["datasets"]["pairs"])
+    config["experiments"]["second"] = {"data_path": ["again"]}
+    first, second = plan(config).runs
+    assert first.stages == second.stages
+
+
+# Identity
+
+
+def test_kl_coefficient_changes_ppo_only() -> None:
+    base = make_config()
+    other = with_value(base, "defaults.ppo.kl_coefficient", 0.05)
+    assert changed(ids(base), ids(other)) == {"ppo", "evaluate_ppo"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("sft.learning_rate", 1.0e-3, {"sft", "evaluate_sft", "baseline", "ppo", "evaluate_ppo"}),
+        ("reward.weight_decay", 0.0, {"reward", "evaluate_reward", "baseline", "ppo", "evaluate_ppo"}),
+        ("evaluation.best_of_n", 8, EVALUATIONS),
+        ("data_split", "1,1,1", {"sft", "reward", "ppo", *EVALUATIONS}),
+        ("seeds", [7], {"sft", "reward", "ppo", *EVALUATIONS}),
+        ("policy", "small", {"policy", "sft", "ppo", "evaluate_sft", "baseline", "evaluate_ppo"}),
+    ],
+)
+def test_a_setting_changes_what_depends_on_it(key: str, value: Any, expected: set[str]) -> None:
+    base = make_config()
+    assert changed(ids(base), ids(with_value(base, f"defaults.{key}", value))) == expected
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "evaluation"])
+@pytest.mark.parametrize(("key", "value"), [("gpus_per_node", 8), ("nodes", 2), ("mem_mb", 9), ("runtime", 9)])
+def test_how_a_stage_runs_changes_no_id(stage: str, key: str, value: int) -> None:
+    base = make_config()
+    other = with_value(base, f"defaults.{stage}.execution.{key}", value)
+    assert changed(ids(base), ids(other)) == set()
+    kind = "baseline" if stage == "evaluation" else stage
+    assert plan(other).of_kind(kind)[0].execution[key] == value
+
+
+def test_defaults_written_out_change_no_id() -> None:
+    base = make_config()
+    assert ids(base) == ids(with_value(base, "defaults.ppo.kl_coefficient", 0.1))
+
+
+def test_gold_reward_leaves_trained_supervised_models_alone() -> None:
+    base = make_config()
+    other = with_value(base, "datasets.pairs.gold_reward", "rlhf.data.reviews:gold_reward")
+    assert not changed(ids(base), ids(other)) & {"dataset", "sft", "reward"}
+
+
+def test_an_id_is_a_label_and_eight_hex_digits() -> None:
+    identifier = stage_id("Org/Model 7B", "model", {"a": 1}, {})
+    assert identifier.startswith("org-model-7b-")
+    assert len(identifier.rsplit("-", 1)[1]) == 8
+    assert identifier != stage_id("Org/Model 7B", "sft", {"a": 1}, {})
+    assert identifier == stage_id("Org/Model 7B", "model", {"a": 1}, {})
+
+
+@pytest.mark.parametrize("text", ["../../etc", "", "...", "ÄÖÜ", "a" * 100])
+def test_labels_cannot_leave_their_folder(text: str) -> None:
+    assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert 1 <= len(slug(text)) <= 32
+
+
+# Local files
+
+
+def test_an_edited_file_is_another_dataset_and_a_touched_one_is_not(tmp_path: Path) -> None:
+    file, memory = tmp_path / "pairs.jsonl", tmp_path / "cache/fingerprints.json"
+    file.write_text("{}\n")
+    config = make_config(str(file))
+
+    def dataset() -> str:
+        fingerprints = Fingerprints(memory)
+        resolved = resolve(config, fingerprints.of)
+        fingerprints.save()
+        return resolved.runs[0].stages["dataset"]
+
+    first = dataset()
+    os.utime(file, (1, 1))
+    assert dataset() == first
+    file.write_text('{"prompt": "new"}\n')
+    second = dataset()
+    assert second != first
+    file.write_text("{}\n")
+    assert dataset() == first
+    assert memory.exists()
+
+
+def test_a_remembered_hash_saves_the_second_reading(tmp_path: Path) -> None:
+    file, memory = tmp_path / "pairs.jsonl", tmp_path / "fingerprints.json"
+    file.write_text("{}\n")
+    first = Fingerprints(memory)
+    hashed = first.of(str(file), "key")
+    first.save()
+    written = memory.stat().st_mtime_ns
+    second = Fingerprints(memory)
+    assert second.of(str(file), "key") == hashed
+    second.save()
+    assert memory.stat().st_mtime_ns == written
+
+
+def test_a_folder_is_identified_by_names_and_contents(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+
+    def fingerprint() -> str:
+        return Fingerprints(tmp_path / "memory.json").of(str(folder), "key")
+
+    first = fingerprint()
+    (folder / "a").rename(folder / "b")
+    assert fingerprint() != first
+
+
+def test_a_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"datasets\.pairs\.source\.path: 'nowhere\.jsonl' is missing"):
+        resolve(make_config("nowhere.jsonl"), Fingerprints(tmp_path / "memory.json").of)
+
+
+def test_files_of_both_splits_are_inputs() -> None:
+    config = make_config()
+    config["datasets"]["pairs"]["source"]["path"] = {"train": "t.jsonl", "eval": "e.jsonl"}
+    (dataset,) = plan(config).of_kind("dataset")
+    assert dataset.local_files == ("t.jsonl", "e.jsonl")
+
+
+# Mistakes
+
+
+def test_an_unknown_key_gets_the_nearest_valid_name() -> None:
+    message = refused(with_value(make_config(), "defaults.ppo.kl_coeficient", 0.1))
+    assert "defaults.ppo: unknown key 'kl_coeficient'; did you mean 'kl_coefficient'?" in message
+
+
+def test_an_unknown_key_unlike_any_other_gets_the_list() -> None:
+    assert "valid keys: datasets, defaults, experiments, models" in refused({**make_config(), "zzz": 1})
+
+
+def test_several_mistakes_are_reported_together() -> None:
+    config = with_value(make_config(), "defaults.sft.learning_rate", -1.0)
+    message = refused(with_value(config, "defaults.ppo.gamma", 2.0))
+    assert "2 mistake(s)" in message
+    assert "defaults.sft.learning_rate" in message
+    assert "defaults.ppo.gamma" in message
+
+
+def test_an_exponent_that_yaml_reads_as_text_is_explained() -> None:
+    value = yaml.safe_load("1e-5")
+    assert value == "1e-5"
+    message = refused(with_value(make_config(), "defaults.sft.learning_rate", value))
+    assert "defaults.sft.learning_rate" in message
+    assert "write 1.0e-5" in message
+
+
+def test_an_exponent_in_a_sweep_is_explained() -> None:
+    message = refused(make_config(sweep={"sft.learning_rate": ["1e-5"]}))
+    assert "experiments.demo.sft.learning_rate" in message
+    assert "write 1.0e-5" in message
+    assert "sweep point" in message
+
+
+def test_an_undefined_dataset_gets_the_nearest_name() -> None:
+    message = refused(make_config(data_path=["pears"]))
+    assert "experiments.demo.data_path: 'pears' is not defined under `datasets`; did you mean 'pairs'?" in message
+
+
+def test_the_undefined_dataset_of_a_tokenizer_is_found_where_it_is_named() -> None:
+    config = make_config(policy="own")
+    config["models"]["own"] = {
+        "source": "scratch",
+        "architecture": {"model_type": "gpt2"},
+        "tokenizer": {"dataset": "pears"},
+    }
+    assert "models.own.tokenizer.dataset: 'pears' is not defined under `datasets`" in refused(config)
+
+
+def test_an_undefined_model_gets_the_list() -> None:
+    assert "experiments.demo.policy: 'zzz' is not defined under `models`; defined: big, small" in refused(
+        make_config(policy="zzz")
+    )
+
+
+@pytest.mark.parametrize("key", ["policy", "reward_model"])
+def test_a_model_must_be_named(key: str) -> None:
+    config = make_config()
+    del config["defaults"][key]
+    assert f"experiments.demo.{key}: not given; name one of `models`: big, small" in refused(config)
+
+
+def test_an_experiment_needs_data() -> None:
+    assert "experiments.demo.data_path: name at least one dataset" in refused(make_config(data_path=[]))
+
+
+def test_a_configuration_needs_an_experiment() -> None:
+    assert "experiments: none is defined" in refused({**make_config(), "experiments": {}})
+
+
+def test_a_sweep_over_an_unknown_key_is_refused() -> None:
+    message = refused(make_config(sweep={"ppo.kl_coeficient": [0.1]}))
+    assert "experiments.demo.ppo: unknown key 'kl_coeficient'; did you mean 'kl_coefficient'?" in message
+
+
+@pytest.mark.parametrize("values", [[], [0.1, 0.1], 0.1])
+def test_a_sweep_needs_a_list_of_different_values(values: Any) -> None:
+    assert "experiments.demo.sweep" in refused(make_config(sweep={"ppo.kl_coefficient": values}))
+
+
+def test_duplicate_seeds_are_refused() -> None:
+    assert "experiments.demo.seeds: seeds [1, 1] repeat a value" in refused(make_config(seeds=[1, 1]))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "a b", "-x", "x" * 65])
+@pytest.mark.parametrize("section", ["datasets", "models", "experiments"])
+def test_names_cannot_leave_their_folder(section: str, name: str) -> None:
+    config = make_config()
+    config[section][name] = next(iter(config[section].values()))
+    with pytest.raises(UserError, match=section):
+        parse(config)
+
+
+def test_minibatches_must_divide_the_rollout() -> None:
+    message = refused(make_config(ppo={"prompts_per_rollout": 96, "minibatches": 5}))
+    assert "experiments.demo.ppo: minibatches (5) must divide prompts_per_rollout (96)" in message
+
+
+def test_an_overlay_is_judged_together_with_the_defaults() -> None:
+    config = with_value(make_config(ppo={"minibatches": 3}), "defaults.ppo.prompts_per_rollout", 96)
+    (ppo,) = plan(config).of_kind("ppo")
+    assert (ppo.settings["prompts_per_rollout"], ppo.settings["minibatches"]) == (96, 3)
+
+
+@pytest.mark.parametrize("source", [{}, {"hub": "a/b", "path": "c"}])
+def test_a_source_is_exactly_one(source: dict[str, str]) -> None:
+    assert "give exactly one of hub, path" in refused(with_value(make_config(), "models.big.source", source))
+
+
+def test_dropout_in_ppo_is_refused() -> None:
+    assert "defaults.ppo.actor.dropout" in refused(with_value(make_config(), "defaults.ppo.actor.dropout", 0.1))
+
+
+# Merging and weight
+
+
+def test_merging_changes_neither_side() -> None:
+    base, overlay = {"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}, "d": None}
+    before = copy.deepcopy((base, overlay))
+    merged = deep_merge(base, overlay)
+    assert merged == {"a": {"b": 1, "c": [2]}, "d": None}
+    merged["a"]["c"].append(3)
+    assert (base, overlay) == before
+
+
+def test_the_configuration_can_be_imported_without_heavy_packages(repo_root: Path) -> None:
+    # Every submitted job parses the Snakefile again.
+    program = (
+        "import sys, rlhf.config; print(*{'torch', 'pandas', 'numpy', 'datasets', 'transformers'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repo_root / "workflow")}
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True
+    )
+    assert loaded.stdout.strip() == ""
