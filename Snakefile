@@ -34,4 +34,4 @@ onsuccess:
 
 
 onerror:
-    print(failure_message(), file=sys.stderr)
+    print(failure_message(log), file=sys.stderr)

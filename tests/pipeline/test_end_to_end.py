@@ -143,13 +143,15 @@ def test_tables_figures_and_report(finished):
     assert dry_run(finished.folder, finished.config_file) == {}
 
 
-def test_removing_an_evaluation_remakes_it_and_the_tables(finished):
-    evaluation = finished.results("evaluate_sft") / "evaluation.json"
-    aside = evaluation.rename(finished.folder / "aside.json")
+def test_a_lost_evaluation_is_remade_without_training(finished):
+    """A user removed the tables and one evaluation: only these are made again."""
+    lost = [finished.results("evaluate_sft") / "evaluation.json", finished.folder / "results/experiments/tiny/index.md"]
+    aside = [file.rename(finished.folder / f"aside.{number}") for number, file in enumerate(lost)]
     try:
         jobs = dry_run(finished.folder, finished.config_file)
     finally:
-        aside.rename(evaluation)
+        for place, file in zip(lost, aside, strict=True):
+            file.rename(place)
     assert set(jobs) - {"all"} == {"evaluate_sft", "summarise"}
 
 

@@ -1,7 +1,8 @@
 """Typed configuration and its resolution into stages. Light on purpose: every submitted job imports it."""
 
 from rlhf.config.fingerprints import Fingerprints
-from rlhf.config.launch import closing_message, failure_message, launcher
+from rlhf.config.launch import launcher
+from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.resolve import Plan, Run, Stage, parse, resolve
 from rlhf.config.schema import Configuration

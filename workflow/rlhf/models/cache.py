@@ -19,6 +19,8 @@ from rlhf.runtime.seeds import seed_everything
 
 logger = get_logger(__name__)
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
 
 def cache_model(
     settings: dict[str, Any],
@@ -91,12 +93,13 @@ def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel,
     options = {"trust_remote_code": settings["trust_remote_code"], "local_files_only": source["hub"] is None}
     if source["hub"]:
         options["revision"] = source["revision"]
+    if source["path"] and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+        # transformers would make up an empty tokenizer of the model's family
+        raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); {_remedy(source)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: no usable tokenizer in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
-    if not tokenizer.get_vocab():
-        raise UserError(f"{key}: the tokenizer of {name!r} has an empty vocabulary; {_remedy(source)}")
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto", use_safetensors=True, output_loading_info=True, **options

@@ -1,0 +1,48 @@
+"""What the workflow says when it ends: where things are, or what went wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from rlhf.config.resolve import Plan
+
+FAILED_LOG = re.compile(r"^\s*log: (\S+) \(check log file", re.MULTILINE)
+SHOWN_LINES = 5
+
+
+def closing_message(plan: Plan) -> str:
+    """Where the models, the tables and the report of a finished workflow are; only what exists is named."""
+    lines = []
+    for name in dict.fromkeys(run.experiment for run in plan.runs):
+        index = Path(f"results/experiments/{name}/index.md")
+        if not index.exists():
+            continue
+        lines.append(f"  {name}: tables and figures  {index}")
+        for run in plan.runs:
+            if run.experiment == name:
+                point = "".join(f", {key} {value}" for key, value in run.point.items())
+                lines.append(f"    policy, seed {run.seed}{point}  results/ppo/{run.stages['ppo']}/model")
+    if not lines:
+        return ""
+    return "\n".join(["", "Where things are:", *lines, "  report: snakemake --report results/report.html"])
+
+
+def failure_message(snakemake_logs: Iterable[str]) -> str:
+    """What the failed steps said, and what to do.
+
+    Args:
+        snakemake_logs: Snakemake's own logs of this run.
+    """
+    text = "\n".join(Path(log).read_text(encoding="utf-8", errors="replace") for log in snakemake_logs)
+    parts = [_said(Path(log)) for log in dict.fromkeys(FAILED_LOG.findall(text)) if Path(log).exists()]
+    advice = "What had finished is kept: mend the cause and run the same command again. `rlhf-status` shows all stages."
+    return "\n".join(["", *parts, advice])
+
+
+def _said(log: Path) -> str:
+    """The user error at the end of a log, or its last lines."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return "\n".join([f"{log}:", *(f"  {line}" for line in errors[-1:] or lines[-SHOWN_LINES:])])
