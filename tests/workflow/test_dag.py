@@ -1,6 +1,7 @@
 """The DAG from dry runs: what is shared, what is refused, and how quickly."""
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ from rlhf.config import Fingerprints, resolve
 from tests.snakemake import ENVIRONMENT, ROOT, dry_run, snakemake, write_config
 
 DEFAULT = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+STAND_IN_MODEL = {
+    "linear_modules": ["model.decoder.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"],
+    "max_positions": 2048,
+}
 CONFIGURATIONS = sorted((ROOT / "config/recipes").glob("*.yaml"))
 
 
@@ -65,7 +70,7 @@ def test_recipes_pass_a_dry_run_on_cached_data(tmp_path, recipe):
         (tmp_path / "resources/datasets" / stage.id / "report.json").write_text("{}")
     for stage in plan.of_kind("model"):
         (tmp_path / "resources/models" / stage.id / "model").mkdir(parents=True)
-        (tmp_path / "resources/models" / stage.id / "manifest.json").write_text("{}")
+        (tmp_path / "resources/models" / stage.id / "manifest.json").write_text(json.dumps(STAND_IN_MODEL))
     jobs = dry_run(tmp_path, recipe)
     assert "cache_dataset" not in jobs
     assert "cache_model" not in jobs
@@ -123,8 +128,11 @@ def test_no_experiment_is_an_error(tmp_path, default):
     refuse(tmp_path, default, "experiments: none is defined")
 
 
-def test_the_code_is_formatted_and_the_workflow_lints(tmp_path):
-    """Snakemake's linter finds nothing but what the project decided on purpose."""
+def test_the_workflow_lints(tmp_path):
+    """The linter finds two things, both on purpose: one environment for all rules, and scripts beside the Snakefile."""
     result = snakemake(tmp_path, "--lint", "text", "--configfile", str(ROOT / "config/config.yaml"))
     findings = [line.strip() for line in result.stdout.splitlines() if line.strip().startswith("* ")]
-    assert set(findings) <= {"* No conda or container directive:"}, result.stdout
+    assert set(findings) == {
+        "* Specify a conda environment or container for each rule.:",
+        "* Shell command directly uses variable SCRIPTS from outside of the rule:",
+    }, result.stdout

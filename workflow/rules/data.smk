@@ -26,7 +26,7 @@ rule cache_dataset:
         "benchmarks/dataset/{id}.jsonl"
     localrule: True
     params:
-        output="resources/datasets/{id}",
+        output=subpath(output.report, parent=True),
     shell:
         "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_dataset.py --spec {input.spec:q} --output {params.output:q}"
         " > {log:q} 2>&1"
@@ -46,7 +46,7 @@ rule cache_model:
         "benchmarks/model/{id}.jsonl"
     localrule: True
     params:
-        output="resources/models/{id}",
+        output=subpath(output.manifest, parent=True),
         dataset=lambda wildcards: [f"resources/datasets/{id}" for id in stage("model", wildcards.id).upstream.values()],
     shell:
         "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_model.py --spec {input.spec:q} --output {params.output:q}"

@@ -19,7 +19,7 @@ rule evaluate_sft:
         runtime=execution("evaluate_sft", "runtime"),
         gpu=total_gpus("evaluate_sft"),
     params:
-        output="results/evaluate_sft/{id}",
+        output=subpath(output.evaluation, parent=True),
         state="state/evaluate_sft/{id}",
     shell:
         "exec python {SCRIPTS:q}/evaluate_sft.py --spec {input.spec:q} --tokens {input.tokens:q}"
@@ -45,7 +45,7 @@ rule evaluate_reward:
         runtime=execution("evaluate_reward", "runtime"),
         gpu=total_gpus("evaluate_reward"),
     params:
-        output="results/evaluate_reward/{id}",
+        output=subpath(output.evaluation, parent=True),
         state="state/evaluate_reward/{id}",
     shell:
         "exec python {SCRIPTS:q}/evaluate_reward.py --spec {input.spec:q} --tokens {input.tokens:q}"
@@ -73,7 +73,7 @@ rule evaluate_baseline:
         runtime=execution("baseline", "runtime"),
         gpu=total_gpus("baseline"),
     params:
-        output="results/baseline/{id}",
+        output=subpath(output.evaluation, parent=True),
         state="state/baseline/{id}",
     shell:
         "exec python {SCRIPTS:q}/evaluate_baseline.py --spec {input.spec:q} --tokens {input.tokens:q}"
@@ -103,7 +103,7 @@ rule evaluate_ppo:
         runtime=execution("evaluate_ppo", "runtime"),
         gpu=total_gpus("evaluate_ppo"),
     params:
-        output="results/evaluate_ppo/{id}",
+        output=subpath(output.evaluation, parent=True),
         state="state/evaluate_ppo/{id}",
     shell:
         "exec python {SCRIPTS:q}/evaluate_ppo.py --spec {input.spec:q} --tokens {input.tokens:q}"

@@ -25,7 +25,7 @@ rule train_ppo:
         gpu=total_gpus("ppo"),
         launcher=launch("ppo"),
     params:
-        output="results/ppo/{id}",
+        output=subpath(output.manifest, parent=True),
         state="state/ppo/{id}",
     shell:
         "exec {resources.launcher} {SCRIPTS:q}/train_ppo.py --spec {input.spec:q} --tokens {input.tokens:q}"

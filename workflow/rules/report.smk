@@ -74,7 +74,7 @@ rule summarise:
         "logs/summarise/{name}.log",
     localrule: True
     params:
-        output="results/experiments/{name}",
+        output=subpath(output.index, parent=True),
     shell:
         "exec python {SCRIPTS:q}/summarise.py --experiment {wildcards.name:q} --runs {input.runs:q}"
         " --output {params.output:q} > {log:q} 2>&1"

@@ -24,7 +24,7 @@ rule train_reward:
         gpu=total_gpus("reward"),
         launcher=launch("reward"),
     params:
-        output="results/reward/{id}",
+        output=subpath(output.manifest, parent=True),
         state="state/reward/{id}",
     shell:
         "exec {resources.launcher} {SCRIPTS:q}/train_reward.py --spec {input.spec:q} --tokens {input.tokens:q}"

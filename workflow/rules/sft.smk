@@ -24,7 +24,7 @@ rule train_sft:
         gpu=total_gpus("sft"),
         launcher=launch("sft"),
     params:
-        output="results/sft/{id}",
+        output=subpath(output.manifest, parent=True),
         state="state/sft/{id}",
     shell:
         "exec {resources.launcher} {SCRIPTS:q}/train_sft.py --spec {input.spec:q} --tokens {input.tokens:q}"
