@@ -1,0 +1,155 @@
+"""One PPO update on a real rollout: frozen old values, exact first ratio, and the same step however it is cut."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.config.schema import PpoSettings
+from rlhf.errors import UserError
+from rlhf.models.loading import load_policy, load_reward_backbone
+from rlhf.models.scores import TokenScorer
+from rlhf.ppo.experience import make_experience, rollout_metrics
+from rlhf.ppo.loop import prompt_order
+from rlhf.ppo.rollout import Samples, generate, reference_scores
+from rlhf.ppo.sampling import Answer
+from rlhf.ppo.update import minibatches, update
+from rlhf.training.engine import EngineSettings, Trainer
+
+SETTINGS = PpoSettings(
+    minibatches=2,
+    prompts_per_rollout=8,
+    ppo_epochs=2,
+    max_answer_seq_len=10,
+    dtype="fp32",
+    actor={"learning_rate": 1e-2, "adam_epsilon": 1e-3, "lr_scheduler_type": "constant", "num_warmup_steps": 0},
+    critic={"learning_rate": 1e-2, "adam_epsilon": 1e-3, "lr_scheduler_type": "constant", "num_warmup_steps": 0},
+).model_dump()
+
+
+def trainer(model, role: str) -> Trainer:
+    settings = EngineSettings(0, "fp32", 4, offload=False, gradient_checkpointing=False, overrides={})
+    return Trainer(model, SETTINGS[role], settings, 10)
+
+
+@pytest.fixture
+def rollout(gpt2_folder, group):
+    """Models, samples and a function that scores them in given micro-batches."""
+    policy = load_policy(gpt2_folder, "fp32", 0.0)
+    actor = trainer(policy, "actor")
+    critic = trainer(TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=3, dropout=0.0)), "critic")
+    reference = load_policy(gpt2_folder, "fp32", 0.0).eval()
+    reward = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=4, dropout=0.0)).eval()
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(3, 50, generator.integers(2, 9)) for _ in range(8)]
+    with actor.evaluation():
+        samples = generate(policy, prompts, list(range(8)), 3, 10, 1.0)
+
+    def score(shares):
+        with actor.evaluation(), critic.evaluation():
+            flat = [micro for part in shares for micro in part]
+            return reference_scores(samples, flat, actor.engine, reference, critic.engine, reward, 0, 1.0)
+
+    return SimpleNamespace(actor=actor, critic=critic, samples=samples, score=score)
+
+
+def test_scores_do_not_depend_on_the_micro_batches(rollout):
+    whole, pieces = (rollout.score(minibatches(rollout.samples, SETTINGS, size, seed=1)) for size in (8, 1))
+    for name in ("logprobs", "ref_logprobs", "values", "entropy", "score"):
+        assert torch.allclose(getattr(whole, name), getattr(pieces, name), atol=1e-4), name
+
+
+def test_first_ratio_is_exactly_one_and_later_ones_are_not(rollout):
+    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed) for seed in (1, 2)]
+    experience = make_experience(rollout.samples, rollout.score(partitions[0]), SETTINGS)
+    statistics = update(rollout.actor, rollout.critic, experience, partitions, SETTINGS, pad_id=0)
+    assert statistics.first_ratio_error == 0.0
+    metrics = statistics.metrics()
+    assert metrics["ratio_max"] > 1.0
+    assert metrics["approx_kl"] > 0.0
+    assert len(statistics.norms) == SETTINGS["ppo_epochs"] * SETTINGS["minibatches"]
+
+
+def test_a_wrong_old_logprob_stops_the_update_before_the_weights_move(rollout):
+    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
+    scores = rollout.score(partitions[0])
+    scores.logprobs.add_(1e-3)
+    experience = make_experience(rollout.samples, scores, SETTINGS)
+    before = [parameter.detach().clone() for parameter in rollout.actor.module.parameters()]
+    with pytest.raises(UserError, match="first minibatch"):
+        update(rollout.actor, rollout.critic, experience, partitions, SETTINGS, pad_id=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, rollout.actor.module.parameters(), strict=True))
+
+
+def test_every_sample_is_in_one_minibatch_of_each_epoch(rollout):
+    for seed in (1, 2):
+        rows = [row for part in minibatches(rollout.samples, SETTINGS, 3, seed) for micro in part for row in micro.rows]
+        assert sorted(rows) == list(range(8))
+    orders = [
+        [micro.rows.tolist() for part in minibatches(rollout.samples, SETTINGS, 3, seed) for micro in part]
+        for seed in (1, 2)
+    ]
+    assert orders[0] != orders[1]
+
+
+def test_the_update_learns_what_the_advantages_say(rollout):
+    """Raise the probability of one sample's answer, lower the others'."""
+    partitions = [minibatches(rollout.samples, SETTINGS, 8, seed) for seed in range(4)]
+    scores = rollout.score(partitions[0])
+    experience = make_experience(rollout.samples, scores, SETTINGS)
+    experience.advantages.copy_(-experience.mask)
+    experience.advantages[2] = experience.mask[2]
+    update(rollout.actor, rollout.critic, experience, partitions, SETTINGS, pad_id=0)
+    after = rollout.score(partitions[0])
+    change = ((after.logprobs - scores.logprobs) * experience.mask).sum(1)
+    assert change[2] > 0
+    assert change.sum() < change[2]
+
+
+def test_values_move_towards_the_returns(rollout):
+    partitions = [minibatches(rollout.samples, SETTINGS | {"value_clip_range": 100.0}, 8, seed) for seed in range(8)]
+    experience = make_experience(rollout.samples, rollout.score(partitions[0]), SETTINGS)
+    settings = SETTINGS | {"value_clip_range": 100.0}
+    update(rollout.actor, rollout.critic, experience, partitions, settings, pad_id=0)
+    error = [
+        float(((values - experience.returns).square() * experience.mask).sum())
+        for values in (experience.scores.values, rollout.score(partitions[0]).values)
+    ]
+    assert error[1] < error[0]
+
+
+def test_metrics_of_a_rollout_count_answer_tokens_only(rollout):
+    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
+    scores = rollout.score(partitions[0])
+    experience = make_experience(rollout.samples, scores, SETTINGS)
+    metrics = rollout_metrics(experience)
+    lengths = rollout.samples.answer_lengths
+    kl = [float((scores.logprobs[i, :n] - scores.ref_logprobs[i, :n]).sum()) for i, n in enumerate(lengths)]
+    entropy = np.concatenate([scores.entropy[i, :n].numpy() for i, n in enumerate(lengths)])
+    assert metrics["kl"] == pytest.approx(np.mean(kl), abs=1e-5)
+    assert metrics["entropy"] == pytest.approx(entropy.mean(), rel=1e-5)
+    assert metrics["response_length"] == lengths.mean()
+    assert metrics["eos_share"] == np.mean([answer.finished for answer in rollout.samples.answers])
+    assert metrics["score"] == pytest.approx(float(scores.score.mean()))
+
+
+def test_experience_with_no_kl_and_no_discount_returns_the_score_everywhere():
+    """beta = 0, gamma = lambda = 1: the return of every token is the final score."""
+    answers = [Answer(np.array([5, 1]), np.zeros(2), True), Answer(np.array([5, 6, 7]), np.zeros(3), False)]
+    samples = Samples([np.array([4])] * 2, answers)
+    zero = torch.zeros(2, 3)
+    scores = SimpleNamespace(
+        logprobs=zero, ref_logprobs=zero, values=zero, score=torch.tensor([2.0, 3.0]), entropy=zero
+    )
+    settings = SETTINGS | {"kl_coefficient": 0.0, "gamma": 1.0, "gae_lambda": 1.0, "missing_eos_penalty": 0.5}
+    experience = make_experience(samples, scores, settings)
+    assert experience.mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert experience.returns.tolist() == [[2.0, 2.0, 0.0], [2.5, 2.5, 2.5]]
+
+
+def test_prompts_come_in_a_new_order_each_pass_and_none_is_missed():
+    order = prompt_order(5, seed=1)
+    passes = [[next(order) for _ in range(5)] for _ in range(6)]
+    assert all(sorted(part) == [0, 1, 2, 3, 4] for part in passes)
+    assert len({tuple(part) for part in passes}) > 1
