@@ -112,7 +112,9 @@ def test_console_scripts_can_be_imported() -> None:
 
 
 def test_make_without_a_target_lists_all_targets() -> None:
-    output = subprocess.run(["make"], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    output = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, text=True, capture_output=True, check=True
+    ).stdout
     (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {line.split()[0] for line in output.splitlines()} == set(phony.split())
 
