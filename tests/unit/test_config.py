@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from rlhf.config import Fingerprints, Plan, parse, resolve
+from rlhf.config.expand import deep_merge
 from rlhf.config.identity import slug, stage_id
-from rlhf.config.resolve import deep_merge
 from rlhf.errors import UserError
 
 STAGES = {"dataset", "policy", "reward_model", "sft", "reward", "ppo"}
@@ -323,6 +323,19 @@ def test_names_cannot_leave_their_folder(section: str, name: str) -> None:
     config[section][name] = next(iter(config[section].values()))
     with pytest.raises(UserError, match=section):
         parse(config)
+
+
+def test_a_dataset_may_have_a_split_of_its_own() -> None:
+    config = make_config(data_path=["pairs", "instructions"], data_split="2,4,4")
+    config["datasets"]["instructions"] = {"source": {"hub": "org/tasks"}, "data_split": "1,0,0"}
+    resolved = plan(config)
+    assert [stage.settings["data_split"] for stage in resolved.of_kind("split")] == ["2,4,4", "1,0,0"]
+    without = plan(with_value(config, "datasets.instructions.data_split", None))
+    assert {stage.id for stage in resolved.of_kind("dataset")} == {stage.id for stage in without.of_kind("dataset")}
+
+
+def test_every_phase_needs_data() -> None:
+    assert "demo.data_split: 1,1,0 leaves phase ppo without data" in refused(make_config(data_split="1,1,0"))
 
 
 def test_minibatches_must_divide_the_rollout() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.config.schema import PpoSettings
+from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer

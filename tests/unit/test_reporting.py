@@ -240,8 +240,8 @@ def test_quality_cells_show_spread_only_where_it_is_known(experiment: Experiment
     one_seed = Experiment("one", experiment.runs[:1], experiment.stages, experiment.root)
     assert quality_table(one_seed)[0][0]["win_rate"] == "0.710"
     assert "win_rate_sd" in quality_csv(one_seed)
-    header = to_markdown(rows, columns).splitlines()[0]
-    assert header.startswith("| kl_coefficient | seeds | win rate | gold win rate |")
+    header = [cell.strip() for cell in to_markdown(rows, columns).splitlines()[0].split("|")]
+    assert header[1:5] == ["kl_coefficient", "seeds", "win rate", "gold win rate"]
 
 
 def test_absent_metrics_are_absent_everywhere(without_gold: Experiment) -> None:
@@ -294,7 +294,7 @@ def test_samples_are_cut_limited_and_headed(experiment: Experiment) -> None:
     assert "x" * (TEXT_LIMIT - 1) + "…" in text and "x" * TEXT_LIMIT not in text
     assert text.count("2.35") == 2
     assert "gold" not in text
-    assert samples_html(experiment, 2).count("<tr>") == 1 + 4
+    assert samples_html(experiment, 2).count("<tr") == 1 + 4
 
 
 def test_mean_curve_uses_common_steps() -> None:
@@ -362,7 +362,8 @@ def test_summary_links_resolve(tmp_path: Path) -> None:
 def test_script_writes_everything_or_nothing(tmp_path: Path) -> None:
     runs = make_experiment(tmp_path)
     _write(tmp_path / "runs.json", runs)
-    command = [sys.executable, str(SCRIPT), "--experiment", "reviews", "--runs", "runs.json", "--output", "out"]
+    arguments = ["--experiment", "reviews", "--runs", "runs.json", "--samples", "3", "--output", "out"]
+    command = [sys.executable, str(SCRIPT), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

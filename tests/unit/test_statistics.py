@@ -15,7 +15,6 @@ from rlhf.evaluation.statistics import (
     best_of_n,
     best_of_n_kl,
     best_of_n_win_rate,
-    explained_variance,
     mean_and_error,
     mean_interval,
     wilson_interval,
@@ -163,11 +162,3 @@ def test_best_of_n_kl_is_the_divergence_of_the_maximum(n: int) -> None:
     u = (np.arange(400_000) + 0.5) / 400_000
     ratio = n * u ** (n - 1)
     assert best_of_n_kl(n) == pytest.approx(float(np.mean(ratio * np.log(ratio))), abs=1e-5)
-
-
-def test_explained_variance() -> None:
-    targets = np.array([1.0, 2.0, 3.0, 4.0])
-    assert explained_variance(targets + 7.0, targets) == pytest.approx(1.0)
-    assert explained_variance(np.zeros(4), targets) == pytest.approx(0.0)
-    assert explained_variance(-targets, targets) == pytest.approx(-3.0)
-    assert explained_variance(targets, np.ones(4)) is None

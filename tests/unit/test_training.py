@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.config.schema import SftSettings
+from rlhf.config.stages import SftSettings
 from rlhf.data.batching import micro_batches
 from rlhf.errors import UserError
 from rlhf.models.loading import dropout_keys, load_policy, load_reward_backbone

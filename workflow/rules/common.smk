@@ -103,6 +103,11 @@ def runs_text(wildcards) -> str:
     return json.dumps([{"point": run.point, "seed": run.seed, "stages": run.stages} for run in runs])
 
 
+def shown_samples(wildcards) -> int:
+    """Answers shown in an experiment's sample table."""
+    return next(run.samples for run in PLAN.runs if run.experiment == wildcards.name)
+
+
 def results_of(file: str, *kinds: str) -> Callable:
     """Input function: a file of all stages of some kinds in an experiment."""
 

@@ -75,6 +75,7 @@ rule summarise:
     localrule: True
     params:
         output=subpath(output.index, parent=True),
+        samples=shown_samples,
     shell:
         "exec python {SCRIPTS:q}/summarise.py --experiment {wildcards.name:q} --runs {input.runs:q}"
-        " --output {params.output:q} > {log:q} 2>&1"
+        " --output {params.output:q} --samples {params.samples} > {log:q} 2>&1"

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, required=True, help='JSON: [{"point": {}, "seed": 1, "stages": {}}, ...]')
     parser.add_argument("--root", type=Path, default=Path("."), help="folder with results/, resources/, benchmarks/")
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--samples", type=int, default=20, help="sample answers shown per sweep point")
+    parser.add_argument("--samples", type=int, required=True, help="sample answers shown per sweep point")
     return parser.parse_args()
 
 

@@ -1,10 +1,12 @@
 """Typed configuration and its resolution into stages. Light on purpose: every submitted job imports it."""
 
+from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.launch import launcher
 from rlhf.config.messages import closing_message, failure_message
+from rlhf.config.plan import Plan, Run, Stage
 from rlhf.config.requirements import Requirement, require
-from rlhf.config.resolve import Plan, Run, Stage, parse, resolve
+from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
 
 __all__ = [

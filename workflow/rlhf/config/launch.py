@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf.config.resolve import Stage
+from rlhf.config.plan import Stage
 
 FIRST_PORT, PORTS = 20000, 20000
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlhf.config.resolve import Plan
+from rlhf.config.plan import Plan
 
 FAILED_LOG = re.compile(r"^\s*log: (\S+) \(check log file", re.MULTILINE)
 SHOWN_LINES = 5

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.schema import ExperimentSettings, Optimization
+from rlhf.config.schema import ExperimentSettings
+from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 
 

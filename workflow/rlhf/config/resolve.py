@@ -6,112 +6,22 @@ whose inputs are equal share a stage.
 
 from __future__ import annotations
 
-import copy
 import difflib
-import itertools
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from rlhf.config.expand import deep_merge, expand, parse
 from rlhf.config.identity import slug, stage_id
-from rlhf.config.requirements import Requirement, policy_requirements, reward_requirements
-from rlhf.config.schema import (
-    Configuration,
-    DatasetSettings,
-    EvaluationSettings,
-    Execution,
-    ExperimentSettings,
-    ModelSettings,
-    PpoSettings,
-    RewardSettings,
-    SftSettings,
-)
+from rlhf.config.plan import Plan, Run, Stage
+from rlhf.config.requirements import policy_requirements, reward_requirements
+from rlhf.config.schema import Configuration, ExperimentSettings
+from rlhf.config.sources import DatasetSettings, ModelSettings
+from rlhf.config.stages import EvaluationSettings, Execution, PpoSettings, RewardSettings, SftSettings
 from rlhf.errors import UserError
+from rlhf.phases import PHASES
 
 Fingerprint = Callable[[str, str], str]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One node of the DAG: what it computes, from what, and how it runs."""
-
-    kind: str
-    id: str
-    settings: dict[str, Any]
-    upstream: dict[str, Any]
-    seed: int | None = None
-    execution: dict[str, Any] = field(default_factory=dict)
-    local_files: tuple[str, ...] = ()
-    place: str = ""  # where the configuration defines it, for messages
-
-    def spec(self) -> dict[str, Any]:
-        """The content of the stage's spec.yaml."""
-        return {
-            "schema_version": 1,
-            "stage": self.kind,
-            "id": self.id,
-            "seed": self.seed,
-            "settings": self.settings,
-            "upstream": self.upstream,
-            "execution": self.execution,
-            "place": self.place,
-        }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One experiment with one seed at one point of its sweep; `stages` maps stage kind to stage ID."""
-
-    experiment: str
-    point: dict[str, Any]
-    seed: int
-    stages: dict[str, str]
-
-
-@dataclass
-class Plan:
-    """All runs of a configuration and the stages they share."""
-
-    runs: list[Run] = field(default_factory=list)
-    stages: dict[tuple[str, str], Stage] = field(default_factory=dict)
-    requirements: dict[str, list[Requirement]] = field(default_factory=dict)  # model ID -> what is asked of it
-
-    def add(self, stage: Stage) -> str:
-        """Add a stage unless it is there already; returns its ID."""
-        self.stages.setdefault((stage.kind, stage.id), stage)
-        return stage.id
-
-    def require(self, model: str, requirements: list[Requirement]) -> None:
-        """Note what an experiment asks of a model."""
-        known = self.requirements.setdefault(model, [])
-        known += [requirement for requirement in requirements if requirement not in known]
-
-    def spec(self, kind: str, id: str) -> dict[str, Any]:
-        """The content of a stage's spec.yaml; a model's also says what is asked of it."""
-        spec = self.stages[kind, id].spec()
-        if kind == "model":
-            spec["requirements"] = [asdict(requirement) for requirement in self.requirements[id]]
-        return spec
-
-    def of_kind(self, kind: str) -> list[Stage]:
-        """The stages of one kind, in the order in which they were resolved."""
-        return [stage for (stage_kind, _), stage in self.stages.items() if stage_kind == kind]
-
-
-def parse(config: dict[str, Any]) -> Configuration:
-    """Validate a configuration dictionary.
-
-    Raises:
-        UserError: listing every mistake with the path of its key.
-    """
-    try:
-        return Configuration.model_validate(config)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
 
 
 def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
@@ -130,54 +40,11 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
     plan = Plan()
     defaults = config.get("defaults") or {}
     for name, overlay in config["experiments"].items():
-        for point, settings in _expand(name, deep_merge(defaults, overlay or {})):
+        for point, settings in expand(name, deep_merge(defaults, overlay or {})):
             for seed in settings.seeds:
                 stages = _Resolver(configuration, plan, fingerprint, f"experiments.{name}").run(settings, seed)
-                plan.runs.append(Run(name, point, seed, stages))
+                plan.runs.append(Run(name, point, seed, stages, settings.evaluation.samples))
     return plan
-
-
-def deep_merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """`overlay` over `base`: dictionaries are merged, everything else is replaced. Neither is changed."""
-    merged = copy.deepcopy(base)
-    for key, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = deep_merge(merged[key], value) if both else copy.deepcopy(value)
-    return merged
-
-
-def _expand(name: str, experiment: dict[str, Any]) -> Iterator[tuple[dict[str, Any], ExperimentSettings]]:
-    """Every point of the sweep with its settings."""
-    sweep = experiment.get("sweep") or {}
-    for values in itertools.product(*sweep.values()):
-        point = dict(zip(sweep, values, strict=True))
-        overlay: dict[str, Any] = {}
-        for key, value in point.items():
-            overlay = deep_merge(overlay, _nested(key.split("."), value))
-        try:
-            yield point, ExperimentSettings.model_validate(deep_merge(experiment, overlay))
-        except ValidationError as error:
-            raise UserError(_explain(error, prefix=f"experiments.{name}", point=point)) from None
-
-
-def _nested(keys: list[str], value: Any) -> dict[str, Any]:
-    return {keys[0]: _nested(keys[1:], value) if len(keys) > 1 else value}
-
-
-def _explain(error: ValidationError, prefix: str = "", point: dict[str, Any] | None = None) -> str:
-    lines = []
-    for item in error.errors():
-        place = ".".join(part for part in (prefix, *(str(key) for key in item["loc"])) if part) or "configuration"
-        message = item["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
-        number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
-        lines.append(f"{place}: {message}{given}{number}")
-    where = f" at sweep point {point}" if point else ""
-    return f"the configuration has {len(lines)} mistake(s){where}:\n  " + "\n  ".join(lines)
-
-
-def _looks_like_exponent(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) is not None
 
 
 class _Resolver:
@@ -197,7 +64,11 @@ class _Resolver:
         reward_base = self._model(settings.reward_model, "reward_model")
         self._plan.require(policy, policy_requirements(settings, self._place))
         self._plan.require(reward_base, reward_requirements(settings, self._place))
-        splits = [self._split(dataset, settings) for dataset in datasets]
+        proportions = self._proportions(settings)
+        splits = [
+            self._split(dataset, share, settings.split_seed)
+            for dataset, share in zip(datasets, proportions, strict=True)
+        ]
         policy_data = {"tokens": [self._tokens(dataset, policy) for dataset in datasets], "split": splits}
         reward_data = {"tokens": [self._tokens(dataset, reward_base) for dataset in datasets], "split": splits}
         gold = self._gold(settings.data_path)
@@ -263,7 +134,7 @@ class _Resolver:
 
     def _dataset(self, name: str, place: str) -> str:
         dataset: DatasetSettings = self._named(self._configuration.datasets, name, place, "datasets")
-        settings = dataset.model_dump(mode="json", exclude={"gold_reward"})
+        settings = dataset.model_dump(mode="json", exclude={"gold_reward", "data_split"})
         files = _paths(dataset.source.path)
         if files:
             key = f"datasets.{name}.source.path"
@@ -310,9 +181,21 @@ class _Resolver:
         upstream = {"dataset": dataset, "model": model}
         return self._plan.add(Stage("tokens", stage_id(_label(dataset, model), "tokens", {}, upstream), {}, upstream))
 
-    def _split(self, dataset: str, settings: ExperimentSettings) -> str:
+    def _proportions(self, settings: ExperimentSettings) -> list[str]:
+        """The `data_split` of each dataset; together they must give every phase something."""
+        proportions = [
+            self._configuration.datasets[name].data_split or settings.data_split for name in settings.data_path
+        ]
+        for phase, shares in zip(PHASES, zip(*(split.split(",") for split in proportions), strict=True), strict=True):
+            if not any(float(share) for share in shares):
+                raise UserError(
+                    f"{self._place}.data_split: {' and '.join(proportions)} leaves phase {phase} without data"
+                )
+        return proportions
+
+    def _split(self, dataset: str, data_split: str, seed: int) -> str:
         upstream = {"dataset": dataset}
-        own = {"data_split": settings.data_split, "split_seed": settings.split_seed}
+        own = {"data_split": data_split, "split_seed": seed}
         return self._plan.add(Stage("split", stage_id(_label(dataset), "split", own, upstream), own, upstream))
 
     def _train(
@@ -326,6 +209,7 @@ class _Resolver:
     def _evaluate(self, kind: str, settings: Any, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
         own, execution = _divide(settings)
         own |= extra
+        del own["samples"]  # how many are shown is up to the report
         subject = next(upstream[role] for role in ("ppo", "sft", "reward") if role in upstream)
         seed = own.pop("seed")
         identifier = stage_id(_label(subject), kind, {**own, "seed": seed}, upstream)

@@ -12,8 +12,9 @@ from typing import Any
 import datasets
 import numpy as np
 
+from rlhf.data.examples import examples
 from rlhf.data.mappings import with_mapping
-from rlhf.data.shapes import Example, examples
+from rlhf.data.shapes import Example
 from rlhf.data.sources import load_rows
 from rlhf.errors import UserError
 from rlhf.runtime.files import atomic_directory, write_json

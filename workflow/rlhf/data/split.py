@@ -9,12 +9,11 @@ import numpy as np
 
 from rlhf.data.dataset import load_cached
 from rlhf.errors import UserError
+from rlhf.phases import PHASES
 from rlhf.runtime.files import atomic_directory, write_json
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
-
-PHASES = ("sft", "reward", "ppo")
 
 
 def exact_partition(rows: int, proportions: Sequence[float], seed: int) -> list[np.ndarray]:
@@ -44,8 +43,8 @@ def exact_partition(rows: int, proportions: Sequence[float], seed: int) -> list[
 def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> None:
     """Write `<split>.<phase>.npy` index files and `split.json` into `output`.
 
-    Training rows are divided among the phases; unseen rows serve all phases. A row without a rejected answer cannot
-    serve the reward phase: it is left out there, and counted.
+    Training rows are divided among the phases; unseen rows serve all phases that have a share. A row without a
+    rejected answer cannot serve the reward phase: it is left out there, and counted.
 
     Args:
         dataset: resources/datasets/<id>/.
@@ -62,7 +61,10 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
     train, unseen = load_cached(dataset, "train"), load_cached(dataset, "eval")
     parts = dict(zip(PHASES, exact_partition(len(train), proportions, seed), strict=True))
     indices = {f"train.{phase}": part for phase, part in parts.items()}
-    indices |= {f"eval.{phase}": np.arange(len(unseen)) for phase in PHASES}
+    indices |= {
+        f"eval.{phase}": np.arange(len(unseen) if share > 0 else 0)
+        for phase, share in zip(PHASES, proportions, strict=True)
+    }
     left_out = {}
     for name, table in (("train", train), ("eval", unseen)):
         paired = np.array([rejected is not None for rejected in table["rejected"]])
@@ -73,7 +75,8 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
         if share > 0 and not len(indices[f"train.{phase}"]):
             raise UserError(
                 f"data_split: {data_split!r} of {len(train)} rows leaves phase {phase} without a usable row "
-                f"({left_out['train']} have no rejected answer)"
+                f"({left_out['train']} have no rejected answer); give it no share of that phase in `data_split` of the "
+                "dataset, or more rows"
             )
     with atomic_directory(output) as folder:
         for name, rows in indices.items():

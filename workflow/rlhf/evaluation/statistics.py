@@ -153,10 +153,3 @@ def best_of_n_kl(n: int) -> float:
     It is an upper bound, tight where no two answers are equal (Beirami et al., 2024, arXiv:2401.01879).
     """
     return math.log(n) - (n - 1) / n
-
-
-def explained_variance(predictions: npt.ArrayLike, targets: npt.ArrayLike) -> float | None:
-    """1 - Var(targets - predictions) / Var(targets); None where the targets do not vary."""
-    expected, predicted = np.asarray(targets, dtype=np.float64), np.asarray(predictions, dtype=np.float64)
-    variance = float(expected.var())
-    return None if variance == 0.0 else 1.0 - float((expected - predicted).var()) / variance

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from rlhf.evaluation.statistics import mean_interval
 from rlhf.reporting.collect import Experiment, ExperimentRun, Row, StageFiles, short_names
@@ -56,31 +56,25 @@ class Column:
 
 def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """CSV with full precision; an absent value is an empty field."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: value for key, value in row.items() if value is not None} for row in rows)
-    return stream.getvalue()
+    # Objects keep integers as they are where a column has absent values.
+    text: str = pd.DataFrame(list(rows), columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """A Markdown table; columns without any value are left out, an absent value is an empty cell."""
-    used = _used(rows, columns)
-    lines = [[escape_markdown(column.title) for column in used], ["---"] * len(used)]
-    lines += [
-        [escape_markdown(cell, column.free_text) for cell, column in zip(cells, used, strict=True)]
-        for cells in _cells(rows, used)
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    shown = _shown(rows, columns)
+    free = {column.title for column in columns if column.free_text}
+    cells = shown.apply(lambda column: [escape_markdown(cell, column.name in free) for cell in column])
+    cells.columns = [escape_markdown(title) for title in shown.columns]
+    text: str = cells.to_markdown(index=False, tablefmt="pipe", disable_numparse=True)
+    return text + "\n"
 
 
 def to_html(rows: Sequence[Row], columns: Sequence[Column], title: str, note: str = "") -> str:
     """A self-contained HTML page with the same table, for Snakemake's report."""
-    used = _used(rows, columns)
-    head = "".join(f"<th>{html.escape(column.title)}</th>" for column in used)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in _cells(rows, used)
-    )
+    with pd.option_context("display.max_colwidth", None):
+        table = _shown(rows, columns).to_html(index=False, border=0, justify="left")
     style = (
         "body{font:14px sans-serif;margin:1.5em;color:#222}table{border-collapse:collapse}"
         "th,td{padding:.35em .7em;text-align:left;vertical-align:top;border-bottom:1px solid #ddd;white-space:pre-wrap}"
@@ -89,7 +83,7 @@ def to_html(rows: Sequence[Row], columns: Sequence[Column], title: str, note: st
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>\n"
-        f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></body></html>\n"
+        f"{table}</body></html>\n"
     )
 
 
@@ -101,12 +95,11 @@ def escape_markdown(text: str, free_text: bool = False) -> str:
     return "<br>".join(escaped.splitlines())
 
 
-def _used(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
-    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
-
-
-def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    return [["" if row.get(c.key) is None else c.show(row[c.key]) for c in columns] for row in rows]
+def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> pd.DataFrame:
+    """The rows as people see them; columns without any value are left out, an absent value is an empty text."""
+    used = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+    cells = [["" if row.get(c.key) is None else c.show(row[c.key]) for c in used] for row in rows]
+    return pd.DataFrame(cells, columns=[column.title for column in used], dtype=object)
 
 
 def number(decimals: int) -> Callable[[float], str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
-from rlhf.config.resolve import deep_merge
+from rlhf.config.expand import deep_merge
 from rlhf.errors import UserError
 from rlhf.training.distributed import device, world_size
 

@@ -1,0 +1,69 @@
+"""Validation of a configuration, and the points of its sweeps."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlhf.config.schema import Configuration, ExperimentSettings
+from rlhf.errors import UserError
+
+
+def parse(config: dict[str, Any]) -> Configuration:
+    """Validate a configuration dictionary.
+
+    Raises:
+        UserError: listing every mistake with the path of its key.
+    """
+    try:
+        return Configuration.model_validate(config)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def deep_merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`overlay` over `base`: dictionaries are merged, everything else is replaced. Neither is changed."""
+    merged = copy.deepcopy(base)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = deep_merge(merged[key], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def expand(name: str, experiment: dict[str, Any]) -> Iterator[tuple[dict[str, Any], ExperimentSettings]]:
+    """Every point of the sweep with its settings."""
+    sweep = experiment.get("sweep") or {}
+    for values in itertools.product(*sweep.values()):
+        point = dict(zip(sweep, values, strict=True))
+        overlay: dict[str, Any] = {}
+        for key, value in point.items():
+            overlay = deep_merge(overlay, _nested(key.split("."), value))
+        try:
+            yield point, ExperimentSettings.model_validate(deep_merge(experiment, overlay))
+        except ValidationError as error:
+            raise UserError(_explain(error, prefix=f"experiments.{name}", point=point)) from None
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: _nested(keys[1:], value) if len(keys) > 1 else value}
+
+
+def _explain(error: ValidationError, prefix: str = "", point: dict[str, Any] | None = None) -> str:
+    lines = []
+    for item in error.errors():
+        place = ".".join(part for part in (prefix, *(str(key) for key in item["loc"])) if part) or "configuration"
+        message = item["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+        number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
+        lines.append(f"{place}: {message}{given}{number}")
+    where = f" at sweep point {point}" if point else ""
+    return f"the configuration has {len(lines)} mistake(s){where}:\n  " + "\n  ".join(lines)
+
+
+def _looks_like_exponent(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) is not None

@@ -1,0 +1,76 @@
+"""The plan: all runs of a configuration and the stages they share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rlhf.config.requirements import Requirement
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the DAG: what it computes, from what, and how it runs."""
+
+    kind: str
+    id: str
+    settings: dict[str, Any]
+    upstream: dict[str, Any]
+    seed: int | None = None
+    execution: dict[str, Any] = field(default_factory=dict)
+    local_files: tuple[str, ...] = ()
+    place: str = ""  # where the configuration defines it, for messages
+
+    def spec(self) -> dict[str, Any]:
+        """The content of the stage's spec.yaml."""
+        return {
+            "schema_version": 1,
+            "stage": self.kind,
+            "id": self.id,
+            "seed": self.seed,
+            "settings": self.settings,
+            "upstream": self.upstream,
+            "execution": self.execution,
+            "place": self.place,
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment with one seed at one point of its sweep; `stages` maps stage kind to stage ID."""
+
+    experiment: str
+    point: dict[str, Any]
+    seed: int
+    stages: dict[str, str]
+    samples: int  # answers shown in the sample table
+
+
+@dataclass
+class Plan:
+    """All runs of a configuration and the stages they share."""
+
+    runs: list[Run] = field(default_factory=list)
+    stages: dict[tuple[str, str], Stage] = field(default_factory=dict)
+    requirements: dict[str, list[Requirement]] = field(default_factory=dict)  # model ID -> what is asked of it
+
+    def add(self, stage: Stage) -> str:
+        """Add a stage unless it is there already; returns its ID."""
+        self.stages.setdefault((stage.kind, stage.id), stage)
+        return stage.id
+
+    def require(self, model: str, requirements: list[Requirement]) -> None:
+        """Note what an experiment asks of a model."""
+        known = self.requirements.setdefault(model, [])
+        known += [requirement for requirement in requirements if requirement not in known]
+
+    def spec(self, kind: str, id: str) -> dict[str, Any]:
+        """The content of a stage's spec.yaml; a model's also says what is asked of it."""
+        spec = self.stages[kind, id].spec()
+        if kind == "model":
+            spec["requirements"] = [asdict(requirement) for requirement in self.requirements[id]]
+        return spec
+
+    def of_kind(self, kind: str) -> list[Stage]:
+        """The stages of one kind, in the order in which they were resolved."""
+        return [stage for (stage_kind, _), stage in self.stages.items() if stage_kind == kind]

@@ -1,0 +1,97 @@
+"""Settings of datasets and models: where they come from, and how they are read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlhf.config.section import DataSplit, Section, Share
+
+
+class DatasetSource(Section):
+    """Where a dataset comes from: exactly one of `hub`, `path`, `generator`."""
+
+    hub: str | None = Field(None, description="Name of a hub dataset, for example `Dahoas/rm-static`.")
+    revision: str | None = Field(None, description="Commit or tag of the hub dataset; unset takes the newest.")
+    name: str | None = Field(None, description="Configuration name of the hub dataset.")
+    path: str | list[str] | dict[str, str] | None = Field(
+        None,
+        description="Local files (json, jsonl, csv, tsv, parquet, optionally .gz), a folder written by "
+        "`save_to_disk`, a list of files, or `{train: ..., eval: ...}`.",
+    )
+    generator: str | None = Field(None, description="`module:function` that yields rows; called with `arguments`.")
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the generator.")
+    train_split: str = Field("train", description="Split used for training.")
+    eval_split: str | None = Field(None, description="Split used as unseen data; unset holds out `eval_share`.")
+    eval_share: Share = Field(0.1, description="Share of rows held out as unseen data where there is no eval split.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        given = [key for key in ("hub", "path", "generator") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of hub, path, generator (given: {', '.join(given) or 'none'})")
+        return self
+
+
+class DatasetSettings(Section):
+    """A dataset and how its rows become prompt / chosen / rejected."""
+
+    source: DatasetSource = Field(description="Where the rows come from.")
+    shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons"] | None = Field(
+        None, description="Shape of a row; unset uses the ready mapping of a known hub dataset, else `pairs`."
+    )
+    columns: dict[str, str] = Field({}, description="Role -> column; dots reach into nested fields.")
+    prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
+    answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    data_split: DataSplit | None = Field(
+        None, description="Overrides the experiment's `data_split` for this dataset; `1,0,0` is for SFT only."
+    )
+    max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
+    gold_reward: str | None = Field(
+        None, description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists."
+    )
+
+
+class ModelSource(Section):
+    """A hub model or a local Hugging Face folder: exactly one of `hub`, `path`."""
+
+    hub: str | None = Field(None, description="Name of a hub model, for example `facebook/opt-1.3b`.")
+    revision: str | None = Field(None, description="Commit or tag of the hub model; unset takes the newest.")
+    path: str | None = Field(None, description="Local model folder with its tokenizer.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.hub is None) == (self.path is None):
+            raise ValueError("give exactly one of hub, path")
+        return self
+
+
+class TokenizerSettings(Section):
+    """A tokenizer made for a model that starts from scratch."""
+
+    dataset: str = Field(description="Dataset whose texts it is trained on.")
+    kind: Literal["words", "bpe"] = Field("words", description="One token per word, or byte-level BPE.")
+    vocab_size: int = Field(4096, ge=16, description="Largest vocabulary, special tokens included.")
+
+
+class ModelSettings(Section):
+    """A model to start from."""
+
+    source: ModelSource | Literal["scratch"] = Field(description="Hub name, local folder, or `scratch`.")
+    architecture: dict[str, Any] = Field(
+        {}, description="For `scratch`: `model_type` and the keys of that Hugging Face configuration class."
+    )
+    tokenizer: TokenizerSettings | None = Field(None, description="For `scratch`: the tokenizer to train.")
+    seed: int = Field(0, ge=0, description="For `scratch`: seed of the initial weights.")
+    eos_token: str | None = Field(None, description="Token that ends an answer, where the tokenizer's own is wrong.")
+    pad_token: str | None = Field(None, description="Padding token; unset takes the tokenizer's, or adds one.")
+    trust_remote_code: bool = Field(False, description="Allow code from the model repository to run. Unsafe.")
+
+    @model_validator(mode="after")
+    def _scratch_is_complete(self) -> Self:
+        if self.source == "scratch" and ("model_type" not in self.architecture or self.tokenizer is None):
+            raise ValueError("source: scratch needs architecture.model_type and tokenizer.dataset")
+        if self.source != "scratch" and (self.architecture or self.tokenizer):
+            raise ValueError("architecture and tokenizer belong to source: scratch only")
+        return self

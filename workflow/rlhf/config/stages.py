@@ -1,0 +1,156 @@
+"""Settings of the stages: training of the three phases, and evaluation.
+
+Keys under `execution` say how a stage runs, not what it computes, and are no part of a stage's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rlhf.config.section import Section, Share
+
+Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+class Optimization(Section):
+    """Optimizer, schedule and adapters of one trained model."""
+
+    learning_rate: float = Field(9.65e-6, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW decay; not applied to biases and norms.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="First-moment decay of AdamW.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="Second-moment decay of AdamW.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
+    gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 switches clipping off.")
+    lr_scheduler_type: Scheduler = Field("cosine", description="Learning-rate schedule after warm-up.")
+    num_warmup_steps: int = Field(0, ge=0, description="Linear warm-up, in optimizer steps.")
+    dropout: Share | None = Field(None, description="Overrides every dropout of the model; unset keeps its own.")
+    lora_dim: int = Field(0, ge=0, description="LoRA rank; 0 trains without adapters.")
+    lora_alpha: float | None = Field(None, gt=0, description="LoRA numerator: scale = lora_alpha / lora_dim; unset: 1.")
+    lora_module_name: str = Field("decoder.layers.", description="Linear modules whose name contains this get LoRA.")
+    lora_learning_rate: float = Field(5e-4, gt=0, description="Learning rate of the LoRA matrices.")
+    only_optimize_lora: bool = Field(False, description="Freeze everything but the LoRA matrices (and a value head).")
+
+
+class ActorOptimization(Optimization):
+    """Training of the policy in PPO."""
+
+    num_warmup_steps: int = Field(100, ge=0, description="Linear warm-up, in optimizer steps.")
+    dropout: float = Field(
+        0.0, ge=0, le=0, description="Must be 0: dropout makes old and new log-probabilities differ."
+    )
+
+
+class CriticOptimization(ActorOptimization):
+    """Training of the value model in PPO."""
+
+    learning_rate: float = Field(5e-6, gt=0, description="Peak learning rate.")
+
+
+class Execution(Section):
+    """How a stage runs. Cannot change a result beyond rounding, so it is no part of a stage's identity."""
+
+    nodes: int = Field(1, ge=1, description="Nodes.")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs per node; 0 runs on the CPU.")
+    threads: int = Field(1, ge=1, description="CPU threads of each process.")
+    mem_mb: int = Field(4000, ge=1, description="Host memory per node, in MB.")
+    runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
+    deepspeed_config: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the generated ones.")
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes: one per GPU, or one on the CPU."""
+        return self.nodes * max(1, self.gpus_per_node)
+
+
+class TrainExecution(Execution):
+    """How an SFT or reward stage runs."""
+
+    per_device_train_batch_size: int = Field(8, ge=1, description="Sequences (SFT) or pairs (reward) per micro-batch.")
+    per_device_eval_batch_size: int = Field(16, ge=1, description="The same in evaluation.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
+    offload: bool = Field(False, description="Keep optimizer state (and ZeRO-3 parameters) in host memory.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+
+
+class PpoExecution(Execution):
+    """How a PPO stage runs."""
+
+    per_device_generation_batch_size: int = Field(16, ge=1, description="Prompts per generation batch.")
+    per_device_training_batch_size: int = Field(16, ge=1, description="Answers per scoring and training micro-batch.")
+    actor_zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage of the policy.")
+    critic_zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage of the value model.")
+    actor_gradient_checkpointing: bool = Field(False, description="Recompute the policy's activations.")
+    critic_gradient_checkpointing: bool = Field(False, description="Recompute the value model's activations.")
+    offload: bool = Field(False, description="Keep optimizer states (and ZeRO-3 parameters) in host memory.")
+    offload_reference_model: bool = Field(False, description="Keep the reference model in host memory.")
+    offload_reward_model: bool = Field(False, description="Keep the reward model in host memory.")
+
+
+class _Supervised(Optimization):
+    global_batch_size: int = Field(32, ge=1, description="Sequences (SFT) or pairs (reward) per optimizer step.")
+    num_train_epochs: int = Field(1, ge=1, description="Passes over the training data.")
+    max_seq_len: int = Field(512, ge=2, description="Longest prompt + answer, in tokens; longer rows are counted out.")
+    max_eval_rows: int = Field(1000, ge=1, description="Unseen rows used to evaluate, at most.")
+    dtype: Dtype = Field("bf16", description="Precision of the weights in training.")
+    execution: TrainExecution = Field(TrainExecution(), description="How the stage runs.")
+
+
+class SftSettings(_Supervised):
+    """Supervised fine-tuning on prompt + chosen; the loss counts answer tokens only."""
+
+
+class RewardSettings(_Supervised):
+    """Reward model: last-token Bradley-Terry loss on pairs."""
+
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not applied to biases and norms.")
+
+
+class PpoSettings(Section):
+    """PPO against the reward model, with a KL penalty towards the SFT model."""
+
+    num_train_epochs: int = Field(1, ge=1, description="Passes over the prompts, unless `iterations` is given.")
+    iterations: int | None = Field(None, ge=1, description="Rollouts; unset follows from `num_train_epochs`.")
+    prompts_per_rollout: int = Field(64, ge=1, description="Prompts per rollout, over all processes.")
+    ppo_epochs: int = Field(1, ge=1, description="Passes over each rollout.")
+    minibatches: int = Field(1, ge=1, description="Optimizer steps per pass; divides `prompts_per_rollout`.")
+    max_prompt_seq_len: int = Field(256, ge=1, description="Longest prompt, in tokens; longer ones are counted out.")
+    max_answer_seq_len: int = Field(256, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature, used in every log-probability.")
+    kl_coefficient: float = Field(0.1, ge=0, description="Weight of the per-token KL penalty in the reward.")
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    clip_range: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
+    value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
+    reward_clip: float = Field(5.0, gt=0, description="Clip of the normalised score.")
+    whiten_advantages: bool = Field(True, description="Mean 0 and variance 1 over all answer tokens of a rollout.")
+    missing_eos_penalty: float = Field(1.0, ge=0, description="Subtracted from the score of an answer without end.")
+    max_sampling_logprob_error: float = Field(
+        1e-4, gt=0, description="Largest difference of sampling and training log-probabilities (fp32)."
+    )
+    max_first_ratio_error: float = Field(
+        1e-6, gt=0, description="Largest |ratio - 1| on the first minibatch of a rollout (fp32)."
+    )
+    dtype: Dtype = Field("bf16", description="Precision of the weights.")
+    actor: ActorOptimization = Field(ActorOptimization(), description="Training of the policy.")
+    critic: CriticOptimization = Field(CriticOptimization(), description="Training of the value model.")
+    execution: PpoExecution = Field(PpoExecution(), description="How the stage runs.")
+
+
+class EvaluateExecution(Execution):
+    """How an evaluation stage runs."""
+
+    per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch.")
+
+
+class EvaluationSettings(Section):
+    """What the evaluation stages measure."""
+
+    prompts: int = Field(256, ge=1, description="Unseen prompts answered by the policy and by the SFT model.")
+    best_of_n: int = Field(4, ge=1, description="Answers per prompt sampled from the SFT model.")
+    samples: int = Field(20, ge=0, description="Answers shown in the sample table.")
+    seed: int = Field(1234, ge=0, description="Seed of the sampled answers.")
+    execution: EvaluateExecution = Field(EvaluateExecution(), description="How the stages run.")

@@ -1,0 +1,136 @@
+"""From the rows of a source to examples: columns are looked up, rows read, ratings paired, bad rows given a reason."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rlhf.data.shapes import SHAPES, BadRow, Example, Formats, Row, Shape, as_number, checked
+from rlhf.errors import UserError
+
+MISSING = object()
+
+
+def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Iterator[tuple[int, Example | str]]:
+    """Read rows of the configured shape.
+
+    Args:
+        rows: source rows.
+        settings: dataset settings with the mapping filled in (`rlhf.data.mappings.with_mapping`).
+        place: configuration path of the dataset, for messages.
+
+    Yields:
+        The row's number in the source, and an example or the reason why there is none.
+
+    Raises:
+        UserError: a role is unknown, or its column is in no row.
+    """
+    shape = SHAPES[settings["shape"]]
+    columns = _columns(shape, settings, place)
+    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"])
+    _require_formats(settings, place)
+    seen: set[str] = set()
+    available: dict[str, None] = {}
+    fields_of_rows = []
+    count = 0
+    for count, row in enumerate(rows, start=1):
+        if isinstance(row, dict):
+            available |= dict.fromkeys(row)
+        fields = {role: _lookup(row, path) for role, path in columns.items()}
+        seen |= {role for role, value in fields.items() if value is not MISSING}
+        if settings["shape"] == "ratings":
+            fields_of_rows.append((count - 1, row, fields))
+        else:
+            yield count - 1, _read(shape, row, fields, formats)
+    if count:
+        _require_columns(shape, columns, seen, list(available), place)
+    if fields_of_rows:
+        yield from _rated(fields_of_rows, formats)
+
+
+def _read(shape: Shape, row: Any, fields: Row, formats: Formats) -> Example | str:
+    try:
+        if not isinstance(row, dict):
+            raise BadRow("wrong type")
+        present = {role: value for role, value in fields.items() if value is not MISSING and value is not None}
+        if set(shape.columns) - shape.optional - set(present):
+            raise BadRow("missing field")
+        return checked(shape.read(present, formats))
+    except BadRow as reason:
+        return str(reason)
+
+
+def _rated(rows: list[tuple[int, Any, Row]], formats: Formats) -> Iterator[tuple[int, Example | str]]:
+    """Pair the answers of each prompt: best with worst, second with second worst, and so on."""
+    groups: dict[str, list[tuple[float, int, Example]]] = defaultdict(list)
+    for number, row, fields in rows:
+        example = _read(SHAPES["ratings"], row, fields, formats)
+        if isinstance(example, str):
+            yield number, example
+            continue
+        try:
+            groups[example.prompt].append((as_number(fields["rating"]), number, example))
+        except BadRow as reason:
+            yield number, str(reason)
+    for answers in groups.values():
+        answers.sort(key=lambda answer: (-answer[0], answer[1]))
+        for best, worst in zip(answers[: len(answers) // 2], reversed(answers), strict=False):
+            yield best[1], _paired(best, worst)
+        if len(answers) % 2:
+            yield answers[len(answers) // 2][1], "no partner"
+
+
+def _paired(best: tuple[float, int, Example], worst: tuple[float, int, Example]) -> Example | str:
+    if best[0] == worst[0]:
+        return "tie"
+    example = Example(best[2].prompt, best[2].chosen, worst[2].chosen, best[2].subset)
+    return "identical pair" if example.chosen == example.rejected else example
+
+
+def _columns(shape: Shape, settings: dict[str, Any], place: str) -> dict[str, str]:
+    unknown = set(settings["columns"]) - set(shape.columns)
+    if unknown:
+        roles = ", ".join(shape.columns)
+        raise UserError(
+            f"{place}.columns: {', '.join(sorted(unknown))}: shape {settings['shape']} has the roles {roles}"
+        )
+    return shape.columns | settings["columns"]
+
+
+def _require_formats(settings: dict[str, Any], place: str) -> None:
+    prompt_fields = ("instruction", "input") if settings["shape"] == "instructions" else ("prompt",)
+    for key, fields in (("prompt_format", prompt_fields), ("answer_format", ("answer",))):
+        try:
+            (settings[key] or "").format(**dict.fromkeys(fields, ""))
+        except (KeyError, IndexError, ValueError) as error:
+            known = ", ".join(f"{{{field}}}" for field in fields)
+            raise UserError(f"{place}.{key}: {settings[key]!r} is no template of {known} ({error})") from None
+
+
+def _require_columns(shape: Shape, columns: dict[str, str], seen: set[str], available: list[str], place: str) -> None:
+    """An optional role may be absent under its default name, but not where the configuration names its column."""
+    for role, column in columns.items():
+        if role in seen or (role in shape.optional and column == shape.columns[role]):
+            continue
+        near = difflib.get_close_matches(column.split(".")[0], available, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "map it to one of them"
+        raise UserError(
+            f"{place}.columns.{role}: no row has a column {column!r}; the columns are {', '.join(available)}; {hint}"
+        )
+
+
+def _lookup(row: Any, path: str) -> Any:
+    """The value at a dotted path; a number is an index into a list. `MISSING` where there is none."""
+    value = row
+    if isinstance(row, dict) and path in row:
+        return row[path]
+    for part in path.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return MISSING
+    return value

@@ -1,0 +1,3 @@
+"""The three phases, in the order of the proportions in `data_split`."""
+
+PHASES = ("sft", "reward", "ppo")
