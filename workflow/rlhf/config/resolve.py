@@ -186,11 +186,10 @@ class _Resolver:
         proportions = [
             self._configuration.datasets[name].data_split or settings.data_split for name in settings.data_path
         ]
-        for phase, shares in zip(PHASES, zip(*(split.split(",") for split in proportions), strict=True), strict=True):
-            if not any(float(share) for share in shares):
-                raise UserError(
-                    f"{self._place}.data_split: {' and '.join(proportions)} leaves phase {phase} without data"
-                )
+        for place, phase in enumerate(PHASES):
+            if not any(float(split.split(",")[place]) for split in proportions):
+                given = " and ".join(proportions)
+                raise UserError(f"{self._place}.data_split: {given} leaves phase {phase} without data")
         return proportions
 
     def _split(self, dataset: str, data_split: str, seed: int) -> str:
