@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ ENVIRONMENT = os.environ | {
     # As in an activated environment: rules call `python` and `deepspeed`.
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": str(ROOT / "workflow"),
+    # Where DeepSpeed would put operators that it compiles at run time.
+    "TORCH_EXTENSIONS_DIR": tempfile.mkdtemp(prefix="torch-extensions-"),
 }
 
 

@@ -34,6 +34,11 @@ def test_the_run_ends_by_saying_where_things_are(finished):
     assert "snakemake --report results/report.html" in text
 
 
+def test_nothing_was_compiled_on_the_way(finished):
+    """A compilation costs each stage half a minute or more, and a killed one hangs all later runs."""
+    assert list(Path(ENVIRONMENT["TORCH_EXTENSIONS_DIR"]).iterdir()) == []
+
+
 def with_change(finished, key: str, value) -> dict:
     config = yaml.safe_load(finished.config_file.read_text())
     section = config["defaults"]

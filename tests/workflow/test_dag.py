@@ -77,6 +77,13 @@ def test_recipes_pass_a_dry_run_on_cached_data(tmp_path, recipe):
     assert jobs["train_sft"] == jobs["train_reward"] == jobs["train_ppo"] == 1
 
 
+def test_the_slurm_profile_submits_every_stage(tmp_path):
+    profile = ("--profile", ROOT / "profiles/slurm")
+    jobs = dry_run(tmp_path, ROOT / "config/config.yaml", *map(str, profile))
+    assert jobs["train_ppo"] == 4
+    assert jobs["all"] == 1
+
+
 def test_recipes_exist():
     assert len(CONFIGURATIONS) >= 6
 
