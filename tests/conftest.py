@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def repo_root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def group() -> Iterator[None]:
+    """A process group of one, as a training script has it."""
+    from rlhf.training.distributed import processes  # imports torch, which most tests of the workflow do not need
+
+    with processes():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Tiny models of several families, made here because no test may need a hub."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-from rlhf.training.distributed import processes
 
 VOCABULARY = 50
 FAMILIES = {
@@ -81,13 +78,6 @@ def family_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def gpt2_folder(tmp_path: Path) -> Path:
     """A tiny GPT-2: absolute positions, so that wrong position ids show."""
     return make_model(tmp_path / "gpt2", "gpt2")
-
-
-@pytest.fixture(scope="session")
-def group() -> Iterator[None]:
-    """A process group of one, as a training script has it."""
-    with processes():
-        yield
 
 
 class ListCorpus:

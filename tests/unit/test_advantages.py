@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.ppo.advantages import final_score, generalised_advantages, token_rewards, whiten
+from rlhf.ppo.advantages import (
+    final_score,
+    generalised_advantages,
+    group_relative_advantages,
+    leave_one_out_advantages,
+    scale_rewards,
+    token_rewards,
+    whiten,
+)
 
 
 def random_rollout(seed: int, batch: int = 4, width: int = 7):
@@ -48,32 +56,67 @@ def test_what_lies_after_the_end_cannot_influence_advantages():
 
 
 def test_score_is_added_once_at_the_last_token():
-    lengths, mask, logprobs, _ = random_rollout(5)
+    lengths, mask, *_ = random_rollout(5)
     score = torch.tensor([1.0, -2.0, 3.0, 4.0])
-    rewards = token_rewards(logprobs, logprobs, score, mask, kl_coefficient=0.1)
+    rewards = token_rewards(torch.zeros_like(mask), score, mask)
     for row, length in enumerate(lengths.tolist()):
         expected = [0.0] * mask.shape[1]
         expected[length - 1] = float(score[row])
         assert rewards[row].tolist() == expected
 
 
-def test_kl_penalty_is_the_k1_estimator_inside_the_mask():
-    lengths, mask, logprobs, ref_logprobs = random_rollout(6)
-    rewards = token_rewards(logprobs, ref_logprobs, torch.zeros(4), mask, kl_coefficient=0.3)
+def test_a_penalty_counts_at_its_token_and_inside_the_mask_only():
+    lengths, mask, penalty, _ = random_rollout(6)
+    rewards = token_rewards(penalty, torch.zeros(4), mask)
     for row, length in enumerate(lengths.tolist()):
-        for t in range(mask.shape[1]):
-            expected = -0.3 * float(logprobs[row, t] - ref_logprobs[row, t]) if t < length else 0.0
-            assert float(rewards[row, t]) == pytest.approx(expected, abs=1e-6)
+        expected = [-float(penalty[row, t]) if t < length else 0.0 for t in range(mask.shape[1])]
+        assert rewards[row].tolist() == pytest.approx(expected)
 
 
-def test_k1_in_the_reward_estimates_the_divergence_of_two_categoricals():
-    generator = torch.Generator().manual_seed(0)
-    policy, reference = torch.randn(2, 5, generator=generator).log_softmax(-1)
-    draws = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
-    mask = torch.ones(len(draws), 1)
-    rewards = token_rewards(policy[draws, None], reference[draws, None], torch.zeros(len(draws)), mask, 1.0)
-    exact = float((policy.exp() * (policy - reference)).sum())
-    assert -float(rewards.mean()) == pytest.approx(exact, abs=0.01)
+def groups(rewards, mask, size):
+    """Whole reward of each answer, by prompt, in float64."""
+    totals = (rewards.double() * mask.double()).sum(1).tolist()
+    return [totals[start : start + size] for start in range(0, len(totals), size)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_leave_one_out_subtracts_the_mean_of_the_others(size):
+    lengths, mask, rewards, _ = random_rollout(8, batch=6)
+    advantages = leave_one_out_advantages(rewards, mask, size)
+    for prompt, group in enumerate(groups(rewards, mask, size)):
+        for place, total in enumerate(group):
+            others = [value for other, value in enumerate(group) if other != place]
+            row = prompt * size + place
+            expected = total - sum(others) / len(others)
+            np.testing.assert_allclose(advantages[row, : lengths[row]], expected, atol=1e-5)
+            assert torch.all(advantages[row, lengths[row] :] == 0)
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_group_relative_advantages_are_centred_and_scaled_within_a_prompt(size):
+    lengths, mask, rewards, _ = random_rollout(9, batch=6)
+    advantages = group_relative_advantages(rewards, mask, size)
+    for prompt, group in enumerate(groups(rewards, mask, size)):
+        mean, deviation = np.mean(group), np.std(group, ddof=1)
+        for place, total in enumerate(group):
+            row = prompt * size + place
+            expected = (total - mean) / (deviation + 1e-4)
+            np.testing.assert_allclose(advantages[row, : lengths[row]], expected, atol=1e-4)
+            assert torch.all(advantages[row, lengths[row] :] == 0)
+
+
+def test_a_group_of_equal_rewards_teaches_nothing():
+    mask = torch.ones(4, 3)
+    for estimate in (leave_one_out_advantages, group_relative_advantages):
+        assert torch.all(estimate(mask * 2.0, mask, 4) == 0)
+
+
+def test_scaled_rewards_keep_their_sign_and_ratio():
+    _, mask, rewards, _ = random_rollout(10)
+    scaled = scale_rewards(rewards, mask)
+    valid = rewards[mask.bool()].double().numpy()
+    np.testing.assert_allclose(scaled[mask.bool()], valid / np.sqrt(valid.var() + 1e-8), atol=1e-5)
+    assert torch.all(scaled[mask == 0] == 0)
 
 
 def test_whitening_covers_all_valid_tokens_with_biased_variance():

@@ -9,12 +9,13 @@ import torch
 from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward_backbone
-from rlhf.models.scores import TokenScorer
+from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo.experience import make_experience, rollout_metrics
-from rlhf.ppo.loop import prompt_order
-from rlhf.ppo.rollout import Samples, generate, reference_scores
+from rlhf.ppo.reward import SameTokens
+from rlhf.ppo.rollout import Samples, generate
 from rlhf.ppo.sampling import Answer
-from rlhf.ppo.update import minibatches, update
+from rlhf.ppo.scoring import Scorers, score_samples
+from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.training.engine import EngineSettings, Trainer
 
 SETTINGS = PpoSettings(
@@ -46,12 +47,23 @@ def rollout(gpt2_folder, group):
     with actor.evaluation():
         samples = generate(policy, prompts, list(range(8)), 3, 10, 1.0)
 
+    def reference_logits(part):
+        return answer_logits(reference, part.input_ids, part.attention_mask, part.width)
+
     def score(shares):
+        scorers = Scorers(actor.engine, reference_logits, critic.engine, SameTokens(reward, pad_id=0))
         with actor.evaluation(), critic.evaluation():
-            flat = [micro for part in shares for micro in part]
-            return reference_scores(samples, flat, actor.engine, reference, critic.engine, reward, 0, 1.0)
+            return score_samples(samples, [micro for part in shares for micro in part], scorers, 1.0)
 
     return SimpleNamespace(actor=actor, critic=critic, samples=samples, score=score)
+
+
+def make(samples, scores, **changes):
+    return make_experience(samples, scores, SETTINGS | changes, kl_coefficient=0.1)
+
+
+def train(rollout, experience, partitions, **changes):
+    return PpoUpdate(rollout.actor, rollout.critic, SETTINGS | changes, pad_id=0).run(experience, partitions)
 
 
 def test_scores_do_not_depend_on_the_micro_batches(rollout):
@@ -62,23 +74,25 @@ def test_scores_do_not_depend_on_the_micro_batches(rollout):
 
 def test_first_ratio_is_exactly_one_and_later_ones_are_not(rollout):
     partitions = [minibatches(rollout.samples, SETTINGS, 3, seed) for seed in (1, 2)]
-    experience = make_experience(rollout.samples, rollout.score(partitions[0]), SETTINGS)
-    statistics = update(rollout.actor, rollout.critic, experience, partitions, SETTINGS, pad_id=0)
+    experience = make(rollout.samples, rollout.score(partitions[0]))
+    statistics = train(rollout, experience, partitions)
     assert statistics.first_ratio_error == 0.0
     metrics = statistics.metrics()
     assert metrics["ratio_max"] > 1.0
     assert metrics["approx_kl"] > 0.0
-    assert len(statistics.norms) == SETTINGS["ppo_epochs"] * SETTINGS["minibatches"]
+    assert (
+        len(statistics.actor_norms) == len(statistics.critic_norms) == SETTINGS["ppo_epochs"] * SETTINGS["minibatches"]
+    )
 
 
 def test_a_wrong_old_logprob_stops_the_update_before_the_weights_move(rollout):
     partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
     scores = rollout.score(partitions[0])
     scores.logprobs.add_(1e-3)
-    experience = make_experience(rollout.samples, scores, SETTINGS)
+    experience = make(rollout.samples, scores)
     before = [parameter.detach().clone() for parameter in rollout.actor.module.parameters()]
     with pytest.raises(UserError, match="first minibatch"):
-        update(rollout.actor, rollout.critic, experience, partitions, SETTINGS, pad_id=0)
+        train(rollout, experience, partitions)
     assert all(torch.equal(a, b) for a, b in zip(before, rollout.actor.module.parameters(), strict=True))
 
 
@@ -97,10 +111,10 @@ def test_the_update_learns_what_the_advantages_say(rollout):
     """Raise the probability of one sample's answer, lower the others'."""
     partitions = [minibatches(rollout.samples, SETTINGS, 8, seed) for seed in range(4)]
     scores = rollout.score(partitions[0])
-    experience = make_experience(rollout.samples, scores, SETTINGS)
+    experience = make(rollout.samples, scores)
     experience.advantages.copy_(-experience.mask)
     experience.advantages[2] = experience.mask[2]
-    update(rollout.actor, rollout.critic, experience, partitions, SETTINGS, pad_id=0)
+    train(rollout, experience, partitions)
     after = rollout.score(partitions[0])
     change = ((after.logprobs - scores.logprobs) * experience.mask).sum(1)
     assert change[2] > 0
@@ -108,10 +122,9 @@ def test_the_update_learns_what_the_advantages_say(rollout):
 
 
 def test_values_move_towards_the_returns(rollout):
-    partitions = [minibatches(rollout.samples, SETTINGS | {"value_clip_range": 100.0}, 8, seed) for seed in range(8)]
-    experience = make_experience(rollout.samples, rollout.score(partitions[0]), SETTINGS)
-    settings = SETTINGS | {"value_clip_range": 100.0}
-    update(rollout.actor, rollout.critic, experience, partitions, settings, pad_id=0)
+    partitions = [minibatches(rollout.samples, SETTINGS, 8, seed) for seed in range(8)]
+    experience = make(rollout.samples, rollout.score(partitions[0]))
+    train(rollout, experience, partitions, value_clip_range=None)
     error = [
         float(((values - experience.returns).square() * experience.mask).sum())
         for values in (experience.scores.values, rollout.score(partitions[0]).values)
@@ -122,7 +135,7 @@ def test_values_move_towards_the_returns(rollout):
 def test_metrics_of_a_rollout_count_answer_tokens_only(rollout):
     partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
     scores = rollout.score(partitions[0])
-    experience = make_experience(rollout.samples, scores, SETTINGS)
+    experience = make(rollout.samples, scores)
     metrics = rollout_metrics(experience)
     lengths = rollout.samples.answer_lengths
     kl = [float((scores.logprobs[i, :n] - scores.ref_logprobs[i, :n]).sum()) for i, n in enumerate(lengths)]
@@ -142,14 +155,7 @@ def test_experience_with_no_kl_and_no_discount_returns_the_score_everywhere():
     scores = SimpleNamespace(
         logprobs=zero, ref_logprobs=zero, values=zero, score=torch.tensor([2.0, 3.0]), entropy=zero
     )
-    settings = SETTINGS | {"kl_coefficient": 0.0, "gamma": 1.0, "gae_lambda": 1.0, "missing_eos_penalty": 0.5}
-    experience = make_experience(samples, scores, settings)
+    settings = SETTINGS | {"gamma": 1.0, "gae_lambda": 1.0, "missing_eos_penalty": 0.5}
+    experience = make_experience(samples, scores, settings, kl_coefficient=0.0)
     assert experience.mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert experience.returns.tolist() == [[2.0, 2.0, 0.0], [2.5, 2.5, 2.5]]
-
-
-def test_prompts_come_in_a_new_order_each_pass_and_none_is_missed():
-    order = prompt_order(5, seed=1)
-    passes = [[next(order) for _ in range(5)] for _ in range(6)]
-    assert all(sorted(part) == [0, 1, 2, 3, 4] for part in passes)
-    assert len({tuple(part) for part in passes}) > 1

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.consistency import require_consistency
 from rlhf.config.expand import deep_merge, expand, parse
 from rlhf.config.identity import slug, stage_id
 from rlhf.config.plan import Plan, Run, Stage
@@ -58,7 +59,7 @@ class _Resolver:
 
     def run(self, settings: ExperimentSettings, seed: int) -> dict[str, str]:
         """Add all stages of a run; returns stage kind -> ID."""
-        self._require_consistency(settings)
+        require_consistency(settings, self._place)
         datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
         policy = self._model(settings.policy, "policy")
         reward_base = self._model(settings.reward_model, "reward_model")
@@ -79,16 +80,6 @@ class _Resolver:
         ids["ppo"] = self._train("ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold})
         ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
         return ids
-
-    def _require_consistency(self, settings: ExperimentSettings) -> None:
-        # Not a check of the classes: those also validate defaults and overlays, which mean something together only.
-        if not settings.data_path:
-            raise UserError(f"{self._place}.data_path: name at least one dataset of `datasets`")
-        prompts, minibatches = settings.ppo.prompts_per_rollout, settings.ppo.minibatches
-        if prompts % minibatches:
-            raise UserError(
-                f"{self._place}.ppo: minibatches ({minibatches}) must divide prompts_per_rollout ({prompts})"
-            )
 
     def _evaluations(
         self,

@@ -120,14 +120,47 @@ class PpoSettings(Section):
     max_prompt_seq_len: int = Field(256, ge=1, description="Longest prompt, in tokens; longer ones are counted out.")
     max_answer_seq_len: int = Field(256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature, used in every log-probability.")
-    kl_coefficient: float = Field(0.1, ge=0, description="Weight of the per-token KL penalty in the reward.")
+    answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt; `rloo` and `grpo` need 2.")
+    advantage_estimator: Literal["gae", "rloo", "grpo"] = Field(
+        "gae",
+        description="`gae` needs a value model; `rloo` (leave-one-out baseline) and `grpo` (score relative to the "
+        "prompt's other answers) do not.",
+    )
+    kl_coefficient: float = Field(0.1, ge=0, description="Weight of the KL penalty: where adaptive, at the start.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="Per-token estimator: log ratio d; d^2 / 2; exp(-d) - 1 + d."
+    )
+    kl_in: Literal["reward", "loss"] = Field("reward", description="Subtracted from the reward, or added to the loss.")
+    kl_target: float | None = Field(
+        None, gt=0, description="KL in nats per answer that the coefficient adapts to; unset keeps it fixed."
+    )
+    kl_horizon: int = Field(10_000, ge=1, description="Answers over which an adaptive coefficient moves.")
     gamma: float = Field(1.0, ge=0, le=1, description="Discount.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
     clip_range: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
-    value_clip_range: float = Field(0.2, gt=0, description="Clip range of the value update.")
+    value_clip_range: float | None = Field(0.2, gt=0, description="Clip range of the value update; null: none.")
     reward_clip: float = Field(5.0, gt=0, description="Clip of the normalised score.")
+    normalise_score: bool = Field(True, description="Use the reward model's stored mean and deviation.")
+    whiten_rewards: bool = Field(
+        False, description="Divide token rewards by their deviation over the rollout; the mean stays."
+    )
     whiten_advantages: bool = Field(True, description="Mean 0 and variance 1 over all answer tokens of a rollout.")
     missing_eos_penalty: float = Field(1.0, ge=0, description="Subtracted from the score of an answer without end.")
+    critic_warmup_iterations: int = Field(
+        0, ge=0, description="First iterations in which only the value model is trained."
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Decay of an average of the policy's weights, saved beside it; unset: none."
+    )
+    ptx_coefficient: float = Field(
+        0.0, ge=0, description="Weight of the SFT loss mixed into the policy's (InstructGPT's pretraining mix)."
+    )
+    ptx_rows_per_step: int = Field(32, ge=1, description="SFT rows mixed into each optimizer step.")
+    reference: Literal["auto", "adapters_off", "separate"] = Field(
+        "auto",
+        description="The reference is the policy with its adapters off where only adapters train (no second copy), "
+        "else a model of its own.",
+    )
     max_sampling_logprob_error: float = Field(
         1e-4, gt=0, description="Largest difference of sampling and training log-probabilities (fp32)."
     )

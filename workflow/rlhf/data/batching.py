@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from rlhf.runtime.seeds import derive_seed
 
 MEGA_BATCHES = 32
 
@@ -33,6 +36,12 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.nd
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[cut : cut + batch_size] for cut in range(0, len(part), batch_size)]
     return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def shuffled_rows(rows: int, seed: int) -> Iterator[int]:
+    """All rows in a new random order in each pass, without end."""
+    for epoch in itertools.count():
+        yield from np.random.default_rng(derive_seed(seed, epoch)).permutation(rows).tolist()
 
 
 @dataclass(frozen=True)

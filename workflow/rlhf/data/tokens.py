@@ -138,19 +138,24 @@ def _load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 
 def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
-    prompts = tokenizer(batch["prompt"], split_special_tokens=True)["input_ids"]
-    if any(ids and ids[-1] == tokenizer.eos_token_id for ids in prompts):  # a tokenizer that ends every text with EOS
-        prompts = [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in prompts]
     return {
-        "prompt": prompts,
-        "chosen": _encode_answers(batch["prompt"], batch["chosen"], tokenizer),
-        "rejected": _encode_answers(batch["prompt"], batch["rejected"], tokenizer),
+        "prompt": encode_prompts(batch["prompt"], tokenizer),
+        "chosen": encode_answers(batch["prompt"], batch["chosen"], tokenizer),
+        "rejected": encode_answers(batch["prompt"], batch["rejected"], tokenizer),
     }
 
 
-def _encode_answers(
+def encode_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of prompts, with what the tokenizer puts before a text (BOS), never with an EOS after it."""
+    encoded = tokenizer(prompts, split_special_tokens=True)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded]  # some tokenizers end every text
+
+
+def encode_answers(
     prompts: list[str], answers: list[str | None], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
+    """Ids of answers as they follow their prompts, EOS included; empty where there is no answer."""
     texts = [_joined(prompt, answer or "") for prompt, answer in zip(prompts, answers, strict=True)]
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [

@@ -15,8 +15,9 @@ from rlhf.data.corpus import Corpus
 from rlhf.evaluation.frame import Evaluation, decode, require_same_prompts, unseen_prompts
 from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_rate, mean_and_error, win_rate
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
-from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
+from rlhf.models.scores import TokenScorer, answer_logits, token_logprobs
 from rlhf.ppo.experience import Judge
+from rlhf.ppo.reward import reward_scorer
 from rlhf.ppo.rollout import Samples
 from rlhf.ppo.sampling import Answer, sample_answers
 from rlhf.runtime.files import read_jsonl, write_jsonl
@@ -148,13 +149,15 @@ def _sample(evaluation: Evaluation, model: PreTrainedModel, corpus: Corpus, rows
 
 
 def _judge(evaluation: Evaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judged:
-    reward = TokenScorer.normalised(load_reward(folder, "fp32")).eval().to(device())
+    model = load_reward(folder, "fp32")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    scorer = TokenScorer.normalised(model).eval().to(device())
+    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer)
     score = np.zeros(len(samples))
     with torch.no_grad():
         for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
             part = samples.rectangle(micro.rows, tokenizer.pad_token_id, device())
-            values = reward(part.input_ids, part.attention_mask)
-            score[micro.rows] = last_token(values, part.attention_mask).cpu().numpy()
+            score[micro.rows] = reward(samples, micro.rows, part).cpu().numpy()
     texts = decode(tokenizer, [answer.ids for answer in samples.answers])
     judge: Judge | None = evaluation.judge()
     if judge is None:

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.ppo.advantages import final_score, generalised_advantages, token_rewards, whiten
-from rlhf.ppo.rollout import Samples, Scores
+from rlhf.ppo.advantages import (
+    final_score,
+    generalised_advantages,
+    group_relative_advantages,
+    leave_one_out_advantages,
+    scale_rewards,
+    token_rewards,
+    whiten,
+)
+from rlhf.ppo.kl import token_kl
+from rlhf.ppo.rollout import Samples
+from rlhf.ppo.scoring import Scores
 
 Judge = Callable[[str, str, bool], float]
 
@@ -24,41 +34,72 @@ class Experience:
     scores: Scores
     mask: Tensor
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None  # what the value model learns; None without one
+    kl_coefficient: float
 
 
-def make_experience(samples: Samples, scores: Scores, settings: dict[str, Any]) -> Experience:
-    """Rewards, advantages and returns of a rollout."""
+def make_experience(samples: Samples, scores: Scores, settings: dict[str, Any], kl_coefficient: float) -> Experience:
+    """Rewards, advantages and returns of a rollout.
+
+    Args:
+        samples: prompts and answers.
+        scores: what the models say about them.
+        settings: `PpoSettings`.
+        kl_coefficient: of this rollout.
+    """
     mask = (torch.arange(int(samples.answer_lengths.max())) < torch.from_numpy(samples.answer_lengths)[:, None]).float()
-    score = final_score(
-        scores.score, torch.from_numpy(samples.finished), settings["reward_clip"], settings["missing_eos_penalty"]
-    )
-    rewards = token_rewards(scores.logprobs, scores.ref_logprobs, score, mask, settings["kl_coefficient"])
-    advantages, returns = generalised_advantages(
-        rewards, scores.values, mask, settings["gamma"], settings["gae_lambda"]
-    )
+    rewards = _rewards(samples, scores, mask, settings, kl_coefficient)
+    returns = None
+    if scores.values is not None:
+        advantages, returns = generalised_advantages(
+            rewards, scores.values, mask, settings["gamma"], settings["gae_lambda"]
+        )
+    else:
+        compare = {"rloo": leave_one_out_advantages, "grpo": group_relative_advantages}
+        advantages = compare[settings["advantage_estimator"]](rewards, mask, settings["answers_per_prompt"])
     if settings["whiten_advantages"]:
         advantages = whiten(advantages, mask)
-    return Experience(samples, scores, mask, advantages, returns)
+    return Experience(samples, scores, mask, advantages, returns, kl_coefficient)
+
+
+def _rewards(samples: Samples, scores: Scores, mask: Tensor, settings: dict[str, Any], kl_coefficient: float) -> Tensor:
+    finished = torch.from_numpy(samples.finished)
+    score = final_score(scores.score, finished, settings["reward_clip"], settings["missing_eos_penalty"])
+    penalty = kl_coefficient * token_kl(scores.logprobs, scores.ref_logprobs, settings["kl_estimator"])
+    rewards = token_rewards(penalty if settings["kl_in"] == "reward" else torch.zeros_like(mask), score, mask)
+    return scale_rewards(rewards, mask) if settings["whiten_rewards"] else rewards
+
+
+def rollout_kl(experience: Experience) -> float:
+    """Mean over answers of log pi - log pi_SFT of the whole answer, in nats."""
+    scores = experience.scores
+    return float(((scores.logprobs - scores.ref_logprobs) * experience.mask).sum(1).mean())
 
 
 def rollout_metrics(experience: Experience) -> dict[str, float]:
     """What a rollout looks like before it is trained on."""
     samples, scores, mask = experience.samples, experience.scores, experience.mask
     tokens = float(mask.sum())
-    valid = mask.bool()
-    returns, values = experience.returns[valid], scores.values[valid]
-    spread = returns.var(correction=0)
     return {
         "score": float(scores.score.mean()),
         "score_std": float(scores.score.std(correction=0)),
-        "kl": float(((scores.logprobs - scores.ref_logprobs) * mask).sum(1).mean()),
+        "kl": rollout_kl(experience),
+        "kl_coefficient": experience.kl_coefficient,
         "entropy": float((scores.entropy * mask).sum()) / tokens,
         "response_length": float(samples.answer_lengths.mean()),
         "eos_share": float(samples.finished.mean()),
-        "explained_variance": float(1 - (returns - values).var(correction=0) / spread.clamp_min(1e-8)),
         "advantage_mean": float((experience.advantages * mask).sum()) / tokens,
+        **_value_metrics(experience),
     }
+
+
+def _value_metrics(experience: Experience) -> dict[str, float]:
+    if experience.returns is None or experience.scores.values is None:
+        return {}
+    valid = experience.mask.bool()
+    returns, values = experience.returns[valid], experience.scores.values[valid]
+    spread = returns.var(correction=0).clamp_min(1e-8)
+    return {"explained_variance": float(1 - (returns - values).var(correction=0) / spread)}
 
 
 def judge_samples(samples: Samples, tokenizer: PreTrainedTokenizerBase, judge: Judge) -> list[float]:

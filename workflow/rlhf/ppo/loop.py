@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import deepspeed
 import numpy as np
 from transformers import PreTrainedModel
 
-from rlhf.data.batching import MicroBatch
+from rlhf.data.batching import MicroBatch, shuffled_rows
 from rlhf.data.corpus import Corpus
 from rlhf.ppo.checks import require_same_distribution, sampling_error
-from rlhf.ppo.experience import Judge, judge_samples, make_experience, rollout_metrics
-from rlhf.ppo.models import PpoModels, load_models, require_one_tokenizer
-from rlhf.ppo.rollout import Samples, Scores, generate, reference_scores
-from rlhf.ppo.update import minibatches, update
+from rlhf.ppo.experience import Judge, judge_samples, make_experience, rollout_kl, rollout_metrics
+from rlhf.ppo.kl import KlController
+from rlhf.ppo.mix import PretrainingMix
+from rlhf.ppo.models import PpoModels, load_models
+from rlhf.ppo.rollout import Samples, generate
+from rlhf.ppo.scoring import score_samples
+from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.distributed import device
 from rlhf.training.stage import Stage
 
 logger = get_logger(__name__)
@@ -32,20 +34,30 @@ class Ppo:
 
     Args:
         stage: specification and paths.
-        models: the four models.
+        models: the models.
         prompts: training prompts.
         iterations: rollouts.
+        mix: SFT rows mixed into the policy's steps, or None.
         judge: gold reward of (prompt, answer, finished), logged for each rollout; never trained on. None where the
             experiment defines none.
     """
 
     def __init__(
-        self, stage: Stage, models: PpoModels, prompts: Corpus, iterations: int, judge: Judge | None = None
+        self,
+        stage: Stage,
+        models: PpoModels,
+        prompts: Corpus,
+        iterations: int,
+        mix: PretrainingMix | None = None,
+        judge: Judge | None = None,
     ) -> None:
-        self._stage, self._settings, self._execution = stage, stage.settings, stage.execution
+        settings = stage.settings
+        self._stage, self._settings, self._execution = stage, settings, stage.execution
         self._models, self._prompts, self._judge = models, prompts, judge
         self._iterations = iterations
-        self._order = prompt_order(len(prompts), stage.seed)
+        self._order = shuffled_rows(len(prompts), derive_seed(stage.seed, "prompts"))
+        self._kl = KlController(settings["kl_coefficient"], settings["kl_target"], settings["kl_horizon"])
+        self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, mix)
         self._tokens = 0
         self._start = time.monotonic()
 
@@ -61,37 +73,28 @@ class Ppo:
         Raises:
             UserError: sampling and training disagree, or the first ratio is not 1.
         """
-        settings, seed = self._settings, self._stage.seed
-        with _timed() as generating, self._stage.memory.phase("generate"):
+        settings, memory = self._settings, self._stage.memory
+        with _timed() as generating, memory.phase("generate"):
             samples = self._rollout(iteration)
-        partitions = [
-            minibatches(
-                samples,
-                settings,
-                self._execution["per_device_training_batch_size"],
-                derive_seed(seed, "minibatches", iteration, epoch),
-            )
-            for epoch in range(settings["ppo_epochs"])
-        ]
-        with _timed() as scoring, self._stage.memory.phase("score"):
-            scores = self._score(samples, partitions[0])
-        experience = make_experience(samples, scores, settings)
+        partitions = self._partitions(samples, iteration)
+        with _timed() as scoring, memory.phase("score"), self._models.scoring() as scorers:
+            # With the micro-batches of the first epoch, whose ratio is then exactly 1.
+            first_epoch = list(itertools.chain.from_iterable(partitions[0]))
+            scores = score_samples(samples, first_epoch, scorers, settings["temperature"])
+        experience = make_experience(samples, scores, settings, self._kl.coefficient)
         error = sampling_error(samples.answers, scores.logprobs, experience.mask)
         require_same_distribution(error, settings["dtype"], settings["max_sampling_logprob_error"])
-        rates = {
-            "learning_rate": self._models.actor.learning_rate(),
-            "critic_learning_rate": self._models.critic.learning_rate(),
-        }
-        with _timed() as training, self._stage.memory.phase("train"):
-            pad_id = self._prompts.pad_token_id
-            statistics = update(self._models.actor, self._models.critic, experience, partitions, settings, pad_id)
+        rates = self._learning_rates()
+        with _timed() as training, memory.phase("train"):
+            warm = iteration >= settings["critic_warmup_iterations"]
+            statistics = self._update.run(experience, partitions, train_policy=warm)
+        self._kl.observe(rollout_kl(experience), len(samples))
         self._tokens += int(samples.lengths.sum())
         return {
             **rollout_metrics(experience),
             **self._gold(samples),
             **statistics.metrics(),
             **rates,
-            "kl_coefficient": settings["kl_coefficient"],
             "sampling_logprob_error": error[0],
             "time_generate": generating.seconds,
             "time_score": scoring.seconds,
@@ -102,7 +105,8 @@ class Ppo:
 
     def _rollout(self, iteration: int) -> Samples:
         settings = self._settings
-        rows = [next(self._order) for _ in range(settings["prompts_per_rollout"])]
+        prompts = [next(self._order) for _ in range(settings["prompts_per_rollout"])]
+        rows = [row for row in prompts for _ in range(settings["answers_per_prompt"])]
         seeds = [derive_seed(self._stage.seed, "rollout", iteration, place) for place in range(len(rows))]
         with self._models.actor.evaluation(), generation_mode(self._models.policy):
             return generate(
@@ -114,42 +118,24 @@ class Ppo:
                 settings["temperature"],
             )
 
-    def _score(self, samples: Samples, partition: list[list[MicroBatch]]) -> Scores:
-        models = self._models
-        offloaded = [
-            model
-            for model, key in ((models.reference, "offload_reference_model"), (models.reward, "offload_reward_model"))
-            if self._execution[key] and not isinstance(model, deepspeed.DeepSpeedEngine)
+    def _partitions(self, samples: Samples, iteration: int) -> list[list[list[MicroBatch]]]:
+        """For each PPO epoch, each minibatch's micro-batches of this process."""
+        size = self._execution["per_device_training_batch_size"]
+        return [
+            minibatches(samples, self._settings, size, derive_seed(self._stage.seed, "minibatches", iteration, epoch))
+            for epoch in range(self._settings["ppo_epochs"])
         ]
-        for model in offloaded:
-            model.to(device())
-        with models.actor.evaluation(), models.critic.evaluation():
-            scores = reference_scores(
-                samples,
-                [micro for shares in partition for micro in shares],
-                models.actor.engine,
-                models.reference,
-                models.critic.engine,
-                models.reward,
-                self._prompts.pad_token_id,
-                self._settings["temperature"],
-            )
-        for model in offloaded:
-            model.to("cpu")
-        return scores
+
+    def _learning_rates(self) -> dict[str, float]:
+        rates = {"learning_rate": self._models.actor.learning_rate()}
+        if self._models.critic is not None:
+            rates["critic_learning_rate"] = self._models.critic.learning_rate()
+        return rates
 
     def _gold(self, samples: Samples) -> dict[str, float]:
         if self._judge is None:
             return {}
         return {"gold": float(np.mean(judge_samples(samples, self._models.tokenizer, self._judge)))}
-
-
-def prompt_order(rows: int, seed: int) -> Iterator[int]:
-    """Rows of all prompts in a new random order in each pass, without end."""
-    epoch = 0
-    while True:
-        yield from np.random.default_rng(derive_seed(seed, "prompts", epoch)).permutation(rows).tolist()
-        epoch += 1
 
 
 @contextmanager
@@ -175,11 +161,9 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         judge: gold reward, logged only.
 
     Raises:
-        UserError: policy and reward model do not share a tokenizer, no prompt is short enough, or a check of
-            `rlhf.ppo.checks` fails.
+        UserError: a model folder is damaged, no prompt is short enough, or a check of `rlhf.ppo.checks` fails.
     """
     settings = stage.settings
-    require_one_tokenizer(sft, reward)
     prompts = stage.paths.corpus("train", "ppo")
     total = len(prompts)
     fits = prompts.lengths("prompt") <= settings["max_prompt_seq_len"]
@@ -191,9 +175,22 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
     with stage.memory.phase("load"):
         total_steps = iterations * settings["ppo_epochs"] * settings["minibatches"]
         models = load_models(stage, sft, reward, total_steps)
-    Ppo(stage, models, prompts, iterations, judge).run()
+    Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), judge).run()
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)})
+
+
+def _pretraining_mix(stage: Stage) -> PretrainingMix | None:
+    settings = stage.settings
+    if settings["ptx_coefficient"] == 0:
+        return None
+    corpus = stage.paths.corpus("train", "sft")
+    limit = settings["max_prompt_seq_len"] + settings["max_answer_seq_len"]
+    fits = corpus.lengths("prompt") + corpus.lengths("chosen") <= limit
+    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len + max_answer_seq_len: {limit}")
+    logger.info("SFT rows mixed in: %d; %d are too long", len(corpus), dropped)
+    size = stage.execution["per_device_training_batch_size"]
+    return PretrainingMix(corpus, settings["ptx_coefficient"], settings["ptx_rows_per_step"], size, stage.seed)
 
 
 @dataclass

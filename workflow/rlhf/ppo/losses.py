@@ -26,7 +26,12 @@ def policy_loss(ratio: Tensor, advantages: Tensor, mask: Tensor, clip_range: flo
     return (torch.maximum(-advantages * ratio, -advantages * clipped) * mask).sum()
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float) -> Tensor:
-    """Sum of 1/2 max((V - R)^2, (clip(V, V_old +- c) - R)^2) over the mask; all [batch, width] float32."""
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float | None) -> Tensor:
+    """Sum of 1/2 max((V - R)^2, (clip(V, V_old +- c) - R)^2) over the mask; all [batch, width] float32.
+
+    Without a clip range, the sum of 1/2 (V - R)^2.
+    """
+    if clip_range is None:
+        return 0.5 * ((values - returns).square() * mask).sum()
     clipped = torch.clamp(values, old_values - clip_range, old_values + clip_range)
     return 0.5 * (torch.maximum((values - returns).square(), (clipped - returns).square()) * mask).sum()

@@ -2,80 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.errors import UserError
-from rlhf.models.loading import load_policy, load_reward, load_tokenizer
+from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
-from rlhf.models.scores import TokenScorer
+from rlhf.models.scores import TokenScorer, answer_logits
+from rlhf.ppo.reward import RewardScorer, reward_scorer, same_tokens
+from rlhf.ppo.rollout import Rectangle
+from rlhf.ppo.scoring import Scorers
+from rlhf.runtime.logging import get_logger
+from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import device
 from rlhf.training.engine import EngineSettings, Trainer, deepspeed_config
 from rlhf.training.stage import Stage
 
+logger = get_logger(__name__)
+
 
 @dataclass
 class PpoModels:
-    """Two trained models and two frozen ones."""
+    """The policy and perhaps a value model, which train, and what scores answers."""
 
     actor: Trainer
-    critic: Trainer
-    reference: nn.Module
-    reward: nn.Module
+    critic: Trainer | None
+    reference: nn.Module | None  # None where it is the policy with its adapters off
+    reward_scorer: RewardScorer
     policy: PreTrainedModel
     adapted: Any
     tokenizer: PreTrainedTokenizerBase
+    offloaded: list[nn.Module]  # kept in host memory except while they score
+
+    @contextmanager
+    def scoring(self) -> Iterator[Scorers]:
+        """All models in evaluation mode, where they are needed."""
+        for model in self.offloaded:
+            model.to(device())
+        critic = self.critic
+        try:
+            with self.actor.evaluation():
+                if critic is None:
+                    yield Scorers(self.actor.engine, self._reference_logits, None, self.reward_scorer)
+                else:
+                    with critic.evaluation():
+                        yield Scorers(self.actor.engine, self._reference_logits, critic.engine, self.reward_scorer)
+        finally:
+            for model in self.offloaded:
+                model.to("cpu")
+
+    def _reference_logits(self, part: Rectangle) -> Tensor:
+        """Logits of the answer tokens under the SFT model: [batch, answer width, vocab]."""
+        inputs = (part.input_ids, part.attention_mask, part.width)
+        if self.reference is not None:
+            return answer_logits(self.reference, *inputs)
+        with self.adapted.disable_adapter():
+            return answer_logits(self.actor.engine, *inputs)
 
 
 def load_models(stage: Stage, sft: Path, reward: Path, total_steps: int) -> PpoModels:
-    """The four models of PPO: the policy and its reference from SFT, the value and the reward model from phase 2.
+    """The models of PPO: the policy and its reference from SFT, the value and the reward model from phase 2.
+
+    A reward model with another tokenizer than the policy's cannot become the value model, which reads the policy's
+    ids: the value model then starts from the SFT model, with a fresh head.
 
     Raises:
         UserError: a folder is damaged, or a LoRA pattern matches nothing.
     """
-    settings, execution = stage.settings, stage.execution
-    dtype, actor, critic = settings["dtype"], settings["actor"], settings["critic"]
-    policy = load_policy(sft, dtype, actor["dropout"])
-    adapted = add_lora(policy, actor, "ppo.actor")
-    value = load_reward(reward, dtype, critic["dropout"])
-    add_lora(value, critic, "ppo.critic")
+    settings = stage.settings
+    policy = load_policy(sft, settings["dtype"], settings["actor"]["dropout"])
+    adapted = add_lora(policy, settings["actor"], "ppo.actor")
+    tokenizer, reward_tokenizer = load_tokenizer(sft), load_tokenizer(reward)
+    scorer = _token_scorer(stage, load_reward(reward, settings["dtype"], 0.0))
+    reference = None
+    if not _adapters_off(settings):
+        reference = _frozen(stage, load_policy(sft, settings["dtype"], 0.0), "actor")
+    critic = None
+    if settings["advantage_estimator"] == "gae":
+        value = _value_model(stage, sft, reward, same_tokens(tokenizer, reward_tokenizer))
+        critic = Trainer(value, settings["critic"], engine_settings(stage, "critic"), total_steps)
+    positions = getattr(scorer.model.config, "max_position_embeddings", None)
+    frozen = _frozen(stage, scorer, "critic")
     return PpoModels(
-        actor=Trainer(policy, actor, _engine_settings(stage, "actor"), total_steps),
-        critic=Trainer(TokenScorer.normalised(value), critic, _engine_settings(stage, "critic"), total_steps),
-        reference=_frozen(stage, load_policy(sft, dtype, 0.0), actor, "actor", execution["offload_reference_model"]),
-        reward=_frozen(
-            stage,
-            TokenScorer.normalised(load_reward(reward, dtype, 0.0)),
-            critic,
-            "critic",
-            execution["offload_reward_model"],
-        ),
+        actor=Trainer(policy, settings["actor"], engine_settings(stage, "actor"), total_steps),
+        critic=critic,
+        reference=reference,
+        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer),
         policy=policy,
         adapted=adapted,
-        tokenizer=load_tokenizer(sft),
+        tokenizer=tokenizer,
+        offloaded=_offloaded(stage, reference, frozen),
     )
 
 
-def require_one_tokenizer(sft: Path, reward: Path) -> None:
-    """Policy and reward model must read the same ids.
-
-    Raises:
-        UserError: their vocabularies or end tokens differ.
-    """
-    first, second = load_tokenizer(sft), load_tokenizer(reward)
-    if first.get_vocab() != second.get_vocab() or first.eos_token_id != second.eos_token_id:
-        raise UserError(
-            f"{sft} and {reward} have different tokenizers ({len(first)} and {len(second)} tokens), so the reward "
-            "model would misread the policy's answers; choose policy and reward_model of one family"
-        )
-
-
-def _engine_settings(stage: Stage, role: str) -> EngineSettings:
+def engine_settings(stage: Stage, role: str) -> EngineSettings:
+    """Engine settings of the `actor` or the `critic`."""
     execution = stage.execution
     return EngineSettings(
         zero_stage=execution[f"{role}_zero_stage"],
@@ -87,14 +114,49 @@ def _engine_settings(stage: Stage, role: str) -> EngineSettings:
     )
 
 
-def _frozen(stage: Stage, model: nn.Module, optimization: dict[str, Any], role: str, offload: bool) -> nn.Module:
+def _adapters_off(settings: dict[str, Any]) -> bool:
+    """Whether the reference is the policy without its adapters: only then do no other weights move."""
+    only_adapters = settings["actor"]["lora_dim"] > 0 and settings["actor"]["only_optimize_lora"]
+    return settings["reference"] != "separate" and only_adapters
+
+
+def _token_scorer(stage: Stage, model: PreTrainedModel) -> TokenScorer:
+    return TokenScorer.normalised(model) if stage.settings["normalise_score"] else TokenScorer(model)
+
+
+def _value_model(stage: Stage, sft: Path, reward: Path, same: bool) -> TokenScorer:
+    settings = stage.settings
+    dtype, dropout = settings["dtype"], settings["critic"]["dropout"]
+    if same:
+        scorer = _token_scorer(stage, load_reward(reward, dtype, dropout))
+    else:
+        logger.info("the reward model has another tokenizer: it reads text, and the value model starts from the policy")
+        scorer = TokenScorer(load_reward_backbone(sft, dtype, derive_seed(stage.seed, "value head"), dropout))
+    add_lora(scorer.model, settings["critic"], "ppo.critic")
+    return scorer
+
+
+def _frozen(stage: Stage, model: nn.Module, role: str) -> nn.Module:
     """A model for scoring only: partitioned where its trained twin is under ZeRO-3, else whole on every process."""
     model.eval().requires_grad_(False)
-    settings = _engine_settings(stage, role)
+    settings, offload = engine_settings(stage, role), _offload(stage, role)
     if settings.zero_stage < 3:
         return model if offload else model.to(device())
-    config = deepspeed_config(optimization, settings)
+    config = deepspeed_config(stage.settings[role], settings)
     config["zero_optimization"] = {"stage": 3} | ({"offload_param": {"device": "cpu"}} if offload else {})
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     return engine
+
+
+def _offload(stage: Stage, role: str) -> bool:
+    return stage.execution["offload_reference_model" if role == "actor" else "offload_reward_model"]
+
+
+def _offloaded(stage: Stage, reference: nn.Module | None, reward: nn.Module) -> list[nn.Module]:
+    """What is moved to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
+    return [
+        model
+        for model, role in ((reference, "actor"), (reward, "critic"))
+        if model is not None and _offload(stage, role) and not isinstance(model, deepspeed.DeepSpeedEngine)
+    ]

@@ -1,4 +1,4 @@
-"""One rollout: sampled answers and what the models say about them, on every process alike.
+"""One rollout: sampled answers, on every process alike.
 
 Answers are short compared with weights, so each process computes its share and receives all of it. What follows
 (whitening, minibatches) is then the same computation everywhere, whatever the number of processes.
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlhf.data.batching import MicroBatch, micro_batches, pad
-from rlhf.models.scores import answer_logits, inference_device, last_token, token_entropy, token_logprobs
+from rlhf.data.batching import micro_batches, pad
 from rlhf.ppo.sampling import Answer, sample_answers
 from rlhf.training.distributed import all_gather, rank, world_size
 
@@ -79,17 +78,6 @@ class Samples:
         return collate([self.prompts[i] for i in rows], [self.answers[i].ids for i in rows], pad_id, device)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What the frozen copies of the models say about a rollout; [samples, answer width] float32, 0 after the end."""
-
-    logprobs: Tensor
-    ref_logprobs: Tensor
-    values: Tensor
-    entropy: Tensor
-    score: Tensor  # [samples]: normalised score of the reward model at the last token
-
-
 def generate(
     model: nn.Module,
     prompts: list[np.ndarray],
@@ -123,58 +111,3 @@ def generate(
             own |= dict(zip(micro.rows.tolist(), drawn, strict=True))
     answers = {row: answer for part in all_gather(own) for row, answer in part.items()}
     return Samples(prompts, [answers[row] for row in range(len(prompts))])
-
-
-def reference_scores(
-    samples: Samples,
-    shares: list[MicroBatch],
-    policy: nn.Module,
-    reference: nn.Module,
-    critic: nn.Module,
-    reward: nn.Module,
-    pad_id: int,
-    temperature: float,
-) -> Scores:
-    """Old log-probabilities, reference log-probabilities, old values and scores of a rollout.
-
-    Args:
-        samples: the rollout.
-        shares: this process's micro-batches. Taking those of the first PPO epoch makes the first ratio exactly 1.
-        policy: engine of the policy, in evaluation mode.
-        reference: the frozen SFT model.
-        critic: engine of the value model, in evaluation mode.
-        reward: the frozen reward model, a `TokenScorer`.
-        pad_id: filler id.
-        temperature: sampling temperature; log-probabilities are of softmax(logits / temperature).
-    """
-    own: dict[int, np.ndarray] = {}
-    for micro in shares:
-        part = samples.rectangle(micro.rows, pad_id, inference_device(policy))
-        with torch.no_grad():
-            logits = answer_logits(policy, part.input_ids, part.attention_mask, part.width) / temperature
-            logprobs, entropy = token_logprobs(logits, part.answers), token_entropy(logits)
-            logits = answer_logits(reference, part.input_ids, part.attention_mask, part.width) / temperature
-            ref_logprobs = token_logprobs(logits, part.answers)
-            values = answer_values(critic, part)
-            score = last_token(reward(part.input_ids, part.attention_mask), part.attention_mask)
-        table = torch.stack([logprobs, ref_logprobs, values, entropy, score.unsqueeze(1).expand_as(values)], dim=1)
-        if micro.weight:
-            own |= dict(zip(micro.rows.tolist(), table.float().cpu().numpy(), strict=True))
-    tables = {row: table for part in all_gather(own) for row, table in part.items()}
-    return _assemble([tables[row] for row in range(len(samples))], samples.answer_lengths)
-
-
-def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
-    """Values before each action, so read one position to its left: [batch, answer width] float32."""
-    return critic(part.input_ids, part.attention_mask)[:, -(part.width + 1) : -1]
-
-
-def _assemble(tables: list[np.ndarray], lengths: np.ndarray) -> Scores:
-    """Cut each sample's table [5, its batch's width] to its own length and put them in one rectangle."""
-    width = int(lengths.max())
-    out = np.zeros((5, len(tables), width), dtype=np.float32)
-    score = np.array([table[4, 0] for table in tables], dtype=np.float32)
-    for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
-        out[:, row, :length] = table[:, :length]
-    logprobs, ref_logprobs, values, entropy, _ = torch.from_numpy(out)
-    return Scores(logprobs, ref_logprobs, values, entropy, torch.from_numpy(score))
