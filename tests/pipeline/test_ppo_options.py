@@ -165,3 +165,14 @@ def test_a_policy_trained_with_adapters_is_a_plain_model(variant, tmp_path):
     policy = load_policy(folder, "fp32")
     assert not any("lora" in name for name, _ in policy.named_parameters())
     assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
+
+
+def test_averaged_weights_are_saved_beside_the_last_ones(variant, finished, tmp_path):
+    """With decay d over n steps the average is d^n first + (1 - d) sum of d^(n-k) step k: between the two policies."""
+    variant(ema_decay=0.5, actor=LORA)
+    (output,) = tmp_path.glob("run-*")
+    last, average = (load_policy(output / name, "fp32").state_dict() for name in ("model", "model_ema"))
+    first = load_policy(finished.results("sft") / "model", "fp32").state_dict()
+    moved = max(float((last[name] - first[name]).abs().max()) for name in first)
+    behind = max(float((last[name] - average[name]).abs().max()) for name in first)
+    assert 0 < behind < moved

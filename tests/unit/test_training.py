@@ -11,7 +11,7 @@ from rlhf.config.stages import SftSettings
 from rlhf.data.batching import micro_batches
 from rlhf.errors import UserError
 from rlhf.models.loading import dropout_keys, load_policy, load_reward_backbone
-from rlhf.models.lora import add_lora, merge_lora
+from rlhf.models.lora import add_lora, merged_weights
 from rlhf.models.scores import TokenScorer
 from rlhf.training.engine import EngineSettings, Trainer, parameter_groups
 from rlhf.training.reward import PairPreference, pair_loss, pair_scores, score_statistics
@@ -174,9 +174,13 @@ def test_lora_trains_adapters_and_merges_into_a_plain_model(family_folder, list_
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = model.eval()(ids).logits
-        merged = merge_lora(adapted)
-        assert {name for name, _ in merged.named_parameters()} == names
-        assert torch.allclose(merged.eval()(ids).logits, expected, atol=1e-4)
+    with merged_weights(model, adapted) as weights:
+        plain = load_policy(family_folder, "fp32").eval()
+        plain.load_state_dict(weights)
+        assert {name for name, _ in plain.named_parameters()} == names
+    with torch.no_grad():
+        assert torch.allclose(plain(ids).logits, expected, atol=1e-4)
+        assert torch.allclose(model(ids).logits, expected, atol=1e-4)  # the adapters are on their own again
 
 
 def test_lora_leaves_embeddings_and_norms_trainable_unless_told(gpt2_folder):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -55,9 +57,26 @@ def linear_modules(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
-def merge_lora(adapted: Any) -> PreTrainedModel:
-    """The plain model with the adapters added to its weights."""
-    return adapted.merge_and_unload()
+@contextmanager
+def merged_weights(model: PreTrainedModel, adapted: Any) -> Iterator[dict[str, Tensor] | None]:
+    """The weights of a plain model, the adapters added to them for the block.
+
+    Args:
+        model: the model that `add_lora` changed.
+        adapted: what `add_lora` returned.
+
+    Yields:
+        Parameter names of the plain model -> weights; None without adapters, where the model is plain already.
+    """
+    if adapted is None:
+        yield None
+        return
+    adapted.merge_adapter()
+    try:
+        weights = model.state_dict()
+        yield {name.replace("base_layer.", ""): value for name, value in weights.items() if "lora_" not in name}
+    finally:
+        adapted.unmerge_adapter()
 
 
 def _is_conv(model: PreTrainedModel, name: str) -> bool:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf.data.batching import MicroBatch, shuffled_rows
 from rlhf.data.corpus import Corpus
+from rlhf.ppo.average import WeightAverage
 from rlhf.ppo.checks import require_same_distribution, sampling_error
 from rlhf.ppo.experience import Judge, judge_samples, make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.kl import KlController
@@ -24,7 +25,7 @@ from rlhf.ppo.scoring import score_samples
 from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.stage import Stage
+from rlhf.training.stage import Stage, save_model
 
 logger = get_logger(__name__)
 
@@ -38,6 +39,7 @@ class Ppo:
         prompts: training prompts.
         iterations: rollouts.
         mix: SFT rows mixed into the policy's steps, or None.
+        average: of the policy's weights, or None.
         judge: gold reward of (prompt, answer, finished), logged for each rollout; never trained on. None where the
             experiment defines none.
     """
@@ -49,6 +51,7 @@ class Ppo:
         prompts: Corpus,
         iterations: int,
         mix: PretrainingMix | None = None,
+        average: WeightAverage | None = None,
         judge: Judge | None = None,
     ) -> None:
         settings = stage.settings
@@ -57,7 +60,7 @@ class Ppo:
         self._iterations = iterations
         self._order = shuffled_rows(len(prompts), derive_seed(stage.seed, "prompts"))
         self._kl = KlController(settings["kl_coefficient"], settings["kl_target"], settings["kl_horizon"])
-        self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, mix)
+        self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, mix, average)
         self._tokens = 0
         self._start = time.monotonic()
 
@@ -152,7 +155,7 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None) -> None:
-    """Run the PPO stage.
+    """Run the PPO stage. With `ema_decay`, the averaged policy is written to `model_ema/` too.
 
     Args:
         stage: specification and paths.
@@ -175,7 +178,12 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
     with stage.memory.phase("load"):
         total_steps = iterations * settings["ppo_epochs"] * settings["minibatches"]
         models = load_models(stage, sft, reward, total_steps)
-    Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), judge).run()
+    decay = settings["ema_decay"]
+    average = WeightAverage(models.policy, decay) if decay is not None else None
+    Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
+    if average is not None:
+        with average.in_place():
+            save_model(models.policy, models.adapted, models.tokenizer, stage.paths.output / "model_ema")
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)})
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf.data.batching import MicroBatch, micro_batches
 from rlhf.models.scores import answer_logits, inference_device, token_logprobs
+from rlhf.ppo.average import WeightAverage
 from rlhf.ppo.checks import require_unit_ratio
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.kl import token_kl
@@ -40,6 +41,7 @@ class PpoUpdate:
         settings: `PpoSettings`.
         pad_id: filler id.
         mix: SFT rows mixed into the policy's steps, or None.
+        average: of the policy's weights, or None.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class PpoUpdate:
         settings: dict[str, Any],
         pad_id: int,
         mix: PretrainingMix | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self._actor, self._critic = actor, critic
         self._settings, self._pad_id, self._mix = settings, pad_id, mix
+        self._average = average
 
     def run(
         self, experience: Experience, partitions: list[list[list[MicroBatch]]], train_policy: bool = True
@@ -86,7 +90,10 @@ class PpoUpdate:
             rows = self._mix.next_rows()
             losses = itertools.chain(losses, self._mix.losses(self._actor.engine, rows, statistics))
             micro_steps += len(rows)
-        return self._actor.step(losses, micro_steps)
+        norm = self._actor.step(losses, micro_steps)
+        if self._average is not None:
+            self._average.update()
+        return norm
 
     def _policy_losses(
         self, experience: Experience, shares: list[MicroBatch], count: float, statistics: UpdateStatistics, first: bool

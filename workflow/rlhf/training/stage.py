@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, memory_report
-from rlhf.models.lora import merge_lora
+from rlhf.models.lora import merged_weights
 from rlhf.runtime.files import atomic_directory, write_json, write_text
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, utc_now, write_manifest
@@ -112,8 +112,7 @@ def save_model(model: PreTrainedModel, adapted: Any, tokenizer: PreTrainedTokeni
     partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
         if rank() == 0:
-            merged = merge_lora(adapted) if adapted is not None else model
-            with atomic_directory(folder) as beside:
-                merged.save_pretrained(beside)
+            with atomic_directory(folder) as beside, merged_weights(model, adapted) as weights:
+                model.save_pretrained(beside, state_dict=weights)
                 tokenizer.save_pretrained(beside)
     barrier()
