@@ -65,8 +65,19 @@ def test_changing_the_reward_model_leaves_sft_alone(finished):
 
 
 def test_changing_how_a_stage_runs_reruns_nothing(finished):
-    assert not jobs_after(finished, "ppo.execution.per_device_training_batch_size", 8) & {"train_ppo", "summarise"}
-    assert not jobs_after(finished, "sft.execution.gpus_per_node", 2) & {"train_sft"}
+    assert jobs_after(finished, "ppo.execution.per_device_training_batch_size", 8) == set()
+    assert jobs_after(finished, "sft.execution.gpus_per_node", 2) == set()
+
+
+def test_a_new_experiment_runs_beside_what_is_there(finished):
+    """With other demands on the shared models, and another way to run the shared stages."""
+    config = yaml.safe_load(finished.config_file.read_text())
+    ppo = {"max_answer_seq_len": 13}
+    sft = {"execution": {"per_device_train_batch_size": 4}}
+    config["experiments"]["new"] = {"seeds": [1], "ppo": ppo, "sft": sft}
+    jobs = dry_run(finished.folder, write_config(finished.folder, config, "changed.yaml"))
+    assert {"train_ppo", "evaluate_ppo", "summarise"} <= set(jobs)
+    assert not {"train_sft", "train_reward", "cache_model", "cache_dataset"} & set(jobs)
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -75,7 +86,8 @@ def test_training_stages_leave_all_their_outputs(finished, kind):
     manifest = read_json(folder / "manifest.json")
     outputs = sha256_tree(folder)
     assert manifest["outputs"] == {n: h for n, h in outputs.items() if n not in ("manifest.json", "spec.yaml")}
-    assert manifest["spec"] == yaml.safe_load((folder / "spec.yaml").read_text())
+    execution = finished.plan.stages[kind, folder.name].execution
+    assert manifest["spec"] == yaml.safe_load((folder / "spec.yaml").read_text()) | {"execution": execution}
     assert manifest["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     memory = read_json(folder / "memory.json")
     phases = {phase["name"]: phase["peak_rss"] for phase in memory["processes"][0]["phases"]}
@@ -163,10 +175,7 @@ def test_a_lost_evaluation_is_remade_without_training(finished):
 def rerun(finished, kind: str, output: Path, *models: str, processes: int = 1, settings: dict | None = None) -> Path:
     """Run a training script by hand, as the documentation says, into another folder."""
     stage = finished.plan.stages[kind, finished.plan.runs[0].stages[kind]]
-    spec = yaml.safe_load((finished.results(kind) / "spec.yaml").read_text())
-    spec["execution"] |= settings or {}
     output.mkdir(parents=True)
-    (output / "spec.yaml").write_text(yaml.safe_dump(spec))
     launcher = [sys.executable]
     if processes > 1:
         launcher = [
@@ -182,7 +191,13 @@ def rerun(finished, kind: str, output: Path, *models: str, processes: int = 1, s
     command = [
         *launcher,
         ROOT / f"workflow/scripts/train_{kind}.py",
-        *("--spec", output / "spec.yaml", "--output", output, "--state", output / "state"),
+        *(
+            "--spec",
+            finished.results(kind) / "spec.yaml",
+            "--execution",
+            json.dumps(stage.execution | (settings or {})),
+        ),
+        *("--output", output, "--state", output / "state"),
         *("--tokens", finished.folder / "results/tokens" / stage.upstream["tokens"][0]),
         *("--split", finished.folder / "results/split" / stage.upstream["split"][0] / "rows"),
         *models,

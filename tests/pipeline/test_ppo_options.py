@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
@@ -26,7 +25,8 @@ LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2}
 
 
 def ppo_spec(project: Project) -> dict[str, Any]:
-    return yaml.safe_load((project.results("ppo") / "spec.yaml").read_text())
+    stage = project.plan.stages["ppo", project.results("ppo").name]
+    return stage.spec() | {"execution": stage.execution}
 
 
 def run(project: Project, output: Path, spec: dict[str, Any], reward: Path | None = None) -> list[dict[str, float]]:

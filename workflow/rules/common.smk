@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 
 import yaml
 from snakemake.exceptions import WorkflowError
@@ -75,6 +76,21 @@ def execution(kind: str, key: str) -> Callable:
     return lambda wildcards: stage(kind, wildcards.id).execution[key]
 
 
+def as_json(kind: str) -> Callable:
+    """Resource function: the whole `execution` section. A resource, because resources never cause a rerun."""
+    return lambda wildcards: json.dumps(stage(kind, wildcards.id).execution)
+
+
+def place(kind: str) -> Callable:
+    """Resource function: where the configuration defines a dataset or a model."""
+    return lambda wildcards: stage(kind, wildcards.id).place
+
+
+def requirements(wildcards) -> str:
+    """Resource function: what experiments ask of a model."""
+    return json.dumps([asdict(requirement) for requirement in PLAN.requirements[wildcards.id]])
+
+
 def total_gpus(kind: str) -> Callable:
     """Resource function: GPUs over all nodes."""
 
@@ -86,15 +102,13 @@ def total_gpus(kind: str) -> Callable:
 
 
 def launch(kind: str) -> Callable:
-    """Resource function: the command in front of the script. A resource, because resources never cause a rerun."""
+    """Resource function: the command in front of the script."""
     return lambda wildcards: launcher(stage(kind, wildcards.id))
 
 
 def spec_text(wildcards) -> str:
     """A stage's specification as YAML."""
-    return yaml.safe_dump(
-        PLAN.spec(wildcards.kind, stage(wildcards.kind, wildcards.id).id), sort_keys=False, allow_unicode=True
-    )
+    return yaml.safe_dump(stage(wildcards.kind, wildcards.id).spec(), sort_keys=False, allow_unicode=True)
 
 
 def runs_text(wildcards) -> str:

@@ -25,11 +25,13 @@ rule cache_dataset:
     benchmark:
         "benchmarks/dataset/{id}.jsonl"
     localrule: True
+    resources:
+        place=place("dataset"),
     params:
         output=subpath(output.report, parent=True),
     shell:
-        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_dataset.py --spec {input.spec:q} --output {params.output:q}"
-        " > {log:q} 2>&1"
+        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_dataset.py --spec {input.spec:q} --place {resources.place:q}"
+        " --output {params.output:q} > {log:q} 2>&1"
 
 
 rule cache_model:
@@ -45,12 +47,16 @@ rule cache_model:
     benchmark:
         "benchmarks/model/{id}.jsonl"
     localrule: True
+    resources:
+        place=place("model"),
+        requirements=requirements,
     params:
         output=subpath(output.manifest, parent=True),
         dataset=lambda wildcards: [f"resources/datasets/{id}" for id in stage("model", wildcards.id).upstream.values()],
     shell:
-        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_model.py --spec {input.spec:q} --output {params.output:q}"
-        " --dataset {params.dataset:q} > {log:q} 2>&1"
+        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_model.py --spec {input.spec:q} --place {resources.place:q}"
+        " --requirements {resources.requirements:q} --output {params.output:q} --dataset {params.dataset:q}"
+        " > {log:q} 2>&1"
 
 
 rule tokenize_dataset:

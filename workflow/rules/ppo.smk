@@ -23,11 +23,12 @@ rule train_ppo:
         runtime=execution("ppo", "runtime"),
         nodes=execution("ppo", "nodes"),
         gpu=total_gpus("ppo"),
+        execution=as_json("ppo"),
         launcher=launch("ppo"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/ppo/{id}",
     shell:
-        "exec {resources.launcher} {SCRIPTS:q}/train_ppo.py --spec {input.spec:q} --tokens {input.tokens:q}"
+        "exec {resources.launcher} {SCRIPTS:q}/train_ppo.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --sft {input.sft:q} --reward {input.reward:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

@@ -22,11 +22,12 @@ rule train_reward:
         runtime=execution("reward", "runtime"),
         nodes=execution("reward", "nodes"),
         gpu=total_gpus("reward"),
+        execution=as_json("reward"),
         launcher=launch("reward"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/reward/{id}",
     shell:
-        "exec {resources.launcher} {SCRIPTS:q}/train_reward.py --spec {input.spec:q} --tokens {input.tokens:q}"
+        "exec {resources.launcher} {SCRIPTS:q}/train_reward.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --model {input.model:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

@@ -22,11 +22,12 @@ rule train_sft:
         runtime=execution("sft", "runtime"),
         nodes=execution("sft", "nodes"),
         gpu=total_gpus("sft"),
+        execution=as_json("sft"),
         launcher=launch("sft"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/sft/{id}",
     shell:
-        "exec {resources.launcher} {SCRIPTS:q}/train_sft.py --spec {input.spec:q} --tokens {input.tokens:q}"
+        "exec {resources.launcher} {SCRIPTS:q}/train_sft.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --model {input.model:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

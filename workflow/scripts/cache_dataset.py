@@ -15,6 +15,7 @@ def parse_args() -> argparse.Namespace:
     """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", type=Path, required=True, help="spec.yaml of the dataset")
+    parser.add_argument("--place", required=True, help="where the configuration defines it, for messages")
     parser.add_argument("--output", type=Path, required=True, help="resources/datasets/ID, where the rows go")
     return parser.parse_args()
 
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Cache the dataset."""
     spec = yaml.safe_load(args.spec.read_text(encoding="utf-8"))
-    cache_dataset(spec["settings"], args.output, spec["place"])
+    cache_dataset(spec["settings"], args.output, args.place)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     with processes():
-        evaluation = Evaluation(read_spec(args.spec), stage_paths(args))
+        evaluation = Evaluation(read_spec(args.spec, args.execution), stage_paths(args))
         evaluate_ppo(evaluation, args.policy, args.sft, args.reward, args.baseline)
 
 

@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     with processes():
-        evaluate_sft(Evaluation(read_spec(args.spec), stage_paths(args)), args.model)
+        evaluate_sft(Evaluation(read_spec(args.spec, args.execution), stage_paths(args)), args.model)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
     with processes():
-        stage = Stage(read_spec(args.spec), stage_paths(args))
+        stage = Stage(read_spec(args.spec, args.execution), stage_paths(args))
         train_ppo(stage, args.sft, args.reward, load_judge(stage.settings["gold_reward"]))
 
 

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
     with processes():
-        train_sft(Stage(read_spec(args.spec), stage_paths(args)), args.model)
+        train_sft(Stage(read_spec(args.spec, args.execution), stage_paths(args)), args.model)
 
 
 if __name__ == "__main__":

@@ -13,20 +13,24 @@ SHOWN_LINES = 5
 
 
 def closing_message(plan: Plan) -> str:
-    """Where the models, the tables and the report of a finished workflow are; only what exists is named."""
-    lines = []
+    """Where the models, the tables and the report of a finished workflow are, and which experiments lack theirs."""
+    lines, missing = [], []
     for name in dict.fromkeys(run.experiment for run in plan.runs):
         index = Path(f"results/experiments/{name}/index.md")
         if not index.exists():
+            missing.append(name)
             continue
         lines.append(f"  {name}: tables and figures  {index}")
         for run in plan.runs:
             if run.experiment == name:
                 point = "".join(f", {key} {value}" for key, value in run.point.items())
                 lines.append(f"    policy, seed {run.seed}{point}  results/ppo/{run.stages['ppo']}/model")
-    if not lines:
-        return ""
-    return "\n".join(["", "Where things are:", *lines, "  report: snakemake --report results/report.html"])
+    parts = []
+    if lines:
+        parts += ["", "Where things are:", *lines, "  report: snakemake --report results/report.html"]
+    if missing:
+        parts += ["", f"Not made yet: {', '.join(missing)}. `snakemake -n` says what is missing."]
+    return "\n".join(parts)
 
 
 def failure_message(snakemake_logs: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.config.requirements import Requirement
@@ -22,7 +22,10 @@ class Stage:
     place: str = ""  # where the configuration defines it, for messages
 
     def spec(self) -> dict[str, Any]:
-        """The content of the stage's spec.yaml."""
+        """The content of the stage's spec.yaml: what its ID stands for, so it never changes.
+
+        How the stage runs is no part of it: Snakemake would take a changed file for a reason to compute again.
+        """
         return {
             "schema_version": 1,
             "stage": self.kind,
@@ -30,8 +33,6 @@ class Stage:
             "seed": self.seed,
             "settings": self.settings,
             "upstream": self.upstream,
-            "execution": self.execution,
-            "place": self.place,
         }
 
 
@@ -63,13 +64,6 @@ class Plan:
         """Note what an experiment asks of a model."""
         known = self.requirements.setdefault(model, [])
         known += [requirement for requirement in requirements if requirement not in known]
-
-    def spec(self, kind: str, id: str) -> dict[str, Any]:
-        """The content of a stage's spec.yaml; a model's also says what is asked of it."""
-        spec = self.stages[kind, id].spec()
-        if kind == "model":
-            spec["requirements"] = [asdict(requirement) for requirement in self.requirements[id]]
-        return spec
 
     def of_kind(self, kind: str) -> list[Stage]:
         """The stages of one kind, in the order in which they were resolved."""

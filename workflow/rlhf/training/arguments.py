@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from rlhf.training.stage import StagePaths
@@ -16,7 +17,8 @@ def stage_parser(description: str | None, **folders: str) -> argparse.ArgumentPa
         folders: name -> help of the stage's own required path arguments.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--spec", type=Path, required=True, help="spec.yaml of the stage: all its settings")
+    parser.add_argument("--spec", type=Path, required=True, help="spec.yaml of the stage: what it computes")
+    parser.add_argument("--execution", type=json.loads, required=True, help="how the stage runs, as JSON")
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="results/tokens/ID of each dataset")
     parser.add_argument("--split", type=Path, nargs="+", required=True, help="results/split/ID of each dataset")
     parser.add_argument("--output", type=Path, required=True, help="results/STAGE/ID, where the results go")

@@ -40,9 +40,10 @@ class StagePaths:
         return Corpus(self.tokens, self.splits, split, phase)
 
 
-def read_spec(path: Path) -> dict[str, Any]:
-    """The specification of a stage, from its spec.yaml."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def read_spec(path: Path, execution: dict[str, Any]) -> dict[str, Any]:
+    """The specification of a stage: its spec.yaml, and how it runs."""
+    spec: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {**spec, "execution": execution}
 
 
 class Stage:
