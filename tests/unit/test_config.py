@@ -65,6 +65,15 @@ def with_value(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any
 # Stages
 
 
+def test_a_reward_model_can_start_from_the_sft_model_of_its_run() -> None:
+    config = make_config(reward={"start_from": "sft"}, reward_model=None, seeds=[1, 2])
+    resolved = plan(config)
+    for run in resolved.runs:
+        assert resolved.stages["reward", run.stages["reward"]].upstream["sft"] == run.stages["sft"]
+    assert len(resolved.of_kind("model")) == len(resolved.of_kind("tokens")) == 1  # one family for all
+    assert "reward.start_from is sft" in refused(make_config(reward={"start_from": "sft"}))
+
+
 def test_a_run_has_every_stage_in_the_plan() -> None:
     resolved = plan(make_config())
     (run,) = resolved.runs

@@ -1,4 +1,4 @@
-"""Phase 2: the reward model. It does not depend on phase 1, so both run side by side."""
+"""Phase 2: the reward model. It does not depend on phase 1 unless it starts from there, so both run side by side."""
 
 
 rule train_reward:
@@ -7,6 +7,7 @@ rule train_reward:
         tokens=upstream("reward", "tokens", "results/tokens/{}"),
         split=upstream("reward", "split", "results/split/{}/rows"),
         model=upstream("reward", "model", "resources/models/{}/model"),
+        sft=upstream("reward", "sft", "results/sft/{}/model"),
     output:
         model=directory("results/reward/{id}/model"),
         metrics="results/reward/{id}/metrics.jsonl",
@@ -29,5 +30,5 @@ rule train_reward:
         state="state/reward/{id}",
     shell:
         "exec {resources.launcher} {SCRIPTS:q}/train_reward.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
-        " --split {input.split:q} --model {input.model:q}"
+        " --split {input.split:q} --model {input.model:q} {input.sft:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

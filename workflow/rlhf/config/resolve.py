@@ -62,7 +62,7 @@ class _Resolver:
         require_consistency(settings, self._place)
         datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
         policy = self._model(settings.policy, "policy")
-        reward_base = self._model(settings.reward_model, "reward_model")
+        reward_base = self._reward_base(settings, policy)
         self._plan.require(policy, policy_requirements(settings, self._place))
         self._plan.require(reward_base, reward_requirements(settings, self._place))
         proportions = self._proportions(settings)
@@ -75,11 +75,23 @@ class _Resolver:
         gold = self._gold(settings.data_path)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
         ids["sft"] = self._train("sft", settings.sft, seed, {"model": policy, **policy_data})
-        ids["reward"] = self._train("reward", settings.reward, seed, {"model": reward_base, **reward_data})
+        backbone = {"sft": ids["sft"]} if settings.reward.start_from == "sft" else {"model": reward_base}
+        ids["reward"] = self._train("reward", settings.reward, seed, {**backbone, **reward_data})
         trained = {"sft": ids["sft"], "reward": ids["reward"]}
         ids["ppo"] = self._train("ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold})
         ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
         return ids
+
+    def _reward_base(self, settings: ExperimentSettings, policy: str) -> str:
+        """The model whose tokenizer the reward model has."""
+        if settings.reward.start_from == "pretrained":
+            return self._model(settings.reward_model, "reward_model")
+        if settings.reward_model not in (None, settings.policy):
+            raise UserError(
+                f"{self._place}.reward_model: {settings.reward_model!r} is not used where reward.start_from is sft; "
+                "leave it out"
+            )
+        return policy
 
     def _evaluations(
         self,

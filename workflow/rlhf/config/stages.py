@@ -99,11 +99,24 @@ class _Supervised(Optimization):
 
 
 class SftSettings(_Supervised):
-    """Supervised fine-tuning on prompt + chosen; the loss counts answer tokens only."""
+    """Supervised fine-tuning on prompt + chosen."""
+
+    loss_on: Literal["completion", "all"] = Field(
+        "completion", description="Tokens that the loss counts: those of the answer, or (as DeepSpeed-Chat) all."
+    )
 
 
 class RewardSettings(_Supervised):
-    """Reward model: last-token Bradley-Terry loss on pairs."""
+    """Reward model: Bradley-Terry loss on pairs."""
+
+    loss: Literal["last_token", "token_wise"] = Field(
+        "last_token",
+        description="Compare the scores at the answers' ends, or (as DeepSpeed-Chat) at each position from the first "
+        "difference on.",
+    )
+    start_from: Literal["pretrained", "sft"] = Field(
+        "pretrained", description="Backbone: the model `reward_model`, or the SFT model of the same run."
+    )
 
     learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not applied to biases and norms.")

@@ -32,10 +32,38 @@ def pair_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     return -F.logsigmoid(chosen - rejected).sum()
 
 
+def token_wise_loss(scores: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """DeepSpeed-Chat's loss: mean of -log sigmoid(r_t(chosen) - r_t(rejected)) over a window, summed over pairs.
+
+    The window of a pair goes from the first position where its sequences differ to the end of the longer one, so the
+    shorter one takes part with its padding. DeepSpeed-Chat finds the ends by its padding id; here they follow from the
+    mask, which is the same where padding and EOS are two tokens.
+
+    Args:
+        scores: of every position, chosen answers first: [2 x pairs, seq] float32.
+        ids: [2 x pairs, seq] int64, right-padded.
+        mask: [2 x pairs, seq] int64, 1 on real tokens.
+    """
+    chosen, rejected = scores.chunk(2)
+    chosen_ids, rejected_ids = ids.chunk(2)
+    start = (chosen_ids != rejected_ids).int().argmax(1, keepdim=True)
+    end = torch.maximum(*mask.sum(1, keepdim=True).chunk(2))
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    window = (columns >= start) & (columns < end)
+    return -((F.logsigmoid(chosen - rejected) * window).sum(1) / window.sum(1)).sum()
+
+
 class PairPreference:
-    """Last-token Bradley-Terry loss: the score of an answer is read at its EOS."""
+    """Bradley-Terry loss; accuracy compares the scores at the answers' EOS.
+
+    Args:
+        loss: `last_token` or `token_wise`.
+    """
 
     statistics: tuple[str, ...] = ("accuracy",)
+
+    def __init__(self, loss: str = "last_token") -> None:
+        self._token_wise = loss == "token_wise"
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of the longer sequence of each pair, [rows]."""
@@ -47,11 +75,14 @@ class PairPreference:
 
     def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
         """Summed loss, and the number of pairs ranked right (ties count one half)."""
-        chosen, rejected = pair_scores(model, corpus, rows)
+        ids, mask = pair_inputs(corpus, rows, inference_device(model))
+        scores = model(ids, mask)
+        chosen, rejected = last_token(scores, mask).chunk(2)
         with torch.no_grad():
             margin = chosen - rejected
             right = (margin > 0).sum() + 0.5 * (margin == 0).sum()
-        return pair_loss(chosen, rejected), [float(right)]
+        loss = token_wise_loss(scores, ids, mask) if self._token_wise else pair_loss(chosen, rejected)
+        return loss, [float(right)]
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Loss in nats per pair, and accuracy."""
@@ -66,13 +97,17 @@ def pair_scores(model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Ten
         corpus: preference pairs.
         rows: rows of the corpus.
     """
+    ids, mask = pair_inputs(corpus, rows, inference_device(model))
+    chosen, rejected = last_token(model(ids, mask), mask).chunk(2)
+    return chosen, rejected
+
+
+def pair_inputs(corpus: Corpus, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompt + chosen, then of prompt + rejected, right-padded: two tensors [2 x rows, seq] int64."""
     answers = [corpus.chosen(row) for row in rows] + [corpus.rejected(row) for row in rows]
     prompts = [corpus.prompt(row) for row in rows] * 2
     padded = pad([np.concatenate(pair) for pair in zip(prompts, answers, strict=True)], corpus.pad_token_id, "right")
-    device = inference_device(model)
-    ids, mask = torch.from_numpy(padded.input_ids).to(device), torch.from_numpy(padded.attention_mask).to(device)
-    scores = last_token(model(ids, mask), mask)
-    return scores[: len(rows)], scores[len(rows) :]
+    return torch.from_numpy(padded.input_ids).to(device), torch.from_numpy(padded.attention_mask).to(device)
 
 
 def score_statistics(model: nn.Module, corpus: Corpus, batch_size: int) -> tuple[float, float]:
@@ -100,13 +135,13 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
 
     Args:
         stage: specification and paths.
-        model_folder: Hugging Face folder of the language model to start from.
+        model_folder: Hugging Face folder of the language model to start from: pretrained, or of phase 1.
 
     Raises:
         UserError: the family has no score head, the LoRA pattern matches nothing, or no pair is short enough.
     """
     settings: dict[str, Any] = stage.settings
-    objective = PairPreference()
+    objective = PairPreference(settings["loss"])
     with stage.memory.phase("load"):
         train, unseen = load_rows(stage, objective, "reward")
         tokenizer = load_tokenizer(model_folder)

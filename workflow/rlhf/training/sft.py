@@ -24,16 +24,26 @@ logger = get_logger(__name__)
 
 
 class AnswerLikelihood:
-    """Negative log-likelihood of the answer tokens, EOS included; the prompt is context only."""
+    """Negative log-likelihood of an answer's tokens, EOS included.
+
+    Args:
+        loss_on: `completion`: the prompt is context only; `all`: its tokens count too, but the first, which has no
+            context.
+    """
 
     statistics: tuple[str, ...] = ()
+
+    def __init__(self, loss_on: str = "completion") -> None:
+        self._all = loss_on == "all"
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of prompt and answer, [rows]."""
         return corpus.lengths("prompt") + corpus.lengths("chosen")
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
-        """Answer tokens of the rows."""
+        """Tokens of the rows that the loss counts."""
+        if self._all:
+            return int(self.lengths(corpus)[rows].sum()) - len(rows)
         return int(corpus.lengths("chosen")[rows].sum())
 
     def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
@@ -42,10 +52,10 @@ class AnswerLikelihood:
         ids, mask, answer = (part.to(inference_device(model)) for part in batch)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         logprobs = token_logprobs(logits[:, :-1], ids[:, 1:])  # position t - 1 predicts token t
-        return -(logprobs * answer[:, 1:]).sum(), []
+        return -(logprobs * (mask if self._all else answer)[:, 1:]).sum(), []
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """Loss in nats per answer token, and perplexity."""
+        """Loss in nats per counted token, and perplexity."""
         return {"loss": means["loss"], "perplexity": math.exp(min(means["loss"], 50.0))}
 
 
@@ -107,7 +117,7 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
     Raises:
         UserError: the model folder is damaged, the LoRA pattern matches nothing, or no row is short enough.
     """
-    settings, objective = stage.settings, AnswerLikelihood()
+    settings, objective = stage.settings, AnswerLikelihood(stage.settings["loss_on"])
     with stage.memory.phase("load"):
         train, unseen = load_rows(stage, objective, "sft")
         tokenizer = load_tokenizer(model_folder)
