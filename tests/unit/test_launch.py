@@ -39,7 +39,7 @@ def test_one_process_needs_no_launcher(gpus: int) -> None:
 
 def test_one_node_is_started_by_deepspeed_on_a_port_of_its_own() -> None:
     assert launcher(stage("tiny-0000000a", gpus_per_node=8)) == "deepspeed --num_gpus 8 --master_port 20010"
-    assert launcher(stage("tiny-ffffffff", gpus_per_node=2)) == "deepspeed --num_gpus 2 --master_port 27295"
+    assert launcher(stage("tiny-ffffffff", gpus_per_node=2)) == "deepspeed --num_gpus 2 --master_port 31295"
 
 
 def test_several_nodes_are_started_by_srun_with_one_task_per_gpu() -> None:
@@ -141,6 +141,12 @@ def test_a_users_mistake_is_shown_without_what_surrounds_it(tmp_path: Path, monk
     assert "logs/cache.log:\n  error: models.x.source.path: 'y' has no tokenizer\n" in message
     assert not re.search("INFO|older|srun|not this", message)
     assert "run the same command again" in message
+
+
+def test_a_failure_on_a_cluster_names_two_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's own log and the scheduler's stand in one line."""
+    message = said(tmp_path, monkeypatch, {"train": "error: no memory\n"}, "train.log, logs/nowhere")
+    assert "logs/train.log:\n  error: no memory" in message
 
 
 def test_any_other_failure_shows_its_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, MambaConfig
+from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from rlhf.config import Requirement
 from rlhf.config.sources import ModelSettings
 from rlhf.errors import UserError
 from rlhf.models.cache import cache_model
-from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
+from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.runtime.files import read_json, sha256_tree
-from tests.unit.conftest import make_model
+from tests.unit.conftest import edit_json, edit_weights
 
 TEXTS = ["a b c\n", "b c d e 😀", "a a <eos"]
 ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
@@ -43,16 +41,6 @@ def refused(folder: Path, settings: dict[str, Any], **arguments: Any) -> str:
         cache_model(settings, folder / "cache/mine-12345678", "models.mine", **arguments)
     assert not (folder / "cache").exists() or not list((folder / "cache").iterdir())
     return str(error.value)
-
-
-def edit_json(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 # From scratch
@@ -97,15 +85,25 @@ def test_padding_end_and_unknown_are_three_tokens_that_the_model_knows(tmp_path:
 @pytest.mark.parametrize(
     "architecture",
     [
-        {"model_type": "nonsense"},
         {"model_type": "vit"},
         ARCHITECTURE | {"n_head": 3},
+        ARCHITECTURE | {"n_head": 0},
+        ARCHITECTURE | {"n_embd": "big"},
         ARCHITECTURE | {"activation_function": "nonsense"},
+        {"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4},
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_refused(tmp_path: Path, architecture: dict[str, Any]) -> None:
     message = refused(tmp_path, scratch(architecture=architecture), texts=TEXTS)
     assert "models.mine.architecture: transformers cannot build it" in message
+    assert len(message) < 400
+
+
+def test_a_misspelt_architecture_gets_the_nearest_name(tmp_path: Path) -> None:
+    message = refused(tmp_path, scratch(architecture={"model_type": "gtp2"}), texts=TEXTS)
+    assert "models.mine.architecture.model_type: 'gtp2' is unknown; did you mean 'gpt2'?" in message
+    message = refused(tmp_path, scratch(architecture=ARCHITECTURE | {"n_layers": 1}), texts=TEXTS)
+    assert "gpt2 has no key 'n_layers'; did you mean 'n_layer'?" in message
 
 
 # From a folder
@@ -165,10 +163,37 @@ def test_what_experiments_ask_is_checked_before_anything_is_written(gpt2_folder:
 # Special tokens
 
 
+def test_weights_of_another_shape_are_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    edit_weights(gpt2_folder, lambda tensors: tensors.update({"transformer.ln_f.bias": torch.zeros(7)}))
+    assert "transformer.ln_f.bias" in refused(tmp_path, local(gpt2_folder))
+    with pytest.raises(UserError, match="of another shape, for example transformer.ln_f.bias"):
+        load_policy(gpt2_folder, "fp32")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x00", b"\xff" * 100])
+def test_weights_that_cannot_be_read_are_refused(gpt2_folder: Path, tmp_path: Path, content: bytes) -> None:
+    """What an interrupted copy leaves behind."""
+    (gpt2_folder / "model.safetensors").write_bytes(content)
+    assert "models.mine.source.path: no usable model" in refused(tmp_path, local(gpt2_folder))
+    with pytest.raises(UserError, match="no readable weights"):
+        load_policy(gpt2_folder, "fp32")
+
+
+def test_sampling_defaults_of_a_source_do_not_hinder_its_caching(gpt2_folder: Path, tmp_path: Path) -> None:
+    edit_json(gpt2_folder / "generation_config.json", top_k=5, repetition_penalty=1.3, temperature=0.7)
+    cache_model(local(gpt2_folder), tmp_path / "cache", "models.mine")
+    assert not {"top_k", "temperature"} & set(read_json(tmp_path / "cache/model/generation_config.json"))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model folder"):
+        load_policy(tmp_path, "fp32")
+
+
 @pytest.mark.parametrize("key", ["eos_token", "pad_token"])
 def test_a_special_token_outside_the_vocabulary_is_refused(gpt2_folder: Path, tmp_path: Path, key: str) -> None:
     message = refused(tmp_path, local(gpt2_folder, **{key: "</s>"}))
-    assert f"models.mine.{key}: '</s>' is not a token of this model's vocabulary of 50" in message
+    assert f"models.mine.{key}: '</s>' is not one of this model's 50 tokens" in message
 
 
 def test_padding_that_is_the_end_too_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
@@ -203,85 +228,3 @@ def test_padding_that_is_the_end_or_missing_becomes_a_new_token(
     ids = torch.tensor([[1, 5, 49, 7]])
     with torch.no_grad():
         assert torch.equal(after(ids).logits[..., :50], before(ids).logits)
-
-
-# Loading
-
-
-def test_an_extra_weight_is_refused(gpt2_folder: Path) -> None:
-    edit_weights(gpt2_folder, lambda tensors: tensors.update({"transformer.h.2.ln_1.bias": torch.zeros(32)}))
-    for load in (lambda: load_policy(gpt2_folder, "fp32"), lambda: load_reward_backbone(gpt2_folder, "fp32", seed=0)):
-        with pytest.raises(UserError, match=r"1 weight\(s\) unexpected, for example transformer\.h\.2\.ln_1\.bias"):
-            load()
-
-
-@pytest.mark.parametrize(("dtype", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_weights_have_the_precision_that_was_asked_for(gpt2_folder: Path, dtype: str, expected: torch.dtype) -> None:
-    for model in (load_policy(gpt2_folder, dtype), load_reward_backbone(gpt2_folder, dtype, seed=0)):
-        assert {parameter.dtype for parameter in model.parameters()} == {expected}
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
-def test_no_dropout_survives_the_override(tmp_path: Path, family: str) -> None:
-    """Judged by what the model does: OPT and Llama apply dropout without a module."""
-    folder = make_model(tmp_path / family, family, dropout=0.5)
-    ids = torch.arange(3, 19)[None]
-    for dropout, same in ((None, False), (0.0, True), (0.3, False)):
-        for model in (load_policy(folder, "fp32", dropout), load_reward_backbone(folder, "fp32", 0, dropout)):
-            with torch.no_grad():
-                body = model.train().base_model
-                first, second = (body(ids).last_hidden_state for _ in range(2))
-            assert torch.equal(first, second) == same
-
-
-def test_a_checkpoints_generation_defaults_are_dropped(gpt2_folder: Path, tmp_path: Path) -> None:
-    hints = {"do_sample": True, "top_k": 7, "top_p": 0.5, "temperature": 0.1, "repetition_penalty": 9.0}
-    (gpt2_folder / "generation_config.json").write_text(json.dumps({**hints, "eos_token_id": 3, "max_length": 5}))
-    model = load_policy(gpt2_folder, "fp32")
-    generation = model.generation_config
-    assert (generation.eos_token_id, generation.pad_token_id) == (1, 0)
-    assert not {name for name, value in hints.items() if getattr(generation, name, None) == value}
-    model.save_pretrained(tmp_path / "saved")
-    assert not hints.keys() & read_json(tmp_path / "saved/generation_config.json").keys()
-
-
-# Reward models
-
-
-# Huang et al. 2024: 1 / sqrt(width + 1); OPT's head reads the narrower word embedding.
-@pytest.mark.parametrize(("family", "width", "deviation"), [("opt", 16, 0.2425), ("llama", 32, 0.1741)])
-def test_a_score_head_is_drawn_from_its_seed_with_deviation_by_width(
-    tmp_path: Path, family: str, width: int, deviation: float
-) -> None:
-    folder = make_model(tmp_path / family, family)
-    heads = [load_reward_backbone(folder, "fp32", seed).score.weight.detach() for seed in (*range(40), 0)]
-    assert heads[0].shape == (1, width)
-    assert torch.equal(heads[0], heads[-1])
-    assert not torch.equal(heads[0], heads[1])
-    drawn = torch.cat(heads[:-1])
-    assert float(drawn.std()) == pytest.approx(deviation, rel=0.08)
-    assert abs(float(drawn.mean())) < deviation / 8
-
-
-def test_a_trained_reward_model_needs_its_normalisation_and_its_head(gpt2_folder: Path, tmp_path: Path) -> None:
-    model = load_reward_backbone(gpt2_folder, "fp32", seed=5)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"config\.json: reward_mean and reward_std are missing"):
-        load_reward(tmp_path, "fp32")
-    edit_json(tmp_path / "config.json", reward_mean=0.5, reward_std=2.0)
-    loaded = load_reward(tmp_path, "fp32").state_dict()
-    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
-    edit_weights(tmp_path, lambda tensors: tensors.pop("score.weight"))
-    with pytest.raises(UserError, match=r"1 weight\(s\) missing, for example score\.weight"):
-        load_reward(tmp_path, "fp32")
-
-
-def test_families_that_cannot_score_are_refused(tmp_path: Path) -> None:
-    MambaConfig(num_hidden_layers=1).save_pretrained(tmp_path / "mamba")
-    with pytest.raises(UserError, match="mamba cannot be a reward model"):
-        load_reward_backbone(tmp_path / "mamba", "fp32", seed=0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    bert = BertConfig(**sizes, vocab_size=50, is_decoder=True)
-    AutoModelForCausalLM.from_config(bert).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match="bert has no linear `score` head; choose a decoder family"):
-        load_reward_backbone(tmp_path / "bert", "fp32", seed=0)

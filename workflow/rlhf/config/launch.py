@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf.config.plan import Stage
 
-FIRST_PORT, PORTS = 20000, 20000
+FIRST_PORT, PORTS = 20000, 12000  # below the range that Linux gives to outgoing connections
 
 
 def launcher(stage: Stage) -> str:

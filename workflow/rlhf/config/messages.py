@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf.config.plan import Plan
 
-FAILED_LOG = re.compile(r"^\s*log: (\S+) \(check log file", re.MULTILINE)
+FAILED_LOGS = re.compile(r"^\s*log: (.+) \(check log file", re.MULTILINE)
 SHOWN_LINES = 5
 
 
@@ -22,9 +22,10 @@ def closing_message(plan: Plan) -> str:
             continue
         lines.append(f"  {name}: tables and figures  {index}")
         for run in plan.runs:
-            if run.experiment == name:
+            model = Path(f"results/ppo/{run.stages['ppo']}/model")
+            if run.experiment == name and model.exists():
                 point = "".join(f", {key} {value}" for key, value in run.point.items())
-                lines.append(f"    policy, seed {run.seed}{point}  results/ppo/{run.stages['ppo']}/model")
+                lines.append(f"    policy, seed {run.seed}{point}  {model}")
     parts = []
     if lines:
         parts += ["", "Where things are:", *lines, "  report: snakemake --report results/report.html"]
@@ -40,7 +41,9 @@ def failure_message(snakemake_logs: Iterable[str]) -> str:
         snakemake_logs: Snakemake's own logs of this run.
     """
     text = "\n".join(Path(log).read_text(encoding="utf-8", errors="replace") for log in snakemake_logs)
-    parts = [_said(Path(log)) for log in dict.fromkeys(FAILED_LOG.findall(text)) if Path(log).exists()]
+    # On a cluster a failed step has two logs in one line: its own and the scheduler's.
+    logs = dict.fromkeys(log for found in FAILED_LOGS.findall(text) for log in found.split(", "))
+    parts = [_said(Path(log)) for log in logs if Path(log).exists()]
     advice = "What had finished is kept: mend the cause and run the same command again. `rlhf-status` shows all stages."
     return "\n".join(["", *parts, advice])
 

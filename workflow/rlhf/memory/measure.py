@@ -87,8 +87,8 @@ class MemoryMonitor:
             self._sample()
 
     def _sample(self) -> None:
-        rss = self._process.memory_info().rss
         with self._lock:
+            rss = self._process.memory_info().rss
             if self._current is not None:
                 self._current.peak_rss = max(self._current.peak_rss, rss)
 

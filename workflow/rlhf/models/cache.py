@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf.config.requirements import Requirement, require
 from rlhf.errors import UserError
@@ -74,16 +85,34 @@ def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[s
 def _from_scratch(
     settings: dict[str, Any], texts: Iterable[str], place: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = train_tokenizer(texts, settings["tokenizer"])
     architecture = dict(settings["architecture"])
+    _require_known_keys(architecture, f"{place}.architecture")
+    tokenizer = train_tokenizer(texts, settings["tokenizer"])
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     try:
         config = AutoConfig.for_model(**(architecture | ids | {"vocab_size": len(tokenizer)}))
         seed_everything(settings["seed"])
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{place}.architecture: transformers cannot build it: {error}") from None
+    except (ValueError, TypeError, KeyError, ArithmeticError, StrictDataclassError) as error:
+        raise UserError(f"{place}.architecture: transformers cannot build it: {_first_line(error)}") from None
     return model, tokenizer
+
+
+def _require_known_keys(architecture: dict[str, Any], place: str) -> None:
+    """Transformers keeps a misspelt key and builds the model without it."""
+    model_type = architecture["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"{place}.model_type: {model_type!r} is unknown{_nearest(model_type, CONFIG_MAPPING)}")
+    configuration = CONFIG_MAPPING[model_type]
+    known = {*configuration().to_dict(), *configuration.attribute_map, "model_type"}
+    for key in architecture:
+        if key not in known:
+            raise UserError(f"{place}: {model_type} has no key {key!r}{_nearest(key, known)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,13 +131,24 @@ def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel,
         raise UserError(f"{key}: no usable tokenizer in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
+            name,
+            dtype="auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below
+            **options,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{key}: no usable model in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:5])
+    lacking = {*loading["missing_keys"], *(str(item[0]) for item in loading["mismatched_keys"])}
+    if lacking:
+        missing = ", ".join(sorted(lacking)[:5])
         raise UserError(f"{key}: {name!r} lacks weights of a causal language model: {missing}")
+    if loading["unexpected_keys"]:
+        extra = ", ".join(sorted(loading["unexpected_keys"])[:5])
+        logger.warning("%s: %r has weights that its architecture does not use: %s", key, name, extra)
+    # Its sampling defaults are not ours, and transformers refuses to save inconsistent ones.
+    model.generation_config = GenerationConfig()
     return model, tokenizer
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -48,14 +49,7 @@ def load_policy(folder: Path, dtype: str, dropout: float | None = None) -> PreTr
         UserError: weights are missing or left over.
     """
     config = _config(folder, dropout)
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=DTYPES[dtype],
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    model, loading = _from_folder(AutoModelForCausalLM, folder, config, dtype)
     _require_all_weights(folder, loading, missing=set(), unexpected=set())
     # A checkpoint's own sampling defaults (top-k, repetition penalty) would make the sampled distribution differ from
     # the softmax that training differentiates.
@@ -119,7 +113,10 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 
 def _config(folder: Path, dropout: float | None) -> PreTrainedConfig:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no model folder ({str(error).splitlines()[0]})") from None
     if dropout is not None:
         for name in dropout_keys(config):
             setattr(config, name, dropout)
@@ -132,7 +129,7 @@ def dropout_keys(config: PreTrainedConfig) -> list[str]:
     return [
         name
         for name, value in entries.items()
-        if ("dropout" in name or name.endswith("pdrop"))
+        if ("dropout" in name or name.endswith(("pdrop", "layerdrop")))
         and isinstance(value, int | float)
         and not isinstance(value, bool)
     ]
@@ -140,14 +137,7 @@ def dropout_keys(config: PreTrainedConfig) -> list[str]:
 
 def _classifier(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=DTYPES[dtype],
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model, loading = _from_folder(AutoModelForSequenceClassification, folder, config, dtype)
     except ValueError as error:
         raise UserError(
             f"{folder}: {config.model_type} cannot be a reward model ({str(error).splitlines()[0]})"
@@ -157,6 +147,26 @@ def _classifier(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[Pre
             f"{folder}: {config.model_type} has no linear `score` head; choose a decoder family such as OPT"
         )
     return model, loading
+
+
+def _from_folder(
+    auto_class: Any, folder: Path, config: PreTrainedConfig, dtype: str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model and what transformers says about its weights; a file that cannot be read is a `UserError`."""
+    try:
+        return auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: no readable weights ({str(error).splitlines()[0]}); remove the folder and run snakemake again"
+        ) from None
 
 
 def _require_all_weights(folder: Path, loading: dict[str, Any], missing: set[str], unexpected: set[str]) -> None:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf.errors import UserError
+from rlhf.runtime.seeds import seed_everything
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -71,6 +72,7 @@ def settle_special_tokens(
     elif tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        seed_everything(0)  # the new row is random
         model.resize_token_embeddings(len(tokenizer))
     for config in (model.config, model.generation_config):
         if config is not None:
@@ -80,5 +82,5 @@ def settle_special_tokens(
 
 def _known(tokenizer: PreTrainedTokenizerBase, token: str, key: str) -> str:
     if token not in tokenizer.get_vocab():
-        raise UserError(f"{key}: {token!r} is not a token of this model's vocabulary of {len(tokenizer)}")
+        raise UserError(f"{key}: {token!r} is not one of this model's {len(tokenizer)} tokens; see its tokenizer.json")
     return token

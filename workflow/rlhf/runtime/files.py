@@ -30,13 +30,20 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for file in beside.rglob("*"):
             if file.is_file():
                 _fsync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-        _fsync(path.parent)
+        _replace(path, beside)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Put a folder in the place of another, which is moved aside first: it is never half deleted in its place."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    if path.exists():
+        os.replace(path, aside / "old")
+    os.replace(new, path)
+    _fsync(path.parent)
+    shutil.rmtree(aside)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,7 +77,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: file not found; run the step that makes it (`snakemake -n` names it)") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise UserError(f"{path}: not valid JSON ({error}); remove it and run snakemake again") from None
 
 

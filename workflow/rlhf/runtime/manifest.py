@@ -43,9 +43,7 @@ def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs
         facts: further entries such as `device`, `dtype`, `world_size`.
     """
     finished = utc_now()
-    outputs = {
-        name: digest for name, digest in sha256_tree(folder).items() if name not in ("manifest.json", "spec.yaml")
-    }
+    outputs = {name: digest for name, digest in sha256_tree(folder).items() if name not in NOT_OUTPUTS}
     write_json(
         folder / "manifest.json",
         {

@@ -101,7 +101,7 @@ def _variables_from_slurm() -> None:
         "LOCAL_RANK": slurm["SLURM_LOCALID"],
         "MASTER_ADDR": slurm["SLURM_LAUNCH_NODE_IPADDR"],
         # One port per job, so that jobs on a shared node do not meet.
-        "MASTER_PORT": str(20000 + int(slurm["SLURM_JOB_ID"]) % 20000),
+        "MASTER_PORT": str(20000 + int(slurm["SLURM_JOB_ID"]) % 12000),
     }
 
 
