@@ -39,7 +39,8 @@ def run(project: Project, output: Path, spec: dict[str, Any], reward: Path | Non
         output / "state",
     )
     output.mkdir()
-    train_ppo(Stage(spec, paths), project.results("sft") / "model", reward or project.results("reward") / "model")
+    with Stage(spec, paths) as stage:
+        train_ppo(stage, project.results("sft") / "model", reward or project.results("reward") / "model")
     return read_jsonl(output / "metrics.jsonl")
 
 

@@ -1,5 +1,6 @@
 """One PPO update on a real rollout: frozen old values, exact first ratio, and the same step however it is cut."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from rlhf.ppo.sampling import Answer
 from rlhf.ppo.scoring import Scorers, score_samples
 from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.training.engine import EngineSettings, Trainer
+from rlhf.training.faults import FaultCounter
 
 SETTINGS = PpoSettings(
     minibatches=2,
@@ -63,7 +65,9 @@ def make(samples, scores, **changes):
 
 
 def train(rollout, experience, partitions, **changes):
-    return PpoUpdate(rollout.actor, rollout.critic, SETTINGS | changes, pad_id=0).run(experience, partitions)
+    faults = FaultCounter(Path("state"), "fp32", "stop")
+    update = PpoUpdate(rollout.actor, rollout.critic, SETTINGS | changes, pad_id=0, faults=faults)
+    return update.run(experience, partitions, iteration=1, places=[])
 
 
 def test_scores_do_not_depend_on_the_micro_batches(rollout):

@@ -1,4 +1,4 @@
-"""Errors that the user can act on."""
+"""Errors that the user can act on, and the request to go on later."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message says what is wrong, where (file, key, row), and what to do. Scripts print it without a traceback.
     """
+
+
+class Interrupted(Exception):
+    """The stage was asked to stop, has saved what it has, and goes on when it is started again."""

@@ -19,8 +19,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
-    with processes():
-        stage = Stage(read_spec(args.spec, args.execution), stage_paths(args))
+    spec = read_spec(args.spec, args.execution)
+    with processes(args.execution["collective_timeout"]), Stage(spec, stage_paths(args)) as stage:
         train_ppo(stage, args.sft, args.reward, load_judge(stage.settings["gold_reward"]))
 
 

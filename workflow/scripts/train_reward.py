@@ -18,8 +18,9 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
-    with processes():
-        train_reward(Stage(read_spec(args.spec, args.execution), stage_paths(args)), args.model)
+    spec = read_spec(args.spec, args.execution)
+    with processes(args.execution["collective_timeout"]), Stage(spec, stage_paths(args)) as stage:
+        train_reward(stage, args.model)
 
 
 if __name__ == "__main__":

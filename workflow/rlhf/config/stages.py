@@ -13,6 +13,11 @@ from rlhf.config.section import Section, Share
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
+NONFINITE: Any = Field(
+    "stop",
+    description="At a loss or gradient that is not finite: stop and name the rows, or skip the step and count it. "
+    "Overflows of fp16 are always skipped.",
+)
 
 
 class Optimization(Section):
@@ -65,7 +70,18 @@ class Execution(Section):
         return self.nodes * max(1, self.gpus_per_node)
 
 
-class TrainExecution(Execution):
+class _TrainingExecution(Execution):
+    checkpoint_minutes: float | None = Field(
+        10.0, gt=0, description="Save the training state after so many minutes; null: not by time."
+    )
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="Save the training state after so many steps (PPO: iterations); unset: not by steps."
+    )
+    collective_timeout: int = Field(30, ge=1, description="Minutes a process waits for another before it gives up.")
+    keep_state: bool = Field(False, description="Keep `state/STAGE/ID` after the stage is done.")
+
+
+class TrainExecution(_TrainingExecution):
     """How an SFT or reward stage runs."""
 
     per_device_train_batch_size: int = Field(8, ge=1, description="Sequences (SFT) or pairs (reward) per micro-batch.")
@@ -75,7 +91,7 @@ class TrainExecution(Execution):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
 
 
-class PpoExecution(Execution):
+class PpoExecution(_TrainingExecution):
     """How a PPO stage runs."""
 
     per_device_generation_batch_size: int = Field(16, ge=1, description="Prompts per generation batch.")
@@ -94,6 +110,12 @@ class _Supervised(Optimization):
     num_train_epochs: int = Field(1, ge=1, description="Passes over the training data.")
     max_seq_len: int = Field(512, ge=2, description="Longest prompt + answer, in tokens; longer rows are counted out.")
     max_eval_rows: int = Field(1000, ge=1, description="Unseen rows used to evaluate, at most.")
+    eval_interval: int = Field(0, ge=0, description="Steps between evaluations in an epoch; 0: at its end only.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after so many evaluations without a lower unseen loss; unset: never."
+    )
+    keep_best: bool = Field(False, description="End with the weights of the lowest unseen loss, not with the last.")
+    on_nonfinite: Literal["stop", "skip"] = NONFINITE
     dtype: Dtype = Field("bf16", description="Precision of the weights in training.")
     execution: TrainExecution = Field(TrainExecution(), description="How the stage runs.")
 
@@ -180,6 +202,7 @@ class PpoSettings(Section):
     max_first_ratio_error: float = Field(
         1e-6, gt=0, description="Largest |ratio - 1| on the first minibatch of a rollout (fp32)."
     )
+    on_nonfinite: Literal["stop", "skip"] = NONFINITE
     dtype: Dtype = Field("bf16", description="Precision of the weights.")
     actor: ActorOptimization = Field(ActorOptimization(), description="Training of the policy.")
     critic: CriticOptimization = Field(CriticOptimization(), description="Training of the value model.")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from rlhf.training.weights import WeightCopy, local
 
 
-class WeightAverage:
+class WeightAverage(WeightCopy):
     """average <- decay average + (1 - decay) weights, after each optimizer step, from the first weights on.
 
-    Kept in float32, for the trained parameters only. Under ZeRO-3 each process averages its own partition.
+    Kept in float32, for the trained parameters only.
 
     Args:
         model: the policy, after its engine was made.
@@ -20,33 +19,11 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, torch.float32)
         self._decay = decay
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._average = [_local(parameter).float().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the present weights."""
-        for average, parameter in zip(self._average, self._parameters, strict=True):
-            average.lerp_(_local(parameter).float(), 1 - self._decay)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model has the averaged weights in the block, and its own again after it."""
-        own = [_local(parameter).clone() for parameter in self._parameters]
-        self._write(self._average)
-        try:
-            yield
-        finally:
-            self._write(own)
-
-    @torch.no_grad()
-    def _write(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            _local(parameter).copy_(value)
-
-
-def _local(parameter: nn.Parameter) -> Tensor:
-    """What this process holds of a parameter: all of it, or its ZeRO-3 partition."""
-    partition: Tensor | None = getattr(parameter, "ds_tensor", None)
-    return (parameter if partition is None else partition).detach()
+        for average, parameter in zip(self.copy, self.parameters, strict=True):
+            average.lerp_(local(parameter).float(), 1 - self._decay)

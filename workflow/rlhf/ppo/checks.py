@@ -41,13 +41,13 @@ def require_same_distribution(error: tuple[float, float], dtype: str, limit: flo
             difference of probabilities is above 0.01.
     """
     largest, mean = error
-    if dtype == "fp32" and largest > limit:
+    if dtype == "fp32" and not largest <= limit:  # not a number is no agreement
         raise UserError(
             f"sampling and training disagree: log-probabilities of the same tokens differ by up to {largest:.2e}, "
             f"allowed is {limit:.0e} (ppo.max_sampling_logprob_error). PPO would learn from wrong ratios. "
             "Usual causes: position ids, temperature, dropout, or a model family that ignores the attention mask"
         )
-    if dtype != "fp32" and mean > MAX_HALF_PRECISION_PROBABILITY_ERROR:
+    if dtype != "fp32" and not mean <= MAX_HALF_PRECISION_PROBABILITY_ERROR:
         raise UserError(
             f"sampling and training disagree: probabilities of the same tokens differ by {mean:.3f} on average, "
             f"allowed is {MAX_HALF_PRECISION_PROBABILITY_ERROR} in {dtype}. "

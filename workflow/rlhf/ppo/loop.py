@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -24,7 +25,10 @@ from rlhf.ppo.rollout import Samples, generate
 from rlhf.ppo.scoring import score_samples
 from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.runtime.logging import get_logger
+from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
+from rlhf.training.checkpoints import Part
+from rlhf.training.faults import FaultCounter
 from rlhf.training.stage import Stage, save_model
 
 logger = get_logger(__name__)
@@ -58,39 +62,84 @@ class Ppo:
         self._stage, self._settings, self._execution = stage, settings, stage.execution
         self._models, self._prompts, self._judge = models, prompts, judge
         self._iterations = iterations
-        self._order = shuffled_rows(len(prompts), derive_seed(stage.seed, "prompts"))
+        self._mix, self._average = mix, average
+        self._order: Iterator[int] = shuffled_rows(len(prompts), derive_seed(stage.seed, "prompts"))
         self._kl = KlController(settings["kl_coefficient"], settings["kl_target"], settings["kl_horizon"])
-        self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, mix, average)
-        self._tokens = 0
-        self._start = time.monotonic()
+        faults = FaultCounter(stage.paths.state, settings["dtype"], settings["on_nonfinite"])
+        self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, faults, mix, average)
+        self._iteration = self._tokens = 0
 
     def run(self) -> None:
-        """All iterations; each is one line of the metrics."""
-        with self._stage.metrics(self._iterations) as metrics:
-            for iteration in range(self._iterations):
-                metrics.record(iteration + 1, "train", **self.iteration(iteration))
+        """All iterations; each is one line of the metrics. Goes on from a checkpoint where there is one.
 
-    def iteration(self, iteration: int) -> dict[str, float]:
+        Raises:
+            Interrupted: the stage was asked to stop, and has saved its state.
+        """
+        with self._stage.metrics(self._iterations) as metrics:
+            checkpoints = self._stage.checkpoints(self._parts(metrics), **self._topology())
+            self._go_on(checkpoints.restore())
+            for iteration in range(self._iteration, self._iterations):
+                checkpoints.boundary(self._state(iteration))
+                measured = self.iteration(iteration, checkpoints.interrupt_point)
+                speed = {"tokens": self._tokens, "tokens_per_second": self._tokens / metrics.elapsed}
+                metrics.record(iteration + 1, "train", **measured, **speed)
+            checkpoints.finish()
+            metrics.require_complete(self._iterations)
+
+    def _parts(self, metrics: StageMetrics) -> dict[str, Part]:
+        """What has a state that a checkpoint must hold."""
+        parts = {
+            "actor": self._models.actor,
+            "critic": self._models.critic,
+            "average": self._average,
+            "metrics": metrics,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _topology(self) -> dict[str, int]:
+        return {key: self._execution[key] for key in ("actor_zero_stage", "critic_zero_stage")}
+
+    def _state(self, iteration: int) -> dict[str, Any]:
+        state = {"step": iteration, "tokens": self._tokens, "kl_coefficient": self._kl.coefficient}
+        return state | ({} if self._mix is None else {"mixed_batches": self._mix.drawn})
+
+    def _go_on(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        self._iteration, self._tokens = state["step"], state["tokens"]
+        self._kl.coefficient = state["kl_coefficient"]
+        drawn = self._iteration * self._settings["prompts_per_rollout"]
+        self._order = itertools.islice(self._order, drawn, None)
+        if self._mix is not None:
+            self._mix.skip(state["mixed_batches"])
+
+    def iteration(self, iteration: int, interrupt_point: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Rollout, scoring and training; returns the metrics.
+
+        Args:
+            iteration: its number, from 0.
+            interrupt_point: called while the iteration can still be abandoned.
 
         Raises:
             UserError: sampling and training disagree, or the first ratio is not 1.
         """
         settings, memory = self._settings, self._stage.memory
         with _timed() as generating, memory.phase("generate"):
-            samples = self._rollout(iteration)
+            rows = [next(self._order) for _ in range(settings["prompts_per_rollout"])]
+            samples = self._rollout(iteration, rows, interrupt_point)
         partitions = self._partitions(samples, iteration)
         with _timed() as scoring, memory.phase("score"), self._models.scoring() as scorers:
             # With the micro-batches of the first epoch, whose ratio is then exactly 1.
             first_epoch = list(itertools.chain.from_iterable(partitions[0]))
-            scores = score_samples(samples, first_epoch, scorers, settings["temperature"])
+            scores = score_samples(samples, first_epoch, scorers, settings["temperature"], interrupt_point)
         experience = make_experience(samples, scores, settings, self._kl.coefficient)
         error = sampling_error(samples.answers, scores.logprobs, experience.mask)
         require_same_distribution(error, settings["dtype"], settings["max_sampling_logprob_error"])
         rates = self._learning_rates()
         with _timed() as training, memory.phase("train"):
             warm = iteration >= settings["critic_warmup_iterations"]
-            statistics = self._update.run(experience, partitions, train_policy=warm)
+            places = [self._prompts.place(row) for row in rows]
+            statistics = self._update.run(experience, partitions, iteration + 1, places, train_policy=warm)
         self._kl.observe(rollout_kl(experience), len(samples))
         self._tokens += int(samples.lengths.sum())
         return {
@@ -102,13 +151,10 @@ class Ppo:
             "time_generate": generating.seconds,
             "time_score": scoring.seconds,
             "time_train": training.seconds,
-            "tokens": self._tokens,
-            "tokens_per_second": self._tokens / (time.monotonic() - self._start),
         }
 
-    def _rollout(self, iteration: int) -> Samples:
+    def _rollout(self, iteration: int, prompts: list[int], interrupt_point: Callable[[], None]) -> Samples:
         settings = self._settings
-        prompts = [next(self._order) for _ in range(settings["prompts_per_rollout"])]
         rows = [row for row in prompts for _ in range(settings["answers_per_prompt"])]
         seeds = [derive_seed(self._stage.seed, "rollout", iteration, place) for place in range(len(rows))]
         with self._models.actor.evaluation(), generation_mode(self._models.policy):
@@ -119,6 +165,7 @@ class Ppo:
                 self._execution["per_device_generation_batch_size"],
                 settings["max_answer_seq_len"],
                 settings["temperature"],
+                interrupt_point,
             )
 
     def _partitions(self, samples: Samples, iteration: int) -> list[list[list[MicroBatch]]]:
@@ -185,7 +232,8 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         with average.in_place():
             save_model(models.policy, models.adapted, models.tokenizer, stage.paths.output / "model_ema")
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
-    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)})
+    steps = {"planned": iterations, "done": iterations}
+    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)}, steps=steps)
 
 
 def _pretraining_mix(stage: Stage) -> PretrainingMix | None:

@@ -35,13 +35,20 @@ class PretrainingMix:
         self._rows_per_step = rows_per_step
         self._objective = AnswerLikelihood()
         self._lengths = self._objective.lengths(corpus)
-        self._order = shuffled_rows(len(corpus), derive_seed(seed, "ptx"))
+        self._order: Iterator[int] = shuffled_rows(len(corpus), derive_seed(seed, "ptx"))
         self._count = 0
+        self.drawn = 0  # batches so far
+
+    def skip(self, batches: int) -> None:
+        """Leave out the batches that were drawn before a checkpoint."""
+        self._order = itertools.islice(self._order, batches * self._rows_per_step, None)
+        self.drawn = batches
 
     def next_rows(self) -> list[MicroBatch]:
         """This process's micro-batches of the next batch."""
         batch = np.array(list(itertools.islice(self._order, self._rows_per_step)))
         self._count = self._objective.count(self._corpus, batch)
+        self.drawn += 1
         return micro_batches(batch, self._lengths, self._micro_size, rank(), world_size())
 
     def losses(self, model: nn.Module, rows: list[MicroBatch], statistics: UpdateStatistics) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ Answers are short compared with weights, so each process computes its share and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,7 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
     temperature: float,
+    between: Callable[[], None] = lambda: None,
 ) -> Samples:
     """One answer per prompt, each process sampling its share.
 
@@ -95,10 +96,12 @@ def generate(
         batch_size: prompts per generation batch.
         max_new_tokens: longest answer.
         temperature: sampling temperature.
+        between: called before each generation batch.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     own: dict[int, Answer] = {}
     for micro in micro_batches(np.arange(len(prompts)), lengths, batch_size, rank(), world_size()):
+        between()
         drawn = sample_answers(
             model,
             [prompts[row] for row in micro.rows],

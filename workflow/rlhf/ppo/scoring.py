@@ -37,7 +37,13 @@ class Scorers:
     reward: RewardScorer
 
 
-def score_samples(samples: Samples, shares: list[MicroBatch], scorers: Scorers, temperature: float) -> Scores:
+def score_samples(
+    samples: Samples,
+    shares: list[MicroBatch],
+    scorers: Scorers,
+    temperature: float,
+    between: Callable[[], None] = lambda: None,
+) -> Scores:
     """Old log-probabilities, reference log-probabilities, old values and scores of a rollout.
 
     Args:
@@ -45,9 +51,11 @@ def score_samples(samples: Samples, shares: list[MicroBatch], scorers: Scorers, 
         shares: this process's micro-batches. Taking those of the first PPO epoch makes the first ratio exactly 1.
         scorers: the models.
         temperature: sampling temperature; log-probabilities are of softmax(logits / temperature).
+        between: called before each micro-batch.
     """
     own: dict[int, tuple[np.ndarray, float]] = {}
     for micro in shares:
+        between()
         part = samples.rectangle(micro.rows, scorers.reward.pad_id, inference_device(scorers.policy))
         with torch.no_grad():
             table = torch.stack(list(_token_scores(part, scorers, temperature)), dim=1).float().cpu().numpy()

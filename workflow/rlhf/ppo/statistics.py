@@ -28,6 +28,14 @@ class UpdateStatistics:
     ptx_loss: float = 0.0
     actor_norms: list[float] = field(default_factory=list)
     critic_norms: list[float] = field(default_factory=list)
+    skipped: int = 0
+
+    def add_step(self, norms: list[float], norm: float | None) -> None:
+        """Count an optimizer step by its gradient norm; None is one that was skipped."""
+        if norm is None:
+            self.skipped += 1
+        else:
+            norms.append(norm)
 
     def add_policy(self, loss: Tensor, log_ratios: Tensor, mask: Tensor, clip_range: float) -> None:
         """Count one micro-batch of the policy."""
@@ -51,7 +59,8 @@ class UpdateStatistics:
 
     def metrics(self) -> dict[str, float]:
         """Means over all processes' tokens, and maxima over all processes; what was not trained is absent."""
-        return {**self._policy(), **self._value(), **self._mix()}
+        skipped = {"skipped_steps": self.skipped} if self.skipped else {}
+        return {**self._policy(), **self._value(), **self._mix(), **skipped}
 
     def _policy(self) -> dict[str, float]:
         if not self.actor_norms:

@@ -23,6 +23,7 @@ from rlhf.ppo.scoring import answer_values
 from rlhf.ppo.statistics import UpdateStatistics
 from rlhf.training.distributed import all_gather, all_sum, rank, world_size
 from rlhf.training.engine import Trainer
+from rlhf.training.faults import FaultCounter
 
 
 def minibatches(samples: Samples, settings: dict[str, Any], micro_size: int, seed: int) -> list[list[MicroBatch]]:
@@ -40,6 +41,7 @@ class PpoUpdate:
         critic: trainer of the value model, or None.
         settings: `PpoSettings`.
         pad_id: filler id.
+        faults: judges steps whose gradients are not finite.
         mix: SFT rows mixed into the policy's steps, or None.
         average: of the policy's weights, or None.
     """
@@ -50,48 +52,62 @@ class PpoUpdate:
         critic: Trainer | None,
         settings: dict[str, Any],
         pad_id: int,
+        faults: FaultCounter,
         mix: PretrainingMix | None = None,
         average: WeightAverage | None = None,
     ) -> None:
         self._actor, self._critic = actor, critic
         self._settings, self._pad_id, self._mix = settings, pad_id, mix
-        self._average = average
+        self._faults, self._average = faults, average
 
     def run(
-        self, experience: Experience, partitions: list[list[list[MicroBatch]]], train_policy: bool = True
+        self,
+        experience: Experience,
+        partitions: list[list[list[MicroBatch]]],
+        iteration: int,
+        places: list[tuple[int, int]],
+        train_policy: bool = True,
     ) -> UpdateStatistics:
         """Train on one rollout.
 
         Args:
             experience: the rollout with frozen old log-probabilities, values, advantages and returns.
             partitions: for each PPO epoch, each minibatch's micro-batches of this process.
+            iteration: number of the rollout, for messages.
+            places: (number of the dataset, row in its cached split) of its prompts, for messages.
             train_policy: False while the value model warms up.
 
         Raises:
             UserError: the ratio on the first minibatch is not 1.
+            FloatingPointError: gradients are not finite, and the step must not or cannot be skipped.
         """
         statistics = UpdateStatistics()
         first = True
         for shares in itertools.chain.from_iterable(partitions):
             count = _tokens(experience, shares)
             if train_policy:
-                statistics.actor_norms.append(self._step_policy(experience, shares, count, statistics, first))
+                norm = self._step_policy(experience, shares, count, statistics, first)
+                statistics.add_step(statistics.actor_norms, self._judged(iteration, norm, places))
             if self._critic is not None:
                 losses = self._value_losses(self._critic, experience, shares, count, statistics)
-                statistics.critic_norms.append(self._critic.step(losses, len(shares)))
+                norm = self._critic.step(losses, len(shares))
+                statistics.add_step(statistics.critic_norms, self._judged(iteration, norm, places))
             first = False
         return statistics
 
+    def _judged(self, iteration: int, norm: float | None, places: list[tuple[int, int]]) -> float | None:
+        return norm if self._faults.check(iteration, None, norm, places) else None
+
     def _step_policy(
         self, experience: Experience, shares: list[MicroBatch], count: float, statistics: UpdateStatistics, first: bool
-    ) -> float:
+    ) -> float | None:
         losses, micro_steps = self._policy_losses(experience, shares, count, statistics, first), len(shares)
         if self._mix is not None:
             rows = self._mix.next_rows()
             losses = itertools.chain(losses, self._mix.losses(self._actor.engine, rows, statistics))
             micro_steps += len(rows)
         norm = self._actor.step(losses, micro_steps)
-        if self._average is not None:
+        if self._average is not None and norm is not None:
             self._average.update()
         return norm
 

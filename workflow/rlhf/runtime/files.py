@@ -29,7 +29,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         yield beside
         for file in beside.rglob("*"):
             if file.is_file():
-                _fsync(file)
+                fsync(file)
         _replace(path, beside)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -42,7 +42,7 @@ def _replace(path: Path, new: Path) -> None:
     if path.exists():
         os.replace(path, aside / "old")
     os.replace(new, path)
-    _fsync(path.parent)
+    fsync(path.parent)
     shutil.rmtree(aside)
 
 
@@ -111,7 +111,8 @@ def sha256_tree(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from rlhf.errors import UserError
+from rlhf.errors import Interrupted, UserError
+from rlhf.runtime.failure import explain
 
+PACKAGE = "rlhf"
+LOG_FORMAT, LOG_DATES = "%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"
 USER_ERROR_EXIT_CODE = 2
+RESUME_EXIT_CODE = 75  # EX_TEMPFAIL: not done, and goes on when it is started again
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -24,24 +29,36 @@ def configure_logging() -> None:
     mark = f" [rank {rank}]" if rank else ""
     logging.basicConfig(
         level=logging.WARNING,
-        format=f"%(asctime)s %(levelname)s{mark} %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
+        format=LOG_FORMAT.replace("%(levelname)s", f"%(levelname)s{mark}"),
+        datefmt=LOG_DATES,
         stream=sys.stderr,
         force=True,
     )
-    logging.getLogger("rlhf").setLevel(logging.WARNING if rank else logging.INFO)
+    logging.getLogger(PACKAGE).setLevel(logging.WARNING if rank else logging.INFO)
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main function and exit.
 
-    A `UserError` is printed as one message without a traceback and ends the process with status 2; any other
-    exception keeps its traceback and ends it with status 1.
+    A `UserError` is printed as one message without a traceback and ends the process with status 2. A stage that was
+    interrupted and goes on when it is started again ends with status 75. Any other exception keeps its traceback, has
+    its cause and remedy after it, and ends the process with status 1.
     """
     configure_logging()
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _print(f"error: {error}")
         sys.exit(USER_ERROR_EXIT_CODE)
+    except Interrupted as error:
+        _print(f"interrupted: {error}")
+        sys.exit(RESUME_EXIT_CODE)
+    except Exception as error:
+        traceback.print_exc()
+        _print(f"error: {explain(error)}")
+        sys.exit(1)
     sys.exit(0)
+
+
+def _print(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rlhf.runtime.files import append_jsonl, write_json
+from rlhf.errors import Interrupted
+from rlhf.runtime.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -29,7 +31,8 @@ class StageMetrics:
         total_steps: steps of the whole stage, for the progress bar and the ETA.
         enabled: False on ranks other than 0, which write nothing.
 
-    Used as a context manager: the status ends as `done`, or as `failed` after an exception.
+    Used as a context manager: the status ends as `done`, as `interrupted` where the stage can go on, or as `failed`.
+    Part of a checkpoint, so that the metrics of a stage that was interrupted are one unbroken curve.
     """
 
     def __init__(self, folder: Path, stage: str, identifier: str, total_steps: int, enabled: bool = True) -> None:
@@ -52,7 +55,43 @@ class StageMetrics:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._enabled:
-            self._write_progress("failed" if error else "done")
+            ended = "interrupted" if isinstance(error, Interrupted) else "failed"
+            self._write_progress(ended if error else "done")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this stage so far, those of earlier attempts up to their last checkpoint included."""
+        return time.monotonic() - self._start
+
+    def save(self, folder: Path) -> None:
+        """Write the metrics so far into a checkpoint."""
+        if self._enabled:
+            shutil.copyfile(self.metrics_file, folder / "metrics.jsonl")
+            write_json(folder / "elapsed.json", self.elapsed)
+
+    def load(self, folder: Path) -> None:
+        """Go on from the metrics of a checkpoint."""
+        self._start = time.monotonic() - read_json(folder / "elapsed.json")
+        if self._enabled:
+            rows = read_jsonl(folder / "metrics.jsonl")
+            self._last = rows[-1] if rows else {}
+            write_text(self.metrics_file, (folder / "metrics.jsonl").read_text(encoding="utf-8"))
+            self._write_progress("running")
+
+    def require_complete(self, steps: int) -> None:
+        """Make sure that each step has exactly one line.
+
+        Raises:
+            RuntimeError: steps are missing or repeated; the stage must not pass for done.
+        """
+        if not self._enabled:
+            return
+        found = [row["step"] for row in read_jsonl(self.metrics_file) if row["phase"] == "train"]
+        if found != list(range(1, steps + 1)):
+            raise RuntimeError(
+                f"{self._stage} {self._identifier}: {len(found)} training steps are recorded, {steps} were to be done; "
+                "the stage is not complete"
+            )
 
     def record(self, step: int, phase: str, **metrics: float) -> None:
         """Append one line of metrics.
@@ -73,7 +112,7 @@ class StageMetrics:
             )
         if not self._enabled:
             return
-        elapsed = time.monotonic() - self._start
+        elapsed = self.elapsed
         row = {"step": step, "phase": phase, "time": round(elapsed, 3), **metrics}
         append_jsonl(self.metrics_file, row)
         self._last = row

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,11 +25,14 @@ logger = get_logger(__name__)
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def processes(timeout_minutes: float = 30.0) -> Iterator[None]:
     """Join the process group for the block; a process without a launcher makes a group of one.
 
     The launcher (`deepspeed`, `torchrun`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; under
     `srun` they follow from Slurm's variables.
+
+    Args:
+        timeout_minutes: how long a process waits for the others before it fails, so that a lost one ends the stage.
     """
     _variables_from_slurm()
     if "RANK" not in os.environ:
@@ -44,7 +48,7 @@ def processes() -> Iterator[None]:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     else:
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=timeout_minutes))
     logger.info("%d process(es), device %s, %d thread(s)", world_size(), device(), torch.get_num_threads())
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel, get_scheduler
 from rlhf.config.expand import deep_merge
 from rlhf.errors import UserError
 from rlhf.training.distributed import device, world_size
+
+CHECKPOINT_TAG = "engine"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Trainer:
         """The model as it was given."""
         return self.engine.module
 
-    def step(self, losses: Iterator[Tensor] | list[Tensor], micro_steps: int) -> float:
+    def step(self, losses: Iterator[Tensor] | list[Tensor], micro_steps: int) -> float | None:
         """One optimizer step.
 
         Args:
@@ -77,15 +80,36 @@ class Trainer:
             micro_steps: number of micro-batches, equal on all processes.
 
         Returns:
-            Gradient norm before clipping.
+            Gradient norm before clipping, or None where it is not finite and the step was therefore not applied. In
+            fp32 with ZeRO, DeepSpeed applies such a step all the same: the norm is then not finite.
         """
         for number, loss in enumerate(losses, start=1):
             self.engine.set_gradient_accumulation_boundary(number == micro_steps)
             # DeepSpeed averages gradients over processes; the loss is divided by the global count already.
             self.engine.backward(loss * world_size(), scale_wrt_gas=False)
         norm = self._own_norm() if self._clips_itself else None
+        if norm is not None and not norm.isfinite():
+            self.engine.zero_grad()
+            return None
         self.engine.step()
+        if not self.engine.was_step_applied():
+            return None
         return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights, optimizer, schedule and loss scale; frozen weights are loaded from where they came."""
+        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Take the state that `save` wrote, into an engine made like the one that wrote it.
+
+        Raises:
+            UserError: DeepSpeed finds no state there.
+        """
+        # Not strict, because frozen weights are left out; that nothing else is missing is what the hashes ensure.
+        path, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
+        if path is None:
+            raise UserError(f"{folder}: DeepSpeed cannot load this checkpoint; remove it to start anew")
 
     def learning_rate(self) -> float:
         """Rate of the main parameter groups for the next step."""

@@ -22,7 +22,7 @@ from rlhf.training.distributed import all_gather, rank, world_size
 from rlhf.training.engine import Trainer
 from rlhf.training.sft import engine_settings, load_rows
 from rlhf.training.stage import Stage
-from rlhf.training.supervised import steps_per_epoch, train_supervised
+from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
 
 logger = get_logger(__name__)
 
@@ -151,10 +151,11 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
         steps = settings["num_train_epochs"] * steps_per_epoch(len(train), settings["global_batch_size"])
         trainer = Trainer(TokenScorer(model), settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
-        train_supervised(trainer, objective, train, unseen, settings, stage.execution, stage.seed, metrics)
+        progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
     with stage.memory.phase("normalise"), trainer.evaluation():
         batch_size = stage.execution["per_device_eval_batch_size"]
         model.config.reward_mean, model.config.reward_std = score_statistics(trainer.engine, unseen, batch_size)
     logger.info("unseen scores: mean %.4f, deviation %.4f", model.config.reward_mean, model.config.reward_std)
     inputs = {"tokenizer": train.tokenizer_fingerprint}
-    stage.finish(model, adapted, tokenizer, inputs, rows={"train": len(train), "eval": len(unseen)})
+    rows = {"train": len(train), "eval": len(unseen)}
+    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps))

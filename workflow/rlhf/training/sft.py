@@ -18,7 +18,7 @@ from rlhf.models.scores import inference_device, token_logprobs
 from rlhf.runtime.logging import get_logger
 from rlhf.training.engine import EngineSettings, Trainer
 from rlhf.training.stage import Stage
-from rlhf.training.supervised import steps_per_epoch, train_supervised
+from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
 
 logger = get_logger(__name__)
 
@@ -126,6 +126,7 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
         steps = settings["num_train_epochs"] * steps_per_epoch(len(train), settings["global_batch_size"])
         trainer = Trainer(model, settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
-        train_supervised(trainer, objective, train, unseen, settings, stage.execution, stage.seed, metrics)
+        progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
     inputs = {"tokenizer": train.tokenizer_fingerprint}
-    stage.finish(model, adapted, tokenizer, inputs, rows={"train": len(train), "eval": len(unseen)})
+    rows = {"train": len(train), "eval": len(unseen)}
+    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps))

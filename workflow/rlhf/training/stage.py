@@ -1,13 +1,16 @@
-"""The frame of a training stage: live metrics, memory, and outputs that appear when all is done."""
+"""The frame of a training stage: its lease, checkpoints, live metrics, and outputs that appear when all is done."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import deepspeed
 import yaml
@@ -16,11 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, memory_report
 from rlhf.models.lora import merged_weights
+from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.files import atomic_directory, write_json, write_text
+from rlhf.runtime.interruption import Interruption, slurm_seconds_left
+from rlhf.runtime.lease import StateLease
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, utc_now, write_manifest
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
+from rlhf.training.checkpoints import Checkpoints, Part
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
 
 logger = get_logger(__name__)
@@ -49,6 +56,9 @@ def read_spec(path: Path, execution: dict[str, Any]) -> dict[str, Any]:
 class Stage:
     """What a training loop needs of its surroundings.
 
+    Used as a context manager it holds the lease of its state folder, takes signals as requests to stop, and leaves a
+    record of the attempt.
+
     Args:
         spec: the stage's specification.
         paths: where it reads and writes.
@@ -60,11 +70,32 @@ class Stage:
         self.execution: dict[str, Any] = spec["execution"]
         self.seed: int = spec["seed"]
         self.memory = MemoryMonitor(rank())
+        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]))
+        self._lease = StateLease(paths.state)
+        self._attempt = Attempt(paths.state, rank())
+        self._checkpoints: Checkpoints | None = None
         self._started = utc_now()
+        self._surroundings = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            if rank() == 0:
+                self._lease.acquire()
+                stack.callback(self._lease.release)
+            barrier()
+            stack.enter_context(self._attempt)
+            stack.enter_context(self.interruption.listening())
+            self._surroundings = stack.pop_all()
         seed_everything(self.seed)
-        logger.info("%s %s, code %s", spec["stage"], spec["id"], code_hash()[:15])
+        logger.info("%s %s, code %s", self.spec["stage"], self.spec["id"], code_hash()[:15])
         for key, value in self.settings.items():
             logger.info("  %s: %s", key, value)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._surroundings.__exit__(kind, error, traceback)
 
     @contextmanager
     def metrics(self, total_steps: int) -> Iterator[StageMetrics]:
@@ -72,6 +103,21 @@ class Stage:
         writer = StageMetrics(self.paths.state, self.spec["stage"], self.spec["id"], total_steps, enabled=rank() == 0)
         with writer:
             yield writer
+
+    def checkpoints(self, parts: Mapping[str, Part], **topology: Any) -> Checkpoints:
+        """Checkpoints of this stage.
+
+        Args:
+            parts: name -> what has a state.
+            topology: how the engines keep their state, beside the number of processes.
+        """
+        content = {key: self.spec[key] for key in ("stage", "id", "seed", "settings", "upstream")}
+        specification = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        identity = {"specification": specification, "topology": {"processes": world_size(), **topology}}
+        self._checkpoints = Checkpoints(
+            self.paths.state / "checkpoints", identity, parts, self.execution, self.interruption, self._lease
+        )
+        return self._checkpoints
 
     def finish(
         self,
@@ -91,6 +137,8 @@ class Stage:
             facts: further entries of the manifest.
         """
         output = self.paths.output
+        if rank() == 0:
+            self._lease.require()
         with self.memory.phase("save"):
             save_model(model, adapted, tokenizer, output / "model")
         processes = all_gather(self.memory.stop())
@@ -101,11 +149,28 @@ class Stage:
                 "world_size": world_size(),
                 "device": "cpu" if on_cpu() else "cuda",
                 "dtype": self.settings["dtype"],
+                "attempts": self._attempt.number,
+                "checkpoints": self._checkpoint_facts(),
             }
             write_manifest(output, self._started, self.spec, inputs, **facts)
-            shutil.rmtree(self.paths.state)
+            if not self.execution["keep_state"]:
+                shutil.rmtree(self.paths.state)
             logger.info("done: %s", output)
         barrier()
+
+    def _checkpoint_facts(self) -> dict[str, Any]:
+        """What checkpoints cost the last attempt, and where it went on."""
+        if self._checkpoints is None:
+            return {}
+        cost = self._checkpoints.cost
+        seconds = (utc_now() - self._started).total_seconds()
+        return {
+            "resumed_from_step": self._checkpoints.restored_step,
+            "written": cost.written,
+            "skipped": cost.skipped,
+            "seconds": round(cost.seconds, 3),
+            "share_of_time": round(cost.seconds / seconds, 4),
+        }
 
 
 def save_model(model: PreTrainedModel, adapted: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from rlhf.data.batching import MicroBatch, epoch_batches, micro_batches
 from rlhf.data.corpus import Corpus
+from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
+from rlhf.training.checkpoints import Part
 from rlhf.training.distributed import all_sum, rank, world_size
 from rlhf.training.engine import Trainer
+from rlhf.training.faults import FaultCounter
+from rlhf.training.stage import Stage
+from rlhf.training.weights import WeightCopy
+
+logger = get_logger(__name__)
 
 
 class Objective(Protocol):
@@ -40,77 +47,189 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
-def train_supervised(
-    trainer: Trainer,
-    objective: Objective,
-    train: Corpus,
-    unseen: Corpus,
-    settings: dict[str, Any],
-    execution: dict[str, Any],
-    seed: int,
-    metrics: StageMetrics,
-) -> None:
-    """Train for `num_train_epochs`, with an evaluation on unseen rows before, and after each epoch.
+@dataclass
+class Progress:
+    """How far a training is; part of its checkpoints."""
 
-    The order of the rows depends on the seed and the epoch only.
+    step: int = 0  # optimizer steps done, skipped ones included
+    tokens: int = 0
+    skipped_steps: int = 0
+    evaluated_step: int = -1  # step at which the last evaluation was made
+    best_loss: float | None = None  # lowest loss on unseen rows
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+
+    def summary(self, planned: int) -> dict[str, Any]:
+        """What the manifest says about the steps."""
+        return {"planned": planned, "done": self.step} | {
+            name: getattr(self, name) for name in ("skipped_steps", "stopped_early", "best_step", "best_loss")
+        }
+
+
+class SupervisedTraining:
+    """The optimisation of one model on rows, with evaluations on unseen rows.
+
+    An evaluation is made before the first step, after every `eval_interval` steps and each epoch, and at the end. With
+    `early_stopping_patience` training ends when that many evaluations in a row have not improved the unseen loss; with
+    `keep_best` the model ends with the weights of its best evaluation. Can be interrupted and goes on where it was:
+    the order of the rows depends on the seed and the epoch only.
+
+    Args:
+        stage: specification, execution and state folder.
+        trainer: the model.
+        objective: what is optimised.
+        train: rows to learn from.
+        unseen: rows to evaluate on.
+        metrics: writer of the metrics.
     """
-    lengths = objective.lengths(train)
-    step = tokens = 0
-    start = time.monotonic()
-    evaluate_and_record(trainer, objective, unseen, execution, step, metrics)
-    for epoch in range(settings["num_train_epochs"]):
-        for batch in epoch_batches(lengths, settings["global_batch_size"], derive_seed(seed, "order", epoch)):
-            rate = trainer.learning_rate()
-            means, norm = _step(trainer, objective, train, lengths, batch, execution["per_device_train_batch_size"])
-            step += 1
-            tokens += int(lengths[batch].sum())
-            metrics.record(
-                step,
-                "train",
-                **objective.summary(means),
-                learning_rate=rate,
-                grad_norm=norm,
-                epoch=epoch + 1,
-                tokens=tokens,
-                tokens_per_second=tokens / (time.monotonic() - start),
+
+    def __init__(
+        self,
+        stage: Stage,
+        trainer: Trainer,
+        objective: Objective,
+        train: Corpus,
+        unseen: Corpus,
+        metrics: StageMetrics,
+    ) -> None:
+        self._settings, self._execution, self._seed = stage.settings, stage.execution, stage.seed
+        self._trainer, self._objective, self._metrics = trainer, objective, metrics
+        self._train, self._unseen = train, unseen
+        self._lengths = objective.lengths(train)
+        self._epoch_steps = steps_per_epoch(len(train), self._settings["global_batch_size"])
+        self._steps = self._settings["num_train_epochs"] * self._epoch_steps
+        self._best = WeightCopy(trainer.module, device="cpu") if self._settings["keep_best"] else None
+        self._progress = Progress()
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self._faults = FaultCounter(stage.paths.state, self._settings["dtype"], self._settings["on_nonfinite"])
+        parts: dict[str, Part] = {"engine": trainer, "metrics": metrics}
+        if self._best is not None:
+            parts["best"] = self._best
+        self._checkpoints = stage.checkpoints(parts, zero_stage=self._execution["zero_stage"])
+
+    def run(self) -> Progress:
+        """Train to the end; returns what was done.
+
+        Raises:
+            Interrupted: the stage was asked to stop, and has saved its state.
+            FloatingPointError: a loss or a gradient is not finite, and `on_nonfinite` is `stop`.
+        """
+        restored = self._checkpoints.restore()
+        if restored is not None:
+            self._progress = Progress(**restored)
+        progress = self._progress
+        while True:
+            self._checkpoints.boundary(asdict(progress))
+            if progress.evaluated_step != progress.step and self._evaluation_is_due():
+                self._evaluate()
+            if progress.stopped_early or progress.step == self._steps:
+                break
+            self._step()
+        self._checkpoints.finish()
+        self._metrics.require_complete(progress.step)
+        if self._best is not None:
+            logger.info("the model has the weights of step %d, the best", progress.best_step)
+            self._best.put()
+        return progress
+
+    def _evaluation_is_due(self) -> bool:
+        step, interval = self._progress.step, self._settings["eval_interval"]
+        return step % self._epoch_steps == 0 or bool(interval and step % interval == 0)
+
+    def _evaluate(self) -> None:
+        progress = self._progress
+        with self._trainer.evaluation():
+            means = mean_loss(
+                self._trainer.engine,
+                self._objective,
+                self._unseen,
+                self._execution["per_device_eval_batch_size"],
+                self._checkpoints.interrupt_point,
             )
-        evaluate_and_record(trainer, objective, unseen, execution, step, metrics)
+        self._metrics.record(progress.step, "eval", **self._objective.summary(means))
+        progress.evaluated_step = progress.step
+        if progress.best_loss is None or means["loss"] < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.evaluations_without_gain = means["loss"], progress.step, 0
+            if self._best is not None:
+                self._best.take()
+        else:
+            progress.evaluations_without_gain += 1
+        patience = self._settings["early_stopping_patience"]
+        if patience is not None and progress.evaluations_without_gain >= patience:
+            logger.info("stopped after step %d: no gain in %d evaluations", progress.step, patience)
+            progress.stopped_early = True
+
+    def _step(self) -> None:
+        progress = self._progress
+        epoch, place = divmod(progress.step, self._epoch_steps)
+        batch = self._batches(epoch)[place]
+        rate = self._trainer.learning_rate()
+        measured = self._optimise(batch)
+        progress.step += 1
+        progress.tokens += int(self._lengths[batch].sum())
+        self._metrics.record(
+            progress.step,
+            "train",
+            **measured,
+            learning_rate=rate,
+            epoch=epoch + 1,
+            tokens=progress.tokens,
+            tokens_per_second=progress.tokens / self._metrics.elapsed,
+        )
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        if self._epoch[0] != epoch:
+            seed = derive_seed(self._seed, "order", epoch)
+            self._epoch = epoch, epoch_batches(self._lengths, self._settings["global_batch_size"], seed)
+        return self._epoch[1]
+
+    def _optimise(self, batch: np.ndarray) -> dict[str, float]:
+        """One optimizer step; returns its metrics, which for a skipped one are the count of those."""
+        trainer, objective, corpus = self._trainer, self._objective, self._train
+        count = objective.count(corpus, batch)
+        micro_size = self._execution["per_device_train_batch_size"]
+        share = micro_batches(batch, self._lengths, micro_size, rank(), world_size())
+        sums = _Sums(objective)
+
+        def losses() -> Iterator[Tensor]:
+            for micro in share:
+                loss, statistics = objective.loss(trainer.engine, corpus, micro.rows)
+                sums.add(micro, loss, statistics)
+                yield loss * (micro.weight / count)
+
+        norm = trainer.step(losses(), len(share))
+        means = sums.means(count)
+        rows = [corpus.place(row) for row in batch]
+        if not self._faults.check(self._progress.step + 1, means["loss"], norm, rows) or norm is None:
+            self._progress.skipped_steps += 1
+            return {"skipped_steps": self._progress.skipped_steps}
+        return {**objective.summary(means), "grad_norm": norm}
 
 
-def evaluate_and_record(
-    trainer: Trainer, objective: Objective, unseen: Corpus, execution: dict[str, Any], step: int, metrics: StageMetrics
-) -> None:
-    """Mean loss and statistics on unseen rows, as an `eval` line of the metrics."""
-    with trainer.evaluation():
-        means = mean_loss(trainer.engine, objective, unseen, execution["per_device_eval_batch_size"])
-    metrics.record(step, "eval", **objective.summary(means))
+def mean_loss(
+    model: nn.Module,
+    objective: Objective,
+    corpus: Corpus,
+    batch_size: int,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Mean loss and statistics over all rows of a corpus, computed by all processes together.
 
-
-def mean_loss(model: nn.Module, objective: Objective, corpus: Corpus, batch_size: int) -> dict[str, float]:
-    """Mean loss and statistics over all rows of a corpus, computed by all processes together."""
+    Args:
+        model: what the objective takes.
+        objective: loss and statistics.
+        corpus: rows.
+        batch_size: rows computed at once.
+        between: called before each batch.
+    """
     rows = np.arange(len(corpus))
     share = micro_batches(rows, objective.lengths(corpus), batch_size, rank(), world_size())
     sums = _Sums(objective)
     for micro in share:
+        between()
         sums.add(micro, *objective.loss(model, corpus, micro.rows))
     return sums.means(objective.count(corpus, rows))
-
-
-def _step(
-    trainer: Trainer, objective: Objective, corpus: Corpus, lengths: np.ndarray, batch: np.ndarray, micro_size: int
-) -> tuple[dict[str, float], float]:
-    count = objective.count(corpus, batch)
-    share = micro_batches(batch, lengths, micro_size, rank(), world_size())
-    sums = _Sums(objective)
-
-    def losses() -> Iterator[Tensor]:
-        for micro in share:
-            loss, statistics = objective.loss(trainer.engine, corpus, micro.rows)
-            sums.add(micro, loss, statistics)
-            yield loss * (micro.weight / count)
-
-    norm = trainer.step(losses(), len(share))
-    return sums.means(count), norm
 
 
 class _Sums:

@@ -1,0 +1,63 @@
+"""The attempts at a stage: a log of each, and why it failed.
+
+Snakemake removes the log of a failed job before the next attempt; these stay until the stage is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rlhf.errors import Interrupted
+from rlhf.runtime.failure import explain
+from rlhf.runtime.files import write_json
+from rlhf.runtime.logging import LOG_DATES, LOG_FORMAT, PACKAGE
+
+
+class Attempt:
+    """One attempt at a stage: rank 0 keeps a log of it, and every rank that fails says why.
+
+    Args:
+        state: state/<stage>/<id>/; below it are `logs/attempt-N.log` and `failures/rank-R.json`, the latter of the
+            last attempt only.
+        rank: of this process.
+    """
+
+    def __init__(self, state: Path, rank: int = 0) -> None:
+        self._logs, self._failures, self._rank = state / "logs", state / "failures", rank
+        self._handler: logging.Handler | None = None
+        self.number = 0
+
+    def __enter__(self) -> Self:
+        if self._rank == 0:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            self.number = 1 + len(list(self._logs.glob("attempt-*.log")))
+            self._handler = logging.FileHandler(self._logs / f"attempt-{self.number}.log", encoding="utf-8")
+            self._handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATES))
+            logging.getLogger(PACKAGE).addHandler(self._handler)
+        self._failure_file.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, Interrupted):
+            self._record(error)
+        if self._handler is not None:
+            logging.getLogger(PACKAGE).removeHandler(self._handler)
+            self._handler.close()
+
+    @property
+    def _failure_file(self) -> Path:
+        return self._failures / f"rank-{self._rank}.json"
+
+    def _record(self, error: BaseException) -> None:
+        failure = explain(error)
+        logging.getLogger(PACKAGE).error("rank %d: %s", self._rank, failure)
+        entry = {"cause": failure.cause, "message": str(failure), "rank": self._rank, "time": time.time()}
+        write_json(self._failure_file, entry | {"host": socket.gethostname(), "pid": os.getpid()})

@@ -1,0 +1,67 @@
+"""Signals that ask a stage to stop, and the time limit it runs under."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Slurm and launchers deliver one request twice within a moment; a second request is a person's.
+REPEAT_SECONDS = 1.0
+
+
+class Interruption:
+    """Whether this process has been asked to stop: by SIGTERM, SIGUSR1 or SIGINT, or by an approaching time limit.
+
+    Args:
+        limit_seconds: time that the job may take in all, or None where there is no limit.
+    """
+
+    def __init__(self, limit_seconds: float | None = None) -> None:
+        self.reason: str | None = None
+        self._first = 0.0
+        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals are requests in the block: the first is noted, a second one ends the process at once."""
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def expect(self, seconds: float) -> None:
+        """Ask for a stop if the time limit would not leave `seconds`."""
+        if self.reason is None and self._deadline is not None and time.monotonic() + seconds > self._deadline:
+            self.reason = "the time limit is near"
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.reason is None:
+            self.reason, self._first = signal.Signals(number).name, now
+            logger.warning("%s: saving at the next chance; a second signal ends the process at once", self.reason)
+        elif now - self._first > REPEAT_SECONDS:
+            logger.error("%s again: ending without saving", signal.Signals(number).name)
+            os._exit(128 + number)
+
+
+def slurm_seconds_left(runtime_minutes: float) -> float | None:
+    """Seconds until Slurm ends this job; None outside Slurm.
+
+    Args:
+        runtime_minutes: limit that the job was submitted with, where Slurm itself does not tell.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(end) - time.time() if end.isdigit() else 60.0 * runtime_minutes
