@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project import finished  # noqa: F401  (a fixture)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Programs started by tests (python, snakemake, deepspeed) are those of this environment, activated or not.

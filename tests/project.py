@@ -1,4 +1,4 @@
-"""One small but complete run of the workflow, shared by all tests of this folder."""
+"""One small but complete run of the workflow, shared by the tests that need real results."""
 
 from dataclasses import dataclass
 from pathlib import Path

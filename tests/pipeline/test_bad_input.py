@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.conftest import tiny_config
+from tests.project import tiny_config
 from tests.snakemake import snakemake, write_config
 from tests.unit.conftest import make_model
 

@@ -19,7 +19,7 @@ from rlhf.ppo.reward import ReEncodedText, reward_scorer
 from rlhf.ppo.rollout import generate
 from rlhf.runtime.files import read_jsonl
 from rlhf.training.stage import Stage, StagePaths
-from tests.pipeline.conftest import Project
+from tests.project import Project
 
 LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2}
 

@@ -14,7 +14,7 @@ import yaml
 
 from rlhf.config import Fingerprints, resolve
 from rlhf.runtime.files import read_json, read_jsonl
-from tests.pipeline.conftest import Project
+from tests.project import Project
 from tests.snakemake import ROOT, dry_run, snakemake, write_config
 
 FILES = {

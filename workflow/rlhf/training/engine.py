@@ -66,6 +66,7 @@ class Trainer:
             model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
             config=deepspeed_config(optimization, settings),
         )
+        self.engine.train()  # a loaded model is in evaluation mode
 
     @property
     def module(self) -> nn.Module:

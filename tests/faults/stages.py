@@ -1,0 +1,123 @@
+"""Runs stages of the small project in this process, and breaks them at chosen points."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.errors import Interrupted
+from rlhf.ppo.loop import train_ppo
+from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
+from rlhf.training.reward import train_reward
+from rlhf.training.sft import train_sft
+from rlhf.training.stage import Stage, StagePaths
+from tests.project import Project
+
+TIMES = ("time", "tokens_per_second", "time_generate", "time_score", "time_train")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the stage catches it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished stage left, without what depends on the clock."""
+
+    weights: dict[str, str]
+    metrics: list[dict[str, Any]]
+    manifest: dict[str, Any]
+
+
+@dataclass
+class StageRun:
+    """One stage of the small project with changed settings, run again and again until it is done."""
+
+    project: Project
+    kind: str
+    folder: Path
+    settings: dict[str, Any]
+    execution: dict[str, Any]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        stage = self.project.plan.stages[self.kind, self.project.results(self.kind).name]
+        spec = copy.deepcopy(stage.spec()) | {"execution": stage.execution | self.execution}
+        for key, value in self.settings.items():
+            spec["settings"][key] = spec["settings"][key] | value if isinstance(value, dict) else value
+        return spec
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def start(self) -> Outcome:
+        """Run to the end, or to the exception that ends it."""
+        spec = self.spec
+        paths = StagePaths(
+            [self.project.folder / "results/tokens" / id for id in spec["upstream"]["tokens"]],
+            [self.project.folder / "results/split" / id / "rows" for id in spec["upstream"]["split"]],
+            self.folder / "output",
+            self.state,
+        )
+        with Stage(spec, paths) as stage:
+            if self.kind == "ppo":
+                train_ppo(stage, self.project.results("sft") / "model", self.project.results("reward") / "model")
+            else:
+                train = {"sft": train_sft, "reward": train_reward}[self.kind]
+                train(stage, self.project.folder / "resources/models" / spec["upstream"]["model"] / "model")
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        output = self.folder / "output"
+        weights = {name: digest for name, digest in sha256_tree(output).items() if name.endswith(".safetensors")}
+        rows = [{key: row[key] for key in row if key not in TIMES} for row in read_jsonl(output / "metrics.jsonl")]
+        return Outcome(weights, rows, read_json(output / "manifest.json"))
+
+    def is_stopped(self) -> bool:
+        """Start the stage; whether it stopped on request."""
+        try:
+            self.start()
+        except Interrupted:
+            return True
+        return False
+
+
+def at_call(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    number: int,
+    action: Callable[..., None],
+    after: bool = False,
+) -> None:
+    """Do something before (or after) the n-th call of a function, counted from 1; the action gets its arguments."""
+    original, calls = getattr(owner, name), [0]
+
+    @functools.wraps(original)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number and not after:
+            action(*args, **kwargs)
+        result = original(*args, **kwargs)
+        if calls[0] == number and after:
+            action(*args, **kwargs)
+        return result
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def kill(*args: Any, **kwargs: Any) -> None:
+    """An action: die at once."""
+    raise Killed
+
+
+def request_stop(checkpoints: Any, *args: Any) -> None:
+    """An action at a method of `Checkpoints`: what SIGTERM does."""
+    checkpoints._interruption.reason = "SIGTERM"
