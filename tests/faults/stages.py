@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rlhf.errors import Interrupted
+from rlhf.functions import load_judge
 from rlhf.ppo.loop import train_ppo
 from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
 from rlhf.training.reward import train_reward
@@ -68,7 +69,8 @@ class StageRun:
         )
         with Stage(spec, paths) as stage:
             if self.kind == "ppo":
-                train_ppo(stage, self.project.results("sft") / "model", self.project.results("reward") / "model")
+                models = (self.project.results(kind) / "model" for kind in ("sft", "reward"))
+                train_ppo(stage, *models, load_judge(stage.settings["gold_reward"]))
             else:
                 train = {"sft": train_sft, "reward": train_reward}[self.kind]
                 train(stage, self.project.folder / "resources/models" / spec["upstream"]["model"] / "model")

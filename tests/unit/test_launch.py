@@ -164,6 +164,33 @@ def test_each_failed_rule_is_shown_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert re.findall(r"^(logs/\S+):$", message, re.MULTILINE) == ["logs/sft.log", "logs/reward.log"]
 
 
+def test_the_process_that_failed_first_is_the_one_that_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those that lost it, even where they noticed before it could write."""
+    folder = tmp_path / "state/train/failures"
+    folder.mkdir(parents=True)
+    for rank, cause, time in ((0, "lost_process", 1.0), (1, "disk_full", 3.0), (2, "not_finite", 2.0)):
+        failure = {"cause": cause, "message": f"{cause}!", "rank": rank, "time": time, "host": "n1"}
+        (folder / f"rank-{rank}.json").write_text(json.dumps(failure))
+    message = said(tmp_path, monkeypatch, {"train": "error: lost_process!\n"}, "train")
+    assert "logs/train.log:\n  error: not_finite! (process 2 on n1)\n" in message
+
+
+def test_a_process_killed_without_a_word_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state/train").mkdir(parents=True)
+    progress = {"status": "running", "step": 7, "total_steps": 9, "peak_rss": 300 * 2**20}
+    (tmp_path / "state/train/progress.json").write_text(json.dumps(progress))
+    message = said(tmp_path, monkeypatch, {"train": "INFO step 7\n"}, "train")
+    assert "killed without a word after step 7 of 9; it had used up to 300 MiB" in message
+    assert "raise `mem_mb`" in message
+
+
+def test_an_interrupted_stage_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "INFO x\ninterrupted: SIGTERM: stopped after step 3, saved step 3\n"
+    assert "  interrupted: SIGTERM: stopped" in said(tmp_path, monkeypatch, {"train": text}, "train")
+
+
 def test_a_log_of_unreadable_bytes_is_shown_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/train.log").write_bytes(b"\xff\xfe\nerror: x\n")

@@ -62,13 +62,17 @@ def stage(kind: str, id: str) -> Stage:
 
 
 def upstream(kind: str, role: str, pattern: str) -> Callable:
-    """Input function: `pattern` filled with the ID(s) of the stage that has a role for this one."""
+    """Input function: `pattern` filled with the ID(s) of the stage that has a role for this one.
+
+    Age is no reason to compute again (`ancient`): the ID says what the input is, and a stage that was damaged and made
+    anew is what it was.
+    """
 
     def paths(wildcards) -> list[str]:
         ids = stage(kind, wildcards.id).upstream.get(role, [])
         return [pattern.format(id) for id in ([ids] if isinstance(ids, str) else ids)]
 
-    return paths
+    return ancient(paths)
 
 
 def execution(kind: str, key: str) -> Callable:

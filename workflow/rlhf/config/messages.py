@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +50,35 @@ def failure_message(snakemake_logs: Iterable[str]) -> str:
 
 
 def _said(log: Path) -> str:
-    """The user error at the end of a log, or its last lines."""
+    """Why a step failed: its own account, that of its first failing process, or the last lines of its log."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return "\n".join([f"{log}:", *(f"  {line}" for line in errors[-1:] or lines[-SHOWN_LINES:])])
+    said = [line for line in lines if line.startswith(("error: ", "interrupted: "))]
+    state = Path("state", *log.with_suffix("").parts[1:])
+    reason = _first_failure(state) or said[-1:] or _killed(state) or lines[-SHOWN_LINES:]
+    return "\n".join([f"{log}:", *(f"  {line}" for line in reason)])
+
+
+def _first_failure(state: Path) -> list[str]:
+    """What the process said that failed first; the others fail because it is gone."""
+    failures = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(state.glob("failures/rank-*.json"))]
+    if not failures:
+        return []
+    first = min(failures, key=lambda failure: (failure["cause"] == "lost_process", failure["time"]))
+    process = f" (process {first['rank']} on {first['host']})" if len(failures) > 1 else ""
+    return [f"error: {first['message']}{process}"]
+
+
+def _killed(state: Path) -> list[str]:
+    """What is known of a process that was killed without a word."""
+    file = state / "progress.json"
+    if not file.exists():
+        return []
+    progress = json.loads(file.read_text(encoding="utf-8"))
+    if progress["status"] != "running":
+        return []
+    return [
+        f"error: the process was killed without a word after step {progress['step']} of {progress['total_steps']}; "
+        f"it had used up to {progress['peak_rss'] >> 20} MiB of host memory.",
+        "  The kernel does that where memory is short (raise `mem_mb` in the stage's `execution`), a scheduler at its "
+        "limits. The same command goes on from the last checkpoint.",
+    ]

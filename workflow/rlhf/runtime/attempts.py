@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ class Attempt:
             self._handler = logging.FileHandler(self._logs / f"attempt-{self.number}.log", encoding="utf-8")
             self._handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATES))
             logging.getLogger(PACKAGE).addHandler(self._handler)
-        self._failure_file.unlink(missing_ok=True)
+            shutil.rmtree(self._failures, ignore_errors=True)
         return self
 
     def __exit__(
@@ -52,12 +53,10 @@ class Attempt:
             logging.getLogger(PACKAGE).removeHandler(self._handler)
             self._handler.close()
 
-    @property
-    def _failure_file(self) -> Path:
-        return self._failures / f"rank-{self._rank}.json"
-
     def _record(self, error: BaseException) -> None:
         failure = explain(error)
         logging.getLogger(PACKAGE).error("rank %d: %s", self._rank, failure)
         entry = {"cause": failure.cause, "message": str(failure), "rank": self._rank, "time": time.time()}
-        write_json(self._failure_file, entry | {"host": socket.gethostname(), "pid": os.getpid()})
+        write_json(
+            self._failures / f"rank-{self._rank}.json", entry | {"host": socket.gethostname(), "pid": os.getpid()}
+        )

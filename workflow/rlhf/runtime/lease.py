@@ -65,7 +65,7 @@ class StateLease:
         Raises:
             UserError: another process has taken over, because this one was silent for too long.
         """
-        if not self._lease.is_locked or self._lease.compromise is not None:
+        if self._lease.compromise is not None:
             raise UserError(
                 f"{self._folder}: another process has taken over ({_describe(self._holder())}), because this one gave "
                 "no sign of life for a minute; nothing more is written here"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import shutil
 import socket
 import time
@@ -153,6 +154,7 @@ class StageMetrics:
                 "updated": time.time(),
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
+                "peak_rss": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,  # kilobytes on Linux
                 "status": status,
                 "metrics": self._last,
             },

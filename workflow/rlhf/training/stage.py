@@ -82,8 +82,8 @@ class Stage:
             if rank() == 0:
                 self._lease.acquire()
                 stack.callback(self._lease.release)
-            barrier()
             stack.enter_context(self._attempt)
+            barrier()
             stack.enter_context(self.interruption.listening())
             self._surroundings = stack.pop_all()
         seed_everything(self.seed)

@@ -1,0 +1,88 @@
+"""Stages in processes of their own, which real signals reach."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.faults.stages import StageRun
+from tests.snakemake import ENVIRONMENT, ROOT
+
+PAUSE = 0.3
+
+
+def command(run: StageRun, *launcher: str, pause: float) -> list[str]:
+    """The command line of a stage, slowed down by a pause in seconds at each boundary between steps."""
+    spec = run.spec
+    execution = spec.pop("execution")
+    (run.folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+    results, upstream = run.project.folder / "results", spec["upstream"]
+    models = (
+        ["--sft", str(run.project.results("sft") / "model"), "--reward", str(run.project.results("reward") / "model")]
+        if run.kind == "ppo"
+        else ["--model", str(run.project.folder / "resources/models" / upstream["model"] / "model")]
+    )
+    return [
+        *(launcher or (sys.executable,)),
+        str(ROOT / "tests/faults/slow.py"),
+        str(pause),
+        str(ROOT / f"workflow/scripts/train_{run.kind}.py"),
+        *("--spec", str(run.folder / "spec.yaml"), "--execution", json.dumps(execution)),
+        *("--tokens", *(str(results / "tokens" / id) for id in upstream["tokens"])),
+        *("--split", *(str(results / "split" / id / "rows") for id in upstream["split"])),
+        *("--output", str(run.folder / "output"), "--state", str(run.state)),
+        *models,
+    ]
+
+
+def start(run: StageRun, *launcher: str, pause: float = PAUSE) -> subprocess.Popen:
+    """Start a stage; what it prints is appended to log.txt."""
+    with (run.folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            command(run, *launcher, pause=pause),
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for_step(run: StageRun, process: subprocess.Popen, step: int, timeout: float = 120) -> None:
+    """Wait until a stage has done so many steps."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log(run)
+        file = run.state / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if any(row["step"] >= step for row in rows):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached:\n{log(run)}")
+
+
+def log(run: StageRun) -> str:
+    """The end of what a stage printed."""
+    return (run.folder / "log.txt").read_text(errors="replace")[-4000:]
+
+
+def finish(run: StageRun, *launcher: str) -> None:
+    """Run a stage to its end."""
+    process = start(run, *launcher)
+    assert process.wait(300) == 0, log(run)
+
+
+def workers(process: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes below a launcher."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in found if "--local_rank" in " ".join(child.cmdline()) and "slow.py" in child.cmdline()[2]]
+
+
+def checkpoint_steps(state: Path) -> list[int]:
+    """Steps of the checkpoints that are there."""
+    return sorted(int(path.name.rsplit("-", 1)[1]) for path in (state / "checkpoints").glob("*-step-*"))
