@@ -1,0 +1,478 @@
+"""The converter of DeepSpeed-Chat's scripts, and the document made from its tables."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from rlhf.config import Configuration, Plan, resolve
+from rlhf.config.compatibility import PRESETS
+from rlhf.config.schema import ExperimentSettings
+from rlhf.convert.__main__ import parse_args, run
+from rlhf.convert.arguments import PROGRAMS, read_command
+from rlhf.convert.constants import CONSTANTS
+from rlhf.convert.documentation import DOCUMENT, FLAG_TABLES, TABLES, render
+from rlhf.convert.flag import Flag
+from rlhf.convert.shell import Missing, Reader
+from rlhf.errors import UserError
+
+# Three scripts in the manner of the DeepSpeed-Chat article: OPT-13B as actor, OPT-350M as reward model, 8 GPUs.
+SFT_SCRIPT = """\
+#!/bin/bash
+# Step 1 doesn't need arguments; ZeRO stage and folder may be given.
+OUTPUT=$1
+ZERO_STAGE=$2
+if [ "$OUTPUT" == "" ]; then
+    OUTPUT=./out/sft
+fi
+if [ "$ZERO_STAGE" == "" ]; then
+    ZERO_STAGE=3
+fi
+mkdir -p $OUTPUT
+
+deepspeed main.py \\
+   --data_path Dahoas/rm-static \\
+   --data_split 2,4,4 \\
+   --model_name_or_path facebook/opt-13b \\
+   --per_device_train_batch_size 4 \\
+   --per_device_eval_batch_size 4 \\
+   --max_seq_len 512 \\
+   --learning_rate 1e-4 \\
+   --weight_decay 0. \\
+   --num_train_epochs 16  \\
+   --gradient_accumulation_steps 1 \\
+   --lr_scheduler_type cosine \\
+   --num_warmup_steps 0 \\
+   --seed 1234 \\
+   --gradient_checkpointing \\
+   --zero_stage $ZERO_STAGE \\
+   --lora_dim 128 \\
+   --lora_module_name decoder.layers. \\
+   --deepspeed \\
+   --output_dir $OUTPUT \\
+   &> $OUTPUT/training.log
+"""
+REWARD_SCRIPT = """\
+OUTPUT=${1:-./out/reward}
+ZERO_STAGE=${2:-0}
+mkdir -p "$OUTPUT"
+deepspeed --num_nodes=1 main.py --data_path Dahoas/rm-static --data_split 2,4,4 \\
+   --model_name_or_path facebook/opt-350m --num_padding_at_beginning 1 \\
+   --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --max_seq_len 512 \\
+   --learning_rate 5e-5 --weight_decay 0.1 --dropout 0.0 --num_train_epochs 1 \\
+   --gradient_accumulation_steps 1 --lr_scheduler_type cosine --num_warmup_steps 0 \\
+   --seed 1234 --zero_stage $ZERO_STAGE --deepspeed --output_dir "$OUTPUT" 2>&1 | tee "$OUTPUT/training.log"
+"""
+PPO_SCRIPT = """\
+ACTOR_MODEL_PATH=$1
+CRITIC_MODEL_PATH=$2
+ACTOR_ZERO_STAGE=$3
+CRITIC_ZERO_STAGE=$4
+OUTPUT=$5
+if [ -z "$OUTPUT" ]; then OUTPUT=./out/ppo; fi
+if [ "$ACTOR_ZERO_STAGE" == "" ]; then
+    ACTOR_ZERO_STAGE=3
+else
+    echo "stage $ACTOR_ZERO_STAGE"
+fi
+if [[ "$CRITIC_ZERO_STAGE" = "" ]]; then
+    CRITIC_ZERO_STAGE=3
+fi
+Num_Padding_at_Beginning=1 # this is model related
+Actor_Lr=5e-4
+Critic_Lr=5e-6
+export NCCL_DEBUG=WARN
+
+deepspeed --master_port 12346 main.py \\
+   --data_path Dahoas/rm-static --data_split 2,4,4 \\
+   --actor_model_name_or_path $ACTOR_MODEL_PATH --critic_model_name_or_path $CRITIC_MODEL_PATH \\
+   --num_padding_at_beginning $Num_Padding_at_Beginning \\
+   --per_device_generation_batch_size 16 --per_device_training_batch_size 16 \\
+   --generation_batches 1 --ppo_epochs 1 \\
+   --max_answer_seq_len 256 --max_prompt_seq_len 256 \\
+   --actor_learning_rate ${Actor_Lr} --critic_learning_rate ${Critic_Lr} \\
+   --num_train_epochs 1 --lr_scheduler_type cosine \\
+   --gradient_accumulation_steps 1 --num_warmup_steps 100 \\
+   --deepspeed --seed 1234 \\
+   --actor_zero_stage $ACTOR_ZERO_STAGE --critic_zero_stage $CRITIC_ZERO_STAGE \\
+   --actor_dropout 0.0 --offload_reference_model \\
+   --actor_lora_dim 128 --actor_lora_module_name decoder.layers. --actor_gradient_checkpointing \\
+   --output_dir $OUTPUT &> $OUTPUT/training.log
+"""
+SCRIPTS = {"sft": SFT_SCRIPT, "reward": REWARD_SCRIPT, "ppo": PPO_SCRIPT}
+
+
+@pytest.fixture
+def converted(tmp_path: Path):
+    """A function that converts scripts by the command line, and returns the file."""
+
+    def convert(scripts: dict[str, str], *options: str) -> str:
+        output = tmp_path / "out.yaml"
+        output.unlink(missing_ok=True)
+        arguments = ["--output", str(output), *options]
+        for phase, script in scripts.items():
+            (tmp_path / f"{phase}.sh").write_text(script)
+            arguments += [f"--{phase}", str(tmp_path / f"{phase}.sh")]
+        run(parse_args(arguments))
+        return output.read_text()
+
+    return convert
+
+
+def plan(text: str) -> Plan:
+    return resolve(yaml.safe_load(text), lambda path, key: "content")
+
+
+def words(script: str, **given: str) -> list[Any]:
+    return Reader("run.sh", given).command(script)
+
+
+def read(script: str, phase: str = "sft", **given: str) -> dict[str, Any]:
+    return read_command(phase, "run.sh", script, given).given
+
+
+def refused(script: str, phase: str = "sft") -> str:
+    with pytest.raises(UserError) as error:
+        read(script, phase)
+    return str(error.value)
+
+
+# The article's recipe
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Plan:
+    return plan((DOCUMENT.parents[1] / "config/recipes/opt-13b.yaml").read_text())
+
+
+@pytest.mark.parametrize("phase", PROGRAMS)
+def test_the_articles_scripts_are_the_recipe(converted, recipe: Plan, phase: str) -> None:
+    (mine,) = plan(converted(SCRIPTS, "--gpus", "8")).of_kind(phase)
+    (published,) = recipe.of_kind(phase)
+    assert mine.settings == published.settings
+    assert mine.seed == published.seed == 1234
+    unknown = {"threads", "mem_mb", "runtime"}  # no script says these
+    assert {k: v for k, v in mine.execution.items() if k not in unknown} == {
+        k: v for k, v in published.execution.items() if k not in unknown
+    }
+
+
+def test_data_models_and_split_are_those_of_the_recipe(converted, recipe: Plan) -> None:
+    mine = plan(converted(SCRIPTS, "--gpus", "8"))
+    for kind in ("dataset", "model", "tokens", "split", "sft", "reward", "ppo"):
+        assert {stage.id for stage in mine.of_kind(kind)} == {stage.id for stage in recipe.of_kind(kind)}
+
+
+def test_flags_without_an_effect_are_comments_with_the_reason(converted) -> None:
+    comments = " ".join(line[2:] for line in converted(SCRIPTS, "--gpus", "8").splitlines() if line.startswith("# "))
+    comments = re.sub(r" +", " ", comments)
+    for phase, name in [("reward", "num_padding_at_beginning"), ("ppo", "actor_model_name_or_path")]:
+        (flag,) = (flag for flag in PROGRAMS[phase] if flag.name == name)
+        assert f"- {phase}: --{name}: {flag.note}" in comments
+    assert "leaves the model's own dropout on in the critic" in comments
+    assert "launcher --master_port" in comments
+
+
+def test_variables_can_be_set_for_all_steps_or_one(converted) -> None:
+    options = ("--gpus", "8", "--set", "ZERO_STAGE=2", "--set", "reward.ZERO_STAGE=1")
+    resolved = plan(converted(SCRIPTS, *options))
+    assert [resolved.of_kind(phase)[0].execution["zero_stage"] for phase in ("sft", "reward")] == [2, 1]
+
+
+def test_one_step_needs_the_other_model(converted) -> None:
+    with pytest.raises(UserError, match="give it with --reward-model"):
+        converted({"sft": SFT_SCRIPT}, "--gpus", "8")
+    text = converted({"sft": SFT_SCRIPT}, "--gpus", "8", "--reward-model", "./models/small", "--name", "mine")
+    assert "no script was given for reward and ppo" in text
+    (run_of_it,) = plan(text).runs
+    assert run_of_it.experiment == "mine"
+    assert {"hub": None, "path": "./models/small", "revision": None} in [
+        stage.settings["source"] for stage in plan(text).of_kind("model")
+    ]
+
+
+def test_the_number_of_gpus_is_asked_for_where_the_launcher_takes_all(converted) -> None:
+    with pytest.raises(UserError, match=r"sft\.sh: .*--gpus 8"):
+        converted(SCRIPTS)
+    counted = {phase: script.replace("deepspeed ", "deepspeed --num_gpus 4 ", 1) for phase, script in SCRIPTS.items()}
+    (sft,) = plan(converted(counted)).of_kind("sft")
+    assert (sft.execution["gpus_per_node"], sft.settings["global_batch_size"]) == (4, 16)
+    (sft,) = plan(converted(counted, "--nodes", "2")).of_kind("sft")
+    assert (sft.execution["nodes"], sft.settings["global_batch_size"]) == (2, 32)
+
+
+def test_a_command_line_does_as_well_as_a_file(capsys) -> None:
+    line = "deepspeed --num_gpus 2 main.py --model_name_or_path facebook/opt-125m --gradient_accumulation_steps 3"
+    run(parse_args(["--sft", line, "--reward-model", "facebook/opt-125m"]))
+    (sft,) = plan(capsys.readouterr().out).of_kind("sft")
+    assert sft.settings["global_batch_size"] == 16 * 2 * 3
+    assert sft.settings["learning_rate"] == 1e-3  # DeepSpeed-Chat's default, not the one here
+    assert sft.settings["dtype"] == "fp16"
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        run(parse_args(["--sft", "main.py --deepspeed", "--output", str(tmp_path / "mine.yaml")]))
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+# Batches, data and options of PPO
+
+
+def ppo_settings(converted, *flags: str) -> tuple[dict[str, Any], str]:
+    line = f"deepspeed --num_gpus 2 main.py --actor_dropout 0 --critic_dropout 0 --seed 1 {' '.join(flags)}"
+    text = converted({"ppo": line}, "--policy", "org/a", "--reward-model", "org/b")
+    return plan(text).of_kind("ppo")[0].settings, text
+
+
+@pytest.mark.parametrize(
+    ("generation", "batches", "training", "accumulation", "expected"),
+    [
+        (16, 1, 16, 1, (32, 1)),
+        (16, 1, 16, 2, (64, 1)),  # two rollouts for one optimizer step
+        (16, 2, 8, 1, (64, 4)),
+        (16, 2, 8, 2, (64, 2)),
+    ],
+)
+def test_rollouts_and_minibatches(converted, generation, batches, training, accumulation, expected) -> None:
+    settings, _ = ppo_settings(
+        converted,
+        f"--per_device_generation_batch_size {generation} --generation_batches {batches}",
+        f"--per_device_training_batch_size {training} --gradient_accumulation_steps {accumulation}",
+    )
+    assert (settings["prompts_per_rollout"], settings["minibatches"]) == expected
+
+
+def test_steps_that_straddle_rollouts_are_refused(converted) -> None:
+    with pytest.raises(UserError, match="straddle"):
+        ppo_settings(converted, "--per_device_training_batch_size 12")
+
+
+def test_average_mix_and_adapters_of_ppo(converted) -> None:
+    plain, _ = ppo_settings(converted)
+    assert (plain["ema_decay"], plain["ptx_coefficient"], plain["actor"]["only_optimize_lora"]) == (None, 0.0, False)
+    corpus = "--unsupervised_dataset_name wikitext --unsupervised_dataset_config_name wikitext-103-raw-v1"
+    settings, text = ppo_settings(
+        converted, "--enable_ema --only_optimize_lora --critic_lora_dim 8 --dtype bf16", corpus
+    )
+    assert (settings["ema_decay"], settings["ptx_coefficient"], settings["ptx_rows_per_step"]) == (0.992, 27.8, 32)
+    assert settings["actor"]["only_optimize_lora"] and settings["critic"]["only_optimize_lora"]
+    assert (settings["critic"]["lora_dim"], settings["dtype"]) == (8, "bf16")
+    assert "not wikitext" in text
+
+
+def test_ppo_dropout_and_a_missing_seed_are_noted(converted) -> None:
+    line = "deepspeed --num_gpus 1 main.py --actor_dropout 0.1"
+    text = converted({"ppo": line}, "--policy", "org/a", "--reward-model", "org/b")
+    assert "has a dropout of 0.1 in the actor" in text
+    assert "gives no seed" in text
+    assert plan(text).of_kind("ppo")[0].settings["actor"]["dropout"] == 0.0
+
+
+def test_datasets_of_all_steps_and_of_step_1_alone(converted) -> None:
+    sft = SFT_SCRIPT.replace(
+        "--data_path Dahoas/rm-static", "--data_path Dahoas/rm-static org/own --sft_only_data_path local/jsonfile"
+    )
+    text = converted(SCRIPTS | {"sft": sft}, "--gpus", "8")
+    config = yaml.safe_load(text)
+    assert config["datasets"]["own"] == {"source": {"hub": "org/own"}}
+    assert config["datasets"]["jsonfile"]["data_split"] == "1,0,0"
+    assert "the script of reward reads only Dahoas/rm-static" in text.replace("\n#   ", " ")
+    assert "org/own has no ready mapping" in text
+    assert len(plan(text).of_kind("split")) == 3
+
+
+def test_two_models_of_one_name_are_two_models(converted) -> None:
+    scripts = SCRIPTS | {"reward": REWARD_SCRIPT.replace("facebook/opt-350m", "./mine/opt-13b")}
+    config = yaml.safe_load(converted(scripts, "--gpus", "8"))
+    assert {name: model["source"] for name, model in config["models"].items()} == {
+        "opt-13b": {"hub": "facebook/opt-13b"},
+        "opt-13b-2": {"path": "./mine/opt-13b"},
+    }
+
+
+def test_a_split_or_seed_of_one_step_alone_is_noted(converted) -> None:
+    scripts = SCRIPTS | {"reward": REWARD_SCRIPT.replace("2,4,4", "1,1,1").replace("1234", "7")}
+    text = converted(scripts, "--gpus", "8").replace("\n#   ", " ")
+    assert "--data_split is 1,1,1 in the script of reward; here 2,4,4 holds for all phases" in text
+    assert "--seed is 7 in the script of reward" in text
+
+
+# Reading scripts
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("A=3\nmain.py --x $A ${A}b \"$A\" '3'", ["main.py", "--x", "3", "3b", "3", "3"]),
+        ("main.py --x ${B:-4} ${B-5}", ["main.py", "--x", "4", "5"]),
+        ("PATHS='a/b c/d'\nmain.py --x $PATHS", ["main.py", "--x", "a/b", "c/d"]),
+        ("main.py --x 1 > log 2>&1 # note", ["main.py", "--x", "1"]),
+        ("cd /tmp && main.py --x 1 | tee log; echo done", ["main.py", "--x", "1"]),
+        ("main.py \\\n  --x \\\n  1", ["main.py", "--x", "1"]),
+        ("if [ -n \"$B\" ]; then\nA=1\nelif [ 'x' != y ]; then\nA=2\nelse\nA=3\nfi\nmain.py $A", ["main.py", "2"]),
+        ("if [ a == b ]; then\nif [ c == c ]; then\nA=1\nfi\nelse A=2\nfi\nmain.py $A", ["main.py", "2"]),
+        ("for i in 1 2; do\necho $i\ndone\nmain.py --x 1", ["main.py", "--x", "1"]),
+        ("CUDA_VISIBLE_DEVICES=0 python -u main.py", ["CUDA_VISIBLE_DEVICES=0", "python", "-u", "main.py"]),
+        ("A=$(date)\nmain.py $A", ["main.py", Missing("A")]),
+        ("main.py `hostname -s` $1", ["main.py", Missing("`"), Missing("1")]),
+    ],
+)
+def test_shell(script: str, expected: list[Any]) -> None:
+    assert words(script) == expected
+
+
+def test_values_that_are_set_win_over_the_scripts() -> None:
+    assert words("A=1\nmain.py $A $2", A="5", **{"2": "x"}) == ["main.py", "5", "x"]
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo nothing", "no command runs main.py"),
+        ("main.py\nmain.py", "2 commands run main.py"),
+        ("if [ $A -gt 3 ]; then\nB=1\nfi\nmain.py", "cannot tell whether `B=1` runs"),
+        ("for a in 1 2; do main.py --seed $a; done", "cannot tell whether"),
+        ("A='x\nmain.py", "cannot be read"),
+    ],
+)
+def test_scripts_that_cannot_be_followed(script: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        words(script)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--learning_rat 1", "step 1 of DeepSpeed-Chat has no flag --learning_rat; did you mean --learning_rate?"),
+        ("--zzz", "has no flag --zzz"),
+        ("--num_padding_at_beginning 1", "step 1 of DeepSpeed-Chat has no flag"),  # it belongs to step 2
+        ("--zero_stage $Z", "--zero_stage is $Z, which the script does not say; give it with --set Z=VALUE"),
+        ("--zero_stage $(count)", "the output of a command"),
+        ("--zero_stage", "takes a whole number (given: nothing)"),
+        ("--zero_stage 1 2", "takes a whole number (given: 1 2)"),
+        ("--zero_stage one", "takes a whole number (given: 'one')"),
+        ("--offload yes", "takes no value"),
+        ("stray --offload", "'stray' belongs to no flag"),
+    ],
+)
+def test_flags_that_cannot_be_read(flags: str, message: str) -> None:
+    assert message in refused(f"deepspeed main.py {flags}")
+
+
+def test_values_of_flags() -> None:
+    given = read("main.py --data_path a b --learning_rate=1e-4 --local_rank -1 --offload --output_dir $NOWHERE")
+    assert given == {
+        "data_path": ["a", "b"],
+        "learning_rate": 1e-4,
+        "local_rank": -1,
+        "offload": True,
+        "output_dir": None,
+    }
+
+
+@pytest.mark.parametrize("word", ["ZERO", "=3", "A=", "step1.A=3"])
+def test_a_variable_is_set_by_name_and_value(word: str) -> None:
+    with pytest.raises(UserError, match="write NAME=VALUE"):
+        run(parse_args(["--sft", "main.py --deepspeed", "--set", word]))
+
+
+def test_a_value_that_the_configuration_refuses_is_refused_now(converted) -> None:
+    with pytest.raises(UserError, match=r"sft\.execution\.zero_stage"):
+        converted(SCRIPTS, "--gpus", "8", "--set", "sft.ZERO_STAGE=4")
+
+
+def test_the_converter_imports_no_training_library(repo_root: Path) -> None:
+    program = "import sys, rlhf.convert.__main__; print(*{'torch', 'datasets', 'transformers'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(repo_root / "workflow")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+# The document
+
+DOCUMENTED = DOCUMENT.read_text(encoding="utf-8")
+ROWS = [(name, flag) for name, flags in TABLES.items() for flag in flags]
+
+
+def test_the_tables_are_the_generated_ones() -> None:
+    assert render(DOCUMENTED) == DOCUMENTED, "run `make docs`"
+    assert set(re.findall(r"<!-- table (\w+) -->", DOCUMENTED)) == TABLES.keys()
+
+
+def test_every_flag_has_a_row() -> None:
+    assert [len(FLAG_TABLES[phase]) for phase in PROGRAMS] == [32, 32, 60]
+    for name, flags in FLAG_TABLES.items():
+        assert len({flag.name for flag in flags}) == len(flags), name
+        section = DOCUMENTED.split(f"<!-- table {name} -->")[1].split("<!-- end -->")[0]
+        for flag in flags:
+            assert f"| `--{flag.name}` |" in section, f"{name}: {flag.name}"
+
+
+def test_no_cell_is_empty() -> None:
+    for line in DOCUMENTED.splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            assert len(cells) > 1 and all(cells), line
+
+
+def fields_below(annotation: Any) -> Any:
+    """The section, or the type of a mapping's values, in an annotation; None where there is neither."""
+    for item in (annotation, *get_args(annotation)):
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            return item
+    return None
+
+
+def exists(key: str) -> bool:
+    parts = key.split(".")
+    section: Any = Configuration if parts[0] in ("datasets", "models") else ExperimentSettings
+    for part in parts:
+        if section is None:
+            return False
+        if part == "NAME":  # any name: the section of the table's values is found already
+            continue
+        if part not in section.model_fields:
+            return False
+        section = fields_below(section.model_fields[part].annotation)
+    return True
+
+
+def test_keys_are_found_where_they_exist_only() -> None:
+    assert exists("ppo.actor.learning_rate") and exists("models.NAME.source.hub") and exists("datasets.NAME.data_split")
+    assert not exists("ppo.actor.kl_coefficient") and not exists("sft.dtype.x") and not exists("models.NAME.zzz")
+
+
+@pytest.mark.parametrize("key", sorted({key for _, flag in ROWS for key in flag.keys}))
+def test_every_key_that_is_named_exists(key: str) -> None:
+    assert exists(key)
+
+
+def test_every_key_in_the_text_exists() -> None:
+    named = re.findall(r"`((?:sft|reward|ppo|evaluation)\.[a-z0-9_.]+)", DOCUMENTED)
+    assert len(named) > 100
+    assert [key for key in named if not exists(key.rstrip("."))] == []
+
+
+def test_values_are_copied_to_keys_only() -> None:
+    for _, flag in ROWS:
+        assert flag.note
+        assert flag.keys or flag.use != "copy" or flag in CONSTANTS, flag.name
+
+
+@pytest.mark.parametrize("flag", [flag for flag in CONSTANTS if "Set by" in flag.note], ids=lambda flag: flag.name)
+def test_constants_are_those_of_the_preset(flag: Flag) -> None:
+    for key in flag.keys if flag.name != "KL estimator and place" else flag.keys[:1]:
+        value: Any = PRESETS["deepspeed_chat"]
+        for part in key.split("."):
+            value = value[part]
+        assert value == flag.default
