@@ -278,6 +278,14 @@ def test_ppo_dropout_and_a_missing_seed_are_noted(converted) -> None:
     assert plan(text).of_kind("ppo")[0].settings["actor"]["dropout"] == 0.0
 
 
+@pytest.mark.parametrize(("zero", "offload"), [(0, False), (2, True)])
+def test_offload_needs_zero(converted, zero: int, offload: bool) -> None:
+    line = f"deepspeed --num_gpus 1 main.py --model_name_or_path org/a --offload --zero_stage {zero}"
+    text = converted({"sft": line}, "--reward-model", "org/a")
+    assert plan(text).of_kind("sft")[0].execution["offload"] is offload
+    assert ("--offload of sft is left out" in text) is not offload
+
+
 def test_datasets_of_all_steps_and_of_step_1_alone(converted) -> None:
     sft = SFT_SCRIPT.replace(
         "--data_path Dahoas/rm-static", "--data_path Dahoas/rm-static org/own --sft_only_data_path local/jsonfile"

@@ -64,6 +64,7 @@ def convert(commands: dict[str, Command], choices: Choices) -> Converted:
         _set(experiment, f"{command.phase}.execution.nodes", nodes)
         _set(experiment, f"{command.phase}.execution.gpus_per_node", gpus)
         _copied(experiment, command)
+        _offload(converted, experiment, command)
         if command.phase == "ppo":
             _ppo(converted, experiment, command, gpus * nodes)
         else:
@@ -85,6 +86,16 @@ def _copied(experiment: dict[str, Any], command: Command) -> None:
         for key in flag.keys if flag.use == "copy" else ():
             if flag.name in command.given or (value is not None and value != _get(DEFAULTS, key)):
                 _set(experiment, key, value)
+
+
+def _offload(converted: Converted, experiment: dict[str, Any], command: Command) -> None:
+    if not command.value("offload"):
+        return
+    stages = ("actor_zero_stage", "critic_zero_stage") if command.phase == "ppo" else ("zero_stage",)
+    if any(command.value(stage) for stage in stages):
+        _set(experiment, f"{command.phase}.execution.offload", True)
+    else:
+        converted.notes.append(f"--offload of {command.phase} is left out: without ZeRO (stage 0) nothing is moved")
 
 
 def _batches(experiment: dict[str, Any], command: Command, processes: int) -> None:

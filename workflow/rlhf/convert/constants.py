@@ -45,7 +45,11 @@ CONSTANTS = (
         "There is no top-k and no top-p: what they cut off would still have probability in training.",
     ),
     Flag(
-        "fp16 loss-scale window", int, 100, (), "DeepSpeed's own (1000 steps): the precision is driven by the trainer."
+        "fp16 loss-scale window",
+        int,
+        100,
+        _everywhere("deepspeed_config", _RUNS),
+        "DeepSpeed's own (1000 steps); `fp16: {loss_scale_window: 100}` in this key changes it.",
     ),
     Flag(
         "ZeRO-3 thresholds",

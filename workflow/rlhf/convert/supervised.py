@@ -45,7 +45,7 @@ _SHARED = (
     Flag("local_rank", int, -1, (), text.RANK, "report"),
     Flag("gradient_checkpointing", bool, False, (_RUN + "gradient_checkpointing",), text.CHECKPOINTING),
     Flag("dropout", float, None, ("PHASE.dropout",), "The same: unset keeps the model's own."),
-    Flag("offload", bool, False, (_RUN + "offload",), text.OFFLOAD),
+    Flag("offload", bool, False, (_RUN + "offload",), text.OFFLOAD, "convert"),
     Flag("dtype", str, "fp16", ("PHASE.dtype",), "The same, and fp32."),
     Flag("zero_stage", int, 0, (_RUN + "zero_stage",), text.SAME),
     Flag("lora_dim", int, 0, ("PHASE.lora_dim",), text.LORA),
