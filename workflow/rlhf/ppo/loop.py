@@ -185,7 +185,10 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         with average.in_place():
             save_model(models.policy, models.adapted, models.tokenizer, stage.paths.output / "model_ema")
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
-    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)})
+    sampling = {"temperature": settings["temperature"], "top_k": 0, "top_p": 1.0}  # no key for what would cut off
+    sampling["max_new_tokens"] = settings["max_answer_seq_len"]
+    rows = {"train": len(prompts)}
+    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows=rows, sampling=sampling)
 
 
 def _pretraining_mix(stage: Stage) -> PretrainingMix | None:
