@@ -1,27 +1,18 @@
-"""The converter of DeepSpeed-Chat's scripts, and the document made from its tables."""
+"""The converter of DeepSpeed-Chat's scripts, from files to a configuration that resolves."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
-from rlhf.config import Configuration, Plan, resolve
-from rlhf.config.compatibility import PRESETS
-from rlhf.config.schema import ExperimentSettings
+from rlhf.config import Plan, resolve
 from rlhf.convert.__main__ import parse_args, run
-from rlhf.convert.arguments import PROGRAMS, read_command
-from rlhf.convert.constants import CONSTANTS
-from rlhf.convert.documentation import DOCUMENT, FLAG_TABLES, TABLES, render
-from rlhf.convert.flag import Flag
-from rlhf.convert.shell import Missing, Reader
+from rlhf.convert.arguments import PROGRAMS
+from rlhf.convert.documentation import DOCUMENT
 from rlhf.errors import UserError
 
 # Three scripts in the manner of the DeepSpeed-Chat article: OPT-13B as actor, OPT-350M as reward model, 8 GPUs.
@@ -129,20 +120,6 @@ def converted(tmp_path: Path):
 
 def plan(text: str) -> Plan:
     return resolve(yaml.safe_load(text), lambda path, key: "content")
-
-
-def words(script: str, **given: str) -> list[Any]:
-    return Reader("run.sh", given).command(script)
-
-
-def read(script: str, phase: str = "sft", **given: str) -> dict[str, Any]:
-    return read_command(phase, "run.sh", script, given).given
-
-
-def refused(script: str, phase: str = "sft") -> str:
-    with pytest.raises(UserError) as error:
-        read(script, phase)
-    return str(error.value)
 
 
 # The article's recipe
@@ -315,79 +292,6 @@ def test_a_split_or_seed_of_one_step_alone_is_noted(converted) -> None:
     assert "--seed is 7 in the script of reward" in text
 
 
-# Reading scripts
-
-
-@pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        ("A=3\nmain.py --x $A ${A}b \"$A\" '3'", ["main.py", "--x", "3", "3b", "3", "3"]),
-        ("main.py --x ${B:-4} ${B-5}", ["main.py", "--x", "4", "5"]),
-        ("PATHS='a/b c/d'\nmain.py --x $PATHS", ["main.py", "--x", "a/b", "c/d"]),
-        ("main.py --x 1 > log 2>&1 # note", ["main.py", "--x", "1"]),
-        ("cd /tmp && main.py --x 1 | tee log; echo done", ["main.py", "--x", "1"]),
-        ("main.py \\\n  --x \\\n  1", ["main.py", "--x", "1"]),
-        ("if [ -n \"$B\" ]; then\nA=1\nelif [ 'x' != y ]; then\nA=2\nelse\nA=3\nfi\nmain.py $A", ["main.py", "2"]),
-        ("if [ a == b ]; then\nif [ c == c ]; then\nA=1\nfi\nelse A=2\nfi\nmain.py $A", ["main.py", "2"]),
-        ("for i in 1 2; do\necho $i\ndone\nmain.py --x 1", ["main.py", "--x", "1"]),
-        ("CUDA_VISIBLE_DEVICES=0 python -u main.py", ["CUDA_VISIBLE_DEVICES=0", "python", "-u", "main.py"]),
-        ("A=$(date)\nmain.py $A", ["main.py", Missing("A")]),
-        ("main.py `hostname -s` $1", ["main.py", Missing("`"), Missing("1")]),
-    ],
-)
-def test_shell(script: str, expected: list[Any]) -> None:
-    assert words(script) == expected
-
-
-def test_values_that_are_set_win_over_the_scripts() -> None:
-    assert words("A=1\nmain.py $A $2", A="5", **{"2": "x"}) == ["main.py", "5", "x"]
-
-
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        ("echo nothing", "no command runs main.py"),
-        ("main.py\nmain.py", "2 commands run main.py"),
-        ("if [ $A -gt 3 ]; then\nB=1\nfi\nmain.py", "cannot tell whether `B=1` runs"),
-        ("for a in 1 2; do main.py --seed $a; done", "cannot tell whether"),
-        ("A='x\nmain.py", "cannot be read"),
-    ],
-)
-def test_scripts_that_cannot_be_followed(script: str, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        words(script)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--learning_rat 1", "step 1 of DeepSpeed-Chat has no flag --learning_rat; did you mean --learning_rate?"),
-        ("--zzz", "has no flag --zzz"),
-        ("--num_padding_at_beginning 1", "step 1 of DeepSpeed-Chat has no flag"),  # it belongs to step 2
-        ("--zero_stage $Z", "--zero_stage is $Z, which the script does not say; give it with --set Z=VALUE"),
-        ("--zero_stage $(count)", "the output of a command"),
-        ("--zero_stage", "takes a whole number (given: nothing)"),
-        ("--zero_stage 1 2", "takes a whole number (given: 1 2)"),
-        ("--zero_stage one", "takes a whole number (given: 'one')"),
-        ("--offload yes", "takes no value"),
-        ("stray --offload", "'stray' belongs to no flag"),
-    ],
-)
-def test_flags_that_cannot_be_read(flags: str, message: str) -> None:
-    assert message in refused(f"deepspeed main.py {flags}")
-
-
-def test_values_of_flags() -> None:
-    given = read("main.py --data_path a b --learning_rate=1e-4 --local_rank -1 --offload --output_dir $NOWHERE")
-    assert given == {
-        "data_path": ["a", "b"],
-        "learning_rate": 1e-4,
-        "local_rank": -1,
-        "offload": True,
-        "output_dir": None,
-    }
-
-
 @pytest.mark.parametrize("word", ["ZERO", "=3", "A=", "step1.A=3"])
 def test_a_variable_is_set_by_name_and_value(word: str) -> None:
     with pytest.raises(UserError, match="write NAME=VALUE"):
@@ -397,90 +301,3 @@ def test_a_variable_is_set_by_name_and_value(word: str) -> None:
 def test_a_value_that_the_configuration_refuses_is_refused_now(converted) -> None:
     with pytest.raises(UserError, match=r"sft\.execution\.zero_stage"):
         converted(SCRIPTS, "--gpus", "8", "--set", "sft.ZERO_STAGE=4")
-
-
-def test_the_converter_imports_no_training_library(repo_root: Path) -> None:
-    program = "import sys, rlhf.convert.__main__; print(*{'torch', 'datasets', 'transformers'} & set(sys.modules))"
-    environment = {**os.environ, "PYTHONPATH": str(repo_root / "workflow")}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True)
-    assert done.stdout.strip() == ""
-
-
-# The document
-
-DOCUMENTED = DOCUMENT.read_text(encoding="utf-8")
-ROWS = [(name, flag) for name, flags in TABLES.items() for flag in flags]
-
-
-def test_the_tables_are_the_generated_ones() -> None:
-    assert render(DOCUMENTED) == DOCUMENTED, "run `make docs`"
-    assert set(re.findall(r"<!-- table (\w+) -->", DOCUMENTED)) == TABLES.keys()
-
-
-def test_every_flag_has_a_row() -> None:
-    assert [len(FLAG_TABLES[phase]) for phase in PROGRAMS] == [32, 32, 60]
-    for name, flags in FLAG_TABLES.items():
-        assert len({flag.name for flag in flags}) == len(flags), name
-        section = DOCUMENTED.split(f"<!-- table {name} -->")[1].split("<!-- end -->")[0]
-        for flag in flags:
-            assert f"| `--{flag.name}` |" in section, f"{name}: {flag.name}"
-
-
-def test_no_cell_is_empty() -> None:
-    for line in DOCUMENTED.splitlines():
-        if line.startswith("|"):
-            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-            assert len(cells) > 1 and all(cells), line
-
-
-def fields_below(annotation: Any) -> Any:
-    """The section, or the type of a mapping's values, in an annotation; None where there is neither."""
-    for item in (annotation, *get_args(annotation)):
-        if isinstance(item, type) and issubclass(item, BaseModel):
-            return item
-    return None
-
-
-def exists(key: str) -> bool:
-    parts = key.split(".")
-    section: Any = Configuration if parts[0] in ("datasets", "models") else ExperimentSettings
-    for part in parts:
-        if section is None:
-            return False
-        if part == "NAME":  # any name: the section of the table's values is found already
-            continue
-        if part not in section.model_fields:
-            return False
-        section = fields_below(section.model_fields[part].annotation)
-    return True
-
-
-def test_keys_are_found_where_they_exist_only() -> None:
-    assert exists("ppo.actor.learning_rate") and exists("models.NAME.source.hub") and exists("datasets.NAME.data_split")
-    assert not exists("ppo.actor.kl_coefficient") and not exists("sft.dtype.x") and not exists("models.NAME.zzz")
-
-
-@pytest.mark.parametrize("key", sorted({key for _, flag in ROWS for key in flag.keys}))
-def test_every_key_that_is_named_exists(key: str) -> None:
-    assert exists(key)
-
-
-def test_every_key_in_the_text_exists() -> None:
-    named = re.findall(r"`((?:sft|reward|ppo|evaluation)\.[a-z0-9_.]+)", DOCUMENTED)
-    assert len(named) > 100
-    assert [key for key in named if not exists(key.rstrip("."))] == []
-
-
-def test_values_are_copied_to_keys_only() -> None:
-    for _, flag in ROWS:
-        assert flag.note
-        assert flag.keys or flag.use != "copy" or flag in CONSTANTS, flag.name
-
-
-@pytest.mark.parametrize("flag", [flag for flag in CONSTANTS if "Set by" in flag.note], ids=lambda flag: flag.name)
-def test_constants_are_those_of_the_preset(flag: Flag) -> None:
-    for key in flag.keys if flag.name != "KL estimator and place" else flag.keys[:1]:
-        value: Any = PRESETS["deepspeed_chat"]
-        for part in key.split("."):
-            value = value[part]
-        assert value == flag.default
