@@ -30,8 +30,7 @@ fi
 mkdir -p $OUTPUT
 
 deepspeed main.py \\
-   --data_path Dahoas/rm-static \\
-   --data_split 2,4,4 \\
+   --data_path Dahoas/rm-static --data_split 2,4,4 \\
    --model_name_or_path facebook/opt-13b \\
    --per_device_train_batch_size 4 \\
    --per_device_eval_batch_size 4 \\
@@ -40,9 +39,7 @@ deepspeed main.py \\
    --weight_decay 0. \\
    --num_train_epochs 16  \\
    --gradient_accumulation_steps 1 \\
-   --lr_scheduler_type cosine \\
-   --num_warmup_steps 0 \\
-   --seed 1234 \\
+   --lr_scheduler_type cosine --num_warmup_steps 0 --seed 1234 \\
    --gradient_checkpointing \\
    --zero_stage $ZERO_STAGE \\
    --lora_dim 128 \\
