@@ -40,8 +40,9 @@ format: setup ## Format the code
 	ruff format .
 	snakefmt Snakefile workflow/rules
 
-docs: setup ## Regenerate the configuration's schema and manual
+docs: setup ## Regenerate the configuration's schema and manual, and the table of flags
 	python -m rlhf.config.documentation
+	python -m rlhf.convert.documentation
 
 status: setup ## Show the stages: running, done, failed
 	rlhf-status

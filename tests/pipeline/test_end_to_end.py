@@ -101,6 +101,13 @@ def test_training_stages_leave_all_their_outputs(finished, kind):
     assert json.loads(benchmark)["s"] > 0
 
 
+def test_the_manifest_of_ppo_says_how_answers_were_sampled(finished):
+    manifest = read_json(finished.results("ppo") / "manifest.json")
+    settings = manifest["spec"]["settings"]
+    expected = {"top_k": 0, "top_p": 1.0, "max_new_tokens": settings["max_answer_seq_len"]}
+    assert manifest["sampling"] == {"temperature": settings["temperature"], **expected}
+
+
 def test_ppo_reports_every_metric_and_passes_its_checks(finished):
     rows = read_jsonl(finished.results("ppo") / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf.config.compatibility import PRESETS
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.loop import train_ppo
@@ -117,6 +118,15 @@ def test_sft_rows_can_be_mixed_in(variant):
 def test_rewards_can_be_scaled_and_advantages_left_as_they_are(variant):
     scaled = variant(whiten_rewards=True, whiten_advantages=False)
     assert any(abs(row["advantage_mean"]) > 1e-4 for row in scaled)
+
+
+def test_ppo_runs_with_the_formulas_of_deepspeed_chat(variant):
+    preset = {key: value for key, value in PRESETS["deepspeed_chat"]["ppo"].items() if key not in ("actor", "critic")}
+    plain, rows = variant(), variant(**preset)
+    assert rows[0]["response_length"] == plain[0]["response_length"]  # the same samples
+    assert rows[0]["score"] != pytest.approx(plain[0]["score"], abs=1e-3)  # read elsewhere, and not normalised
+    assert any(abs(row["advantage_mean"]) > 1e-4 for row in rows)  # not whitened
+    assert all(row["first_ratio_error"] <= 1e-6 for row in rows)
 
 
 def scorer(folder: Path, policy_tokenizer: Any) -> Any:

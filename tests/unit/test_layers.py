@@ -36,6 +36,7 @@ DEPENDENCIES: dict[str, set[str]] = {
     "ppo": {"data", "errors", "models", "runtime", "training"},
     "evaluation": {"data", "errors", "functions", "models", "ppo", "runtime", "training"},
     "reporting": {"errors", "evaluation", "runtime"},
+    "convert": {"config", "data", "errors", "runtime"},
 }
 
 

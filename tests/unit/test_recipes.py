@@ -109,7 +109,9 @@ def test_what_all_scripts_have_in_common(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_constants_of_the_source_are_written_out(name: str) -> None:
+def test_formulas_and_constants_are_those_of_the_source(name: str) -> None:
+    assert stage(name, "sft").settings["loss_on"] == "all"
+    assert stage(name, "reward").settings["loss"] == "token_wise"
     settings = stage(name, "ppo").settings
     expected = {
         "kl_coefficient": 0.1,
@@ -120,6 +122,9 @@ def test_constants_of_the_source_are_written_out(name: str) -> None:
         "reward_clip": 5.0,
         "whiten_advantages": False,
         "missing_eos_penalty": 0.0,
+        "normalise_score": False,
+        "score_at": "before_eos",
+        "ema_decay": 0.992 if name == "opt-1.3b" else None,  # the only script with --enable_ema
     }
     assert {key: settings[key] for key in expected} == expected
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rlhf.config.compatibility import PRESETS
 from rlhf.config.schema import Configuration, ExperimentSettings
 from rlhf.errors import UserError
 
@@ -44,9 +45,15 @@ def expand(name: str, experiment: dict[str, Any]) -> Iterator[tuple[dict[str, An
         for key, value in point.items():
             overlay = deep_merge(overlay, _nested(key.split("."), value))
         try:
-            yield point, ExperimentSettings.model_validate(deep_merge(experiment, overlay))
+            yield point, ExperimentSettings.model_validate(_over_preset(deep_merge(experiment, overlay)))
         except ValidationError as error:
             raise UserError(_explain(error, prefix=f"experiments.{name}", point=point)) from None
+
+
+def _over_preset(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The experiment over the values that its `compatibility` stands for: only what results is part of a stage's ID."""
+    name = experiment.get("compatibility")
+    return deep_merge(PRESETS.get(name, {}), experiment) if isinstance(name, str) else experiment
 
 
 def _nested(keys: list[str], value: Any) -> dict[str, Any]:

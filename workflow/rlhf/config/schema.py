@@ -6,7 +6,7 @@ Every key has a default, because experiments are overlays on `defaults`; what mu
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,6 +18,11 @@ from rlhf.config.stages import EvaluationSettings, PpoSettings, RewardSettings, 
 class ExperimentSettings(Section):
     """One experiment; keys not given come from `defaults`."""
 
+    compatibility: Literal["deepspeed_chat"] | None = Field(
+        None,
+        description="`deepspeed_chat`: its formulas and constants take the place of the defaults below; keys that are "
+        "given still win. `docs/from-deepspeed-chat.md` lists them.",
+    )
     data_path: list[str] = Field([], description="Names under `datasets`, used together.")
     data_split: DataSplit = Field("2,4,4", description="Proportions of the rows for SFT, reward, PPO.")
     split_seed: int = Field(1234, ge=0, description="Seed of the partition; the same for all training seeds.")

@@ -103,6 +103,9 @@ class PpoExecution(_TrainingExecution):
     offload: bool = Field(False, description="Keep optimizer states (and ZeRO-3 parameters) in host memory.")
     offload_reference_model: bool = Field(False, description="Keep the reference model in host memory.")
     offload_reward_model: bool = Field(False, description="Keep the reward model in host memory.")
+    enable_hybrid_engine: bool = Field(
+        False, description="DeepSpeed's hybrid engine. Refused: with the pinned versions no model family works with it."
+    )
 
 
 class _Supervised(Optimization):
@@ -174,7 +177,12 @@ class PpoSettings(Section):
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
     clip_range: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
     value_clip_range: float | None = Field(0.2, gt=0, description="Clip range of the value update; null: none.")
-    reward_clip: float = Field(5.0, gt=0, description="Clip of the normalised score.")
+    score_at: Literal["eos", "before_eos"] = Field(
+        "eos",
+        description="Token at which a finished answer's score is read: its EOS, or (as DeepSpeed-Chat) the one before. "
+        "A cut answer is read at its last token.",
+    )
+    reward_clip: float = Field(5.0, gt=0, description="Clip of the score, after any normalisation.")
     normalise_score: bool = Field(True, description="Use the reward model's stored mean and deviation.")
     whiten_rewards: bool = Field(
         False, description="Divide token rewards by their deviation over the rollout; the mean stays."

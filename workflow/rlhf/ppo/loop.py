@@ -232,8 +232,17 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         with average.in_place():
             save_model(models.policy, models.adapted, models.tokenizer, stage.paths.output / "model_ema")
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
-    steps = {"planned": iterations, "done": iterations}
-    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)}, steps=steps)
+    facts = {
+        "rows": {"train": len(prompts)},
+        "steps": {"planned": iterations, "done": iterations},
+        "sampling": {  # no key for what would cut off the distribution
+            "temperature": settings["temperature"],
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_new_tokens": settings["max_answer_seq_len"],
+        },
+    }
+    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, **facts)
 
 
 def _pretraining_mix(stage: Stage) -> PretrainingMix | None:

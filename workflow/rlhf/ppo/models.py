@@ -93,7 +93,7 @@ def load_models(stage: Stage, sft: Path, reward: Path, total_steps: int) -> PpoM
         actor=Trainer(policy, settings["actor"], engine_settings(stage, "actor"), total_steps),
         critic=critic,
         reference=reference,
-        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer),
+        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings["score_at"]),
         policy=policy,
         adapted=adapted,
         tokenizer=tokenizer,

@@ -32,6 +32,7 @@ def reward_scorer(
     max_positions: int | None,
     tokenizer: PreTrainedTokenizerBase,
     policy_tokenizer: PreTrainedTokenizerBase,
+    score_at: str = "eos",
 ) -> RewardScorer:
     """The way in which a reward model reads the policy's answers.
 
@@ -40,10 +41,11 @@ def reward_scorer(
         max_positions: of the reward model, or None where there is no limit.
         tokenizer: of the reward model.
         policy_tokenizer: of the policy.
+        score_at: `eos`, or `before_eos`: finished answers are scored at the token before their EOS.
     """
     if same_tokens(policy_tokenizer, tokenizer):
-        return SameTokens(model, policy_tokenizer.pad_token_id)
-    return ReEncodedText(model, tokenizer, policy_tokenizer, max_positions)
+        return SameTokens(model, policy_tokenizer.pad_token_id, score_at)
+    return ReEncodedText(model, tokenizer, policy_tokenizer, max_positions, score_at)
 
 
 def same_tokens(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
@@ -57,16 +59,26 @@ class SameTokens:
     Args:
         model: `TokenScorer`, or an engine around one.
         pad_id: filler id.
+        score_at: `eos` or `before_eos`.
     """
 
-    def __init__(self, model: nn.Module, pad_id: int) -> None:
+    def __init__(self, model: nn.Module, pad_id: int, score_at: str = "eos") -> None:
         self._model, self.pad_id = model, pad_id
+        self._before_eos = score_at == "before_eos"
 
     def __call__(self, samples: Samples, rows: np.ndarray, part: Rectangle) -> Tensor:
         """Scores of the samples `rows`, whose ids are in `part`: [rows] float32."""
         device = inference_device(self._model)
         ids, mask = part.input_ids.to(device), part.attention_mask.to(device)
+        if self._before_eos:
+            mask = without_eos(mask, torch.from_numpy(samples.finished[rows]).to(device))
         return last_token(self._model(ids, mask), mask)
+
+
+def without_eos(mask: Tensor, finished: Tensor) -> Tensor:
+    """The attention mask with the last token of finished answers left out: [batch, seq] int64, [batch] bool."""
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(1, keepdim=True)
+    return mask.scatter(1, last, (~finished).to(mask.dtype).unsqueeze(1))
 
 
 class ReEncodedText:
@@ -79,6 +91,7 @@ class ReEncodedText:
         tokenizer: of the reward model.
         policy_tokenizer: turns samples into text.
         max_positions: of the reward model, or None where there is no limit.
+        score_at: `eos` or `before_eos`.
     """
 
     def __init__(
@@ -87,9 +100,11 @@ class ReEncodedText:
         tokenizer: PreTrainedTokenizerBase,
         policy_tokenizer: PreTrainedTokenizerBase,
         max_positions: int | None,
+        score_at: str = "eos",
     ) -> None:
         self._model, self._tokenizer, self._policy_tokenizer = model, tokenizer, policy_tokenizer
         self._max_positions = max_positions
+        self._with_eos = score_at == "eos"
         self.pad_id: int = policy_tokenizer.pad_token_id
 
     def __call__(self, samples: Samples, rows: np.ndarray, part: Rectangle) -> Tensor:
@@ -106,7 +121,7 @@ class ReEncodedText:
         )
         (head,) = encode_prompts([prompt], self._tokenizer)
         (tail,) = encode_answers([prompt], [text], self._tokenizer)
-        ids = head + (tail if answer.finished else tail[:-1])
+        ids = head + (tail if answer.finished and self._with_eos else tail[:-1])
         if self._max_positions is not None and len(ids) > self._max_positions:
             logger.warning(
                 "a sample has %d tokens for the reward model, which has %d positions; "

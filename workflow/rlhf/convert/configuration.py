@@ -1,0 +1,207 @@
+"""From the commands of one, two or three steps to a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf.config import resolve
+from rlhf.config.compatibility import PRESETS
+from rlhf.config.schema import ExperimentSettings
+from rlhf.convert.arguments import PROGRAMS, Command
+from rlhf.convert.batches import rollout_sizes
+from rlhf.convert.constants import CORE
+from rlhf.convert.sources import dataset, model, short_names
+from rlhf.errors import UserError
+
+COMPATIBILITY = "deepspeed_chat"
+EMA_DECAY = 0.992  # fixed in DeepSpeed-Chat's trainer
+_PRESET = PRESETS[COMPATIBILITY]
+DEFAULTS: dict[str, Any] = ExperimentSettings.model_validate(_PRESET).model_dump(mode="json")
+
+
+@dataclass
+class Converted:
+    """A configuration, and what the reader of its file should know.
+
+    Attributes:
+        config: content of the YAML file.
+        notes: what differs from the scripts.
+        reported: `--flag` of a phase -> why it has no key here.
+    """
+
+    config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    reported: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What scripts may leave open, as options of the command line say it."""
+
+    gpus: int | None = None
+    nodes: int | None = None
+    policy: str | None = None
+    reward_model: str | None = None
+    name: str | None = None
+
+
+def convert(commands: dict[str, Command], choices: Choices) -> Converted:
+    """A configuration that computes what the commands compute.
+
+    Args:
+        commands: phase -> its command; at least one.
+        choices: what the commands leave open.
+
+    Raises:
+        UserError: something is left open, or the steps contradict each other.
+    """
+    converted = Converted({"datasets": {}, "models": {}, "experiments": {}})
+    experiment: dict[str, Any] = {"compatibility": COMPATIBILITY}
+    _sources(converted, experiment, commands, choices)
+    for command in commands.values():
+        gpus, nodes = _processes(command, choices)
+        _set(experiment, f"{command.phase}.execution.nodes", nodes)
+        _set(experiment, f"{command.phase}.execution.gpus_per_node", gpus)
+        _copied(experiment, command)
+        _offload(converted, experiment, command)
+        if command.phase == "ppo":
+            _ppo(converted, experiment, command, gpus * nodes)
+        else:
+            _batches(experiment, command, gpus * nodes)
+        converted.reported |= _reported(command)
+    _set(experiment, "evaluation.execution.gpus_per_node", 1)
+    absent = [phase for phase in PROGRAMS if phase not in commands]
+    if absent:
+        converted.notes.append(f"no script was given for {' and '.join(absent)}: defaults stand there; check them")
+    converted.config["experiments"][choices.name or experiment["policy"]] = experiment
+    resolve(converted.config, lambda path, key: "not read")  # a mistake must show now, not when it is run
+    return converted
+
+
+def _copied(experiment: dict[str, Any], command: Command) -> None:
+    """Values that are the same here: those given, and defaults of DeepSpeed-Chat that are others than those here."""
+    for flag in PROGRAMS[command.phase]:
+        value = command.value(flag.name)
+        for key in flag.keys if flag.use == "copy" else ():
+            if flag.name in command.given or (value is not None and value != _get(DEFAULTS, key)):
+                _set(experiment, key, value)
+
+
+def _offload(converted: Converted, experiment: dict[str, Any], command: Command) -> None:
+    if not command.value("offload"):
+        return
+    stages = ("actor_zero_stage", "critic_zero_stage") if command.phase == "ppo" else ("zero_stage",)
+    if any(command.value(stage) for stage in stages):
+        _set(experiment, f"{command.phase}.execution.offload", True)
+    else:
+        converted.notes.append(f"--offload of {command.phase} is left out: without ZeRO (stage 0) nothing is moved")
+
+
+def _batches(experiment: dict[str, Any], command: Command, processes: int) -> None:
+    phase, size = command.phase, command.value("per_device_train_batch_size")
+    _set(experiment, f"{phase}.global_batch_size", size * processes * command.value("gradient_accumulation_steps"))
+    _set(experiment, f"{phase}.execution.per_device_train_batch_size", size)
+
+
+def _ppo(converted: Converted, experiment: dict[str, Any], command: Command, processes: int) -> None:
+    generation = command.value("per_device_generation_batch_size")
+    training = command.value("per_device_training_batch_size")
+    prompts, minibatches = rollout_sizes(command, processes)
+    _set(experiment, "ppo.prompts_per_rollout", prompts)
+    _set(experiment, "ppo.minibatches", minibatches)
+    _set(experiment, "ppo.execution.per_device_generation_batch_size", generation)
+    _set(experiment, "ppo.execution.per_device_training_batch_size", training)
+    if command.value("enable_ema"):
+        _set(experiment, "ppo.ema_decay", EMA_DECAY)
+    if command.value("unsupervised_dataset_name") and command.value("unsupervised_dataset_config_name"):
+        _set(experiment, "ppo.ptx_coefficient", command.value("unsup_coef"))
+        _set(experiment, "ppo.ptx_rows_per_step", prompts // minibatches)
+        corpus = command.value("unsupervised_dataset_name")
+        converted.notes.append(
+            f"ppo mixes in rows of the SFT phase, not {corpus}; lower ppo.ptx_coefficient if unstable"
+        )
+    for role in ("actor", "critic"):
+        rate = command.value(f"{role}_dropout")
+        if rate != 0.0:
+            given = "leaves the model's own dropout on" if rate is None else f"has a dropout of {rate:g}"
+            converted.notes.append(f"the script {given} in the {role} of PPO; here it is 0")
+
+
+def _sources(converted: Converted, experiment: dict[str, Any], commands: dict[str, Command], choices: Choices) -> None:
+    """Datasets, models, split and seed, which all phases share."""
+    config = converted.config
+    policy = _model_of(commands.get("sft"), choices.policy, "--policy", "the model that step 1 starts from")
+    reward = _model_of(commands.get("reward"), choices.reward_model, "--reward-model", "the model of step 2")
+    models = short_names([policy, reward])
+    config["models"] = {name: model(path) for path, name in models.items()}
+    experiment["policy"], experiment["reward_model"] = models[policy], models[reward]
+    lists = {phase: command.value("data_path") for phase, command in commands.items()}
+    names = list(dict.fromkeys(path for paths in lists.values() for path in paths))
+    sft_only = commands["sft"].value("sft_only_data_path") if "sft" in commands else []
+    for path, name in short_names([*names, *sft_only]).items():
+        config["datasets"][name], notes = dataset(path, sft_only=path not in names)
+        converted.notes += notes
+    experiment["data_path"] = list(config["datasets"])
+    for phase, paths in lists.items():
+        if set(paths) != set(names):
+            converted.notes.append(f"the script of {phase} reads only {', '.join(paths)}; here all phases share a list")
+    experiment["data_split"] = _common(commands, "data_split", converted)
+    seed = _common({phase: c for phase, c in commands.items() if c.value("seed") is not None}, "seed", converted)
+    experiment |= {"split_seed": seed, "seeds": [seed]} if seed is not None else {}
+    if seed is None or ("ppo" in commands and commands["ppo"].value("seed") is None):
+        converted.notes.append("the script of ppo gives no seed and draws its rows at random; here one seed serves all")
+
+
+def _common(commands: dict[str, Command], flag: str, converted: Converted) -> Any:
+    """The value of the first step; where others differ, a note."""
+    values = {phase: command.value(flag) for phase, command in commands.items()}
+    first = next(iter(values.values()), None)
+    for phase, value in values.items():
+        if value != first:
+            converted.notes.append(f"--{flag} is {value} in the script of {phase}; here {first} holds for all phases")
+    return first
+
+
+def _model_of(command: Command | None, chosen: str | None, option: str, what: str) -> str:
+    name = chosen or (command.value("model_name_or_path") if command else None)
+    if name is None:
+        place = f"{command.place}: no --model_name_or_path" if command else f"no script names {what}"
+        raise UserError(f"{place}; give it with {option}, a hub name or a folder")
+    return str(name)
+
+
+def _processes(command: Command, choices: Choices) -> tuple[int, int]:
+    """GPUs of each node, and nodes."""
+    gpus = choices.gpus or command.launch.get("num_gpus")
+    nodes = choices.nodes or command.launch.get("num_nodes") or 1
+    if gpus is None:
+        raise UserError(
+            f"{command.place}: the launcher takes all GPUs of the machine, and the script does not say how many; "
+            "give them with --gpus, for example --gpus 8"
+        )
+    return gpus, nodes
+
+
+def _reported(command: Command) -> dict[str, str]:
+    """Given flags that have no effect here -> the reason."""
+    flags = {flag.name: flag for flag in (*PROGRAMS[command.phase], *CORE) if flag.use == "report"}
+    found = {f"{command.phase}: --{name}": flags[name].note for name in command.given if name in flags}
+    others = [name for name in command.launch if name not in ("num_gpus", "num_nodes")]
+    launcher = {
+        f"{command.phase}: launcher --{name}": "Stages are started as config/README.md says." for name in others
+    }
+    return found | launcher
+
+
+def _set(section: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for key in parents:
+        section = section.setdefault(key, {})
+    section[last] = value
+
+
+def _get(section: dict[str, Any], dotted: str) -> Any:
+    for key in dotted.split("."):
+        section = section[key]
+    return section
