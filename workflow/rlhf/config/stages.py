@@ -49,6 +49,21 @@ class CriticOptimization(ActorOptimization):
     learning_rate: float = Field(5e-6, gt=0, description="Peak learning rate.")
 
 
+class Saving(Section):
+    """How a trained model is saved."""
+
+    max_shard_size: str = Field(
+        "5GB",
+        pattern=r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$",
+        description="Largest weight file; a larger model is cut into several with an index.",
+    )
+    license: str = Field(
+        "unknown",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
+        description="Licence that the model card states, as an identifier such as `apache-2.0`.",
+    )
+
+
 class Execution(Section):
     """How a stage runs. Cannot change a result beyond rounding, so it is no part of a stage's identity."""
 
@@ -73,6 +88,7 @@ class TrainExecution(Execution):
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
     offload: bool = Field(False, description="Keep optimizer state (and ZeRO-3 parameters) in host memory.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    saving: Saving = Field(Saving(), description="How the model is saved.")
 
 
 class PpoExecution(Execution):
@@ -87,6 +103,7 @@ class PpoExecution(Execution):
     offload: bool = Field(False, description="Keep optimizer states (and ZeRO-3 parameters) in host memory.")
     offload_reference_model: bool = Field(False, description="Keep the reference model in host memory.")
     offload_reward_model: bool = Field(False, description="Keep the reward model in host memory.")
+    saving: Saving = Field(Saving(), description="How the model is saved.")
 
 
 class _Supervised(Optimization):
