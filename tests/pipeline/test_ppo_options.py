@@ -17,7 +17,8 @@ from rlhf.models.scores import TokenScorer
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.reward import ReEncodedText, reward_scorer
 from rlhf.ppo.rollout import generate
-from rlhf.runtime.files import read_jsonl
+from rlhf.reporting.checks import check_metrics, require_hard
+from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.stage import Stage, StagePaths
 from tests.pipeline.conftest import Project
 
@@ -30,7 +31,7 @@ def ppo_spec(project: Project) -> dict[str, Any]:
 
 
 def run(project: Project, output: Path, spec: dict[str, Any], reward: Path | None = None) -> list[dict[str, float]]:
-    """The metrics of a PPO stage with this specification."""
+    """The metrics of a PPO stage with this specification, which hold the hard inequalities."""
     upstream = spec["upstream"]
     paths = StagePaths(
         [project.folder / "results/tokens" / id for id in upstream["tokens"]],
@@ -40,7 +41,10 @@ def run(project: Project, output: Path, spec: dict[str, Any], reward: Path | Non
     )
     output.mkdir()
     train_ppo(Stage(spec, paths), project.results("sft") / "model", reward or project.results("reward") / "model")
-    return read_jsonl(output / "metrics.jsonl")
+    rows = read_jsonl(output / "metrics.jsonl")
+    metrics = {"ppo": rows} | {k: read_jsonl(project.results(k) / "metrics.jsonl") for k in ("sft", "reward")}
+    require_hard(check_metrics(read_json(output / "manifest.json"), metrics), output.name)
+    return rows
 
 
 @pytest.fixture
@@ -102,6 +106,11 @@ def test_the_value_model_can_warm_up_first(variant, finished):
     assert "policy_loss" in rows[1]
     assert rows[1]["kl"] == pytest.approx(0.0, abs=1e-5)  # the policy of the second rollout is still the SFT model
     assert rows[2]["kl"] != pytest.approx(0.0, abs=1e-5)
+
+
+def test_half_precision_holds_the_inequalities_too(variant):
+    rows = variant(dtype="bf16")
+    assert max(row["sampling_logprob_error"] for row in rows) > 1e-4  # a bound for fp32 alone
 
 
 def test_sft_rows_can_be_mixed_in(variant):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +50,11 @@ def failure_message(snakemake_logs: Iterable[str]) -> str:
 
 
 def _said(log: Path) -> str:
-    """The user error at the end of a log, or its last lines."""
+    """The user error at the end of a log with its indented lines, or the log's last lines."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return "\n".join([f"{log}:", *(f"  {line}" for line in errors[-1:] or lines[-SHOWN_LINES:])])
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    shown = lines[-SHOWN_LINES:]
+    if starts:
+        first, *rest = lines[starts[-1] :]
+        shown = [first, *itertools.takewhile(lambda line: line.startswith("  "), rest)]
+    return "\n".join([f"{log}:", *(f"  {line}" for line in shown)])
