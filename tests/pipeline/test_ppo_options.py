@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
@@ -168,10 +169,17 @@ def permute_tokens(folder: Path, output: Path) -> Path:
     return output
 
 
-def test_a_policy_trained_with_adapters_is_a_plain_model(variant, tmp_path):
+def test_a_policy_trained_with_adapters_is_a_plain_model(variant, finished, tmp_path):
+    """And its adapters on the SFT model are the same policy."""
     variant(actor=LORA)
     folder = next(tmp_path.glob("run-*/model"))
     policy = load_policy(folder, "fp32")
+    base = load_policy(finished.results("sft") / "model", "fp32")
+    adapted = PeftModel.from_pretrained(base, folder.parent / "adapter").merge_and_unload().state_dict()
+    for name, value in policy.state_dict().items():
+        torch.testing.assert_close(adapted[name], value, rtol=1e-5, atol=1e-6)
+    config = json.loads((folder.parent / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == f"results/sft/{finished.results('sft').name}/model"
     assert not any("lora" in name for name, _ in policy.named_parameters())
     assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
 

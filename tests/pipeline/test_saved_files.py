@@ -44,6 +44,8 @@ def train_with_adapters(project: Project, output: Path, zero_stage: int) -> Path
     spec: dict[str, Any] = copy.deepcopy(stage.spec() | {"execution": stage.execution})
     spec["settings"] |= {"lora_dim": 4, "lora_module_name": "h.", "lora_learning_rate": 1e-2, "num_train_epochs": 1}
     spec["execution"] |= {"zero_stage": zero_stage, "saving": {"max_shard_size": "20KB", "license": "mit"}}
+    if zero_stage == 3:
+        spec["execution"]["deepspeed_config"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     paths = StagePaths(
         [project.folder / "results/tokens" / id for id in spec["upstream"]["tokens"]],
         [project.folder / "results/split" / id / "rows" for id in spec["upstream"]["split"]],
@@ -59,7 +61,7 @@ def base_folder(project: Project) -> Path:
 
 
 def test_adapters_are_saved_whole_with_and_without_partitions(finished, group, tmp_path):
-    """ZeRO-3 cuts also a single process's parameters, so a weight that was not gathered would be empty."""
+    """A weight that was not gathered is empty, also in a single process, unless DeepSpeed keeps it for being small."""
     loaded = []
     for zero_stage in (0, 3):
         output = train_with_adapters(finished, tmp_path / f"zero-{zero_stage}", zero_stage)

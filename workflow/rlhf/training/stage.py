@@ -114,6 +114,9 @@ class Stage:
     ) -> None:
         """Write `model/` and, where there are adapters, `adapter/`: whole or not at all, ZeRO-3 partitions gathered.
 
+        Snakemake knows nothing of `adapter/` and `model_ema/`, because a declared output must exist in every stage of a
+        rule; the manifest lists their hashes, and the next attempt of a failed stage replaces them.
+
         Args:
             model: trained Hugging Face model.
             adapted: PEFT wrapper around it, or None.
