@@ -18,6 +18,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/sft.smk"
 include: "workflow/rules/reward.smk"
 include: "workflow/rules/ppo.smk"
+include: "workflow/rules/check.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

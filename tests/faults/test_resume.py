@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlhf.training import stage as stage_module
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.engine import Trainer
+from rlhf.training.stage import Stage
 from tests.faults.stages import Killed, at_call, kill, request_stop
 
 LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2}
@@ -58,7 +58,7 @@ def test_death_while_saving_falls_back_to_the_checkpoint_before(stage_run, expec
 def test_death_after_the_last_step(stage_run, expected, monkeypatch, kind):
     run = stage_run(kind, checkpoint_steps=1)
     with monkeypatch.context() as patch:
-        at_call(patch, stage_module, "save_model", 1, kill)
+        at_call(patch, Stage, "save", 1, kill)
         with pytest.raises(Killed):
             run.start()
     assert_same(run.start(), expected(kind))

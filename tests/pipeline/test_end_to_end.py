@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ PPO_METRICS = {
     "policy_loss", "value_loss", "explained_variance", "gold", "sampling_logprob_error", "first_ratio_error",
     "time_generate", "time_score", "time_train", "tokens", "tokens_per_second",
 }  # fmt: skip
+# ZeRO-3 leaves small parameters whole: without this it would cut none of a tiny model.
+CUT_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 
 def test_a_second_run_does_nothing(finished):
@@ -55,7 +58,7 @@ def jobs_after(finished, key: str, value) -> set[str]:
 
 
 def test_changing_the_kl_coefficient_reruns_ppo_its_evaluation_and_the_tables(finished):
-    assert jobs_after(finished, "ppo.kl_coefficient", 0.3) == {"train_ppo", "evaluate_ppo", "summarise"}
+    assert jobs_after(finished, "ppo.kl_coefficient", 0.3) == {"train_ppo", "check_ppo", "evaluate_ppo", "summarise"}
 
 
 def test_changing_the_reward_model_leaves_sft_alone(finished):
@@ -116,6 +119,30 @@ def test_ppo_reports_every_metric_and_passes_its_checks(finished):
         assert row["sampling_logprob_error"] <= 1e-4
         assert row["first_ratio_error"] <= 1e-6
         assert row["advantage_mean"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_ppo_was_checked_against_the_inequalities(finished):
+    name = finished.results("ppo").name
+    written = read_json(finished.folder / "results/check_ppo" / name / "checks.json")
+    assert written["id"] == name and len(written["checks"]) > 40
+    assert all(check["holds"] for check in written["checks"] if check["hard"])
+    assert (
+        "inequalities were checked on 1 PPO run" in (finished.folder / "results/experiments/tiny/index.md").read_text()
+    )
+
+
+def test_a_run_that_violates_an_inequality_gets_no_tables(finished, tmp_path):
+    """Numbers that no correct run has fail the step, whose message names them; in a copy, which it may spoil."""
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    name = finished.results("ppo").name
+    metrics = folder / "results/ppo" / name / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"eos_share": ', '"eos_share": 7'))
+    target = f"results/check_ppo/{name}/checks.json"
+    (folder / target).unlink()
+    result = snakemake(folder, target, "--cores", "1", "--configfile", str(finished.config_file))
+    assert result.returncode != 0
+    assert not (folder / target).exists()
+    assert "ppo (train): largest of eos_share is 7" in result.stdout
 
 
 def test_supervised_losses_fall_on_unseen_data(finished):
@@ -247,7 +274,7 @@ def curve(folder: Path, phase: str, metric: str) -> list[float]:
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_processes_train_the_same_reward_model(finished, tmp_path, zero_stage):
-    settings = {"zero_stage": zero_stage, "per_device_train_batch_size": 3}
+    settings = {"zero_stage": zero_stage, "per_device_train_batch_size": 3, "deepspeed_config": CUT_ALL}
     two = rerun(finished, "reward", tmp_path / "two", *start_model(finished), processes=2, settings=settings)
     expected = curve(finished.results("reward"), "eval", "loss")
     assert curve(two, "eval", "loss")[0] == pytest.approx(expected[0], rel=1e-5)
@@ -257,7 +284,7 @@ def test_two_processes_train_the_same_reward_model(finished, tmp_path, zero_stag
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_two_processes_run_the_same_ppo(finished, tmp_path, zero_stage):
     """Sampling is tied to the sample, and minibatches to the rollout, so the first rollout is the same one."""
-    settings = {"actor_zero_stage": zero_stage, "critic_zero_stage": zero_stage}
+    settings = {"actor_zero_stage": zero_stage, "critic_zero_stage": zero_stage, "deepspeed_config": CUT_ALL}
     two = rerun(finished, "ppo", tmp_path / "two", *phase_models(finished), processes=2, settings=settings)
     one = finished.results("ppo")
     for metric in ("score", "kl", "entropy", "response_length", "eos_share", "gold"):

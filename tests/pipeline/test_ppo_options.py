@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from rlhf.config.compatibility import PRESETS
@@ -18,7 +19,8 @@ from rlhf.models.scores import TokenScorer
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.reward import ReEncodedText, reward_scorer
 from rlhf.ppo.rollout import generate
-from rlhf.runtime.files import read_jsonl
+from rlhf.reporting.checks import check_metrics, require_hard
+from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
 
@@ -31,7 +33,7 @@ def ppo_spec(project: Project) -> dict[str, Any]:
 
 
 def run(project: Project, output: Path, spec: dict[str, Any], reward: Path | None = None) -> list[dict[str, float]]:
-    """The metrics of a PPO stage with this specification."""
+    """The metrics of a PPO stage with this specification, which hold the hard inequalities."""
     upstream = spec["upstream"]
     paths = StagePaths(
         [project.folder / "results/tokens" / id for id in upstream["tokens"]],
@@ -42,7 +44,10 @@ def run(project: Project, output: Path, spec: dict[str, Any], reward: Path | Non
     output.mkdir()
     with Stage(spec, paths) as stage:
         train_ppo(stage, project.results("sft") / "model", reward or project.results("reward") / "model")
-    return read_jsonl(output / "metrics.jsonl")
+    rows = read_jsonl(output / "metrics.jsonl")
+    metrics = {"ppo": rows} | {k: read_jsonl(project.results(k) / "metrics.jsonl") for k in ("sft", "reward")}
+    require_hard(check_metrics(read_json(output / "manifest.json"), metrics), output.name)
+    return rows
 
 
 @pytest.fixture
@@ -104,6 +109,11 @@ def test_the_value_model_can_warm_up_first(variant, finished):
     assert "policy_loss" in rows[1]
     assert rows[1]["kl"] == pytest.approx(0.0, abs=1e-5)  # the policy of the second rollout is still the SFT model
     assert rows[2]["kl"] != pytest.approx(0.0, abs=1e-5)
+
+
+def test_half_precision_holds_the_inequalities_too(variant):
+    rows = variant(dtype="bf16")
+    assert max(row["sampling_logprob_error"] for row in rows) > 1e-4  # a bound for fp32 alone
 
 
 def test_sft_rows_can_be_mixed_in(variant):
@@ -170,10 +180,17 @@ def permute_tokens(folder: Path, output: Path) -> Path:
     return output
 
 
-def test_a_policy_trained_with_adapters_is_a_plain_model(variant, tmp_path):
+def test_a_policy_trained_with_adapters_is_a_plain_model(variant, finished, tmp_path):
+    """And its adapters on the SFT model are the same policy."""
     variant(actor=LORA)
     folder = next(tmp_path.glob("run-*/model"))
     policy = load_policy(folder, "fp32")
+    base = load_policy(finished.results("sft") / "model", "fp32")
+    adapted = PeftModel.from_pretrained(base, folder.parent / "adapter").merge_and_unload().state_dict()
+    for name, value in policy.state_dict().items():
+        torch.testing.assert_close(adapted[name], value, rtol=1e-5, atol=1e-6)
+    config = json.loads((folder.parent / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == f"results/sft/{finished.results('sft').name}/model"
     assert not any("lora" in name for name, _ in policy.named_parameters())
     assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
 

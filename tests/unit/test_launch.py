@@ -143,6 +143,13 @@ def test_a_users_mistake_is_shown_without_what_surrounds_it(tmp_path: Path, monk
     assert "run the same command again" in message
 
 
+def test_a_mistake_is_shown_with_all_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "INFO start\nerror: two are wrong:\n  the first\n  the second\nsrun: exit 2\n  not this\n"
+    message = said(tmp_path, monkeypatch, {"check": text}, "check")
+    assert "logs/check.log:\n  error: two are wrong:\n    the first\n    the second\n" in message
+    assert "not this" not in message
+
+
 def test_a_failure_on_a_cluster_names_two_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step's own log and the scheduler's stand in one line."""
     message = said(tmp_path, monkeypatch, {"train": "error: no memory\n"}, "train.log, logs/nowhere")

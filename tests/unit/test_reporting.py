@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.reporting.check_tables import check_rows, check_table, warnings_text
 from rlhf.reporting.collect import (
     Experiment,
     ExperimentRun,
@@ -119,11 +120,24 @@ def _ppo(root: Path, coefficient: float, seed: int, gold: bool) -> None:
         "sft_score_mean": 0.1,
     }
     judged = {"gold_mean": 1.5, "sft_gold_mean": 0.1, "gold_win_rate": 0.66} if gold else {}
+    _write(root / "results/check_ppo" / name / "checks.json", _checks(12.0 if not coefficient else 3.0))
     evaluation = root / "results/evaluate_ppo" / name
     _write(evaluation / "evaluation.json", {**result, "response_length": 21.0, "eos_share": 0.97, **judged})
     sample = {"row": 1, "prompt": "Write | a\nreview", "sft": "<b>*fine*</b>", "policy": "x" * 900}
     numbers = {"sft_score": 0.1, "policy_score": 2.34567}
     _write(evaluation / "samples.jsonl", {**sample, **numbers}, {**sample, **numbers}, lines=True)
+
+
+def _checks(kl: float) -> dict[str, Any]:
+    """A hard inequality that holds, and a soft one that holds for a small KL."""
+    place = {"stage": "ppo", "phase": "train"}
+    share = {"metric": "eos_share", "statistic": "largest", "relation": "<=", "bound": 1, "value": 0.9}
+    level = {"metric": "kl", "statistic": "last level", "relation": "<=", "bound": 10, "value": kl}
+    hard = {**place, **share, "hard": True, "holds": True, "cause": "a wrong count"}
+    return {
+        "violated": int(kl > 10),
+        "checks": [hard, {**place, **level, "hard": False, "holds": kl <= 10, "cause": "a | b"}],
+    }
 
 
 def make_experiment(root: Path, gold: bool = True) -> list[dict[str, Any]]:
@@ -190,7 +204,12 @@ def test_broken_runs_file_is_refused(tmp_path: Path, content: Any, message: str)
 
 
 @pytest.mark.parametrize(
-    "missing", ["results/evaluate_ppo/tiny-s1-kl0.0/evaluation.json", "results/sft/tiny-s1-sft/metrics.jsonl"]
+    "missing",
+    [
+        "results/evaluate_ppo/tiny-s1-kl0.0/evaluation.json",
+        "results/sft/tiny-s1-sft/metrics.jsonl",
+        "results/check_ppo/tiny-s1-kl0.0/checks.json",
+    ],
 )
 def test_a_missing_result_is_an_error(tmp_path: Path, missing: str) -> None:
     runs = [ExperimentRun(**run) for run in make_experiment(tmp_path)]
@@ -267,6 +286,36 @@ def test_memory_rows_and_largest_peaks(experiment: Experiment) -> None:
     assert peaks["sft", "load"] == 10**12
     assert [phase for stage, phase in peaks if stage == "ppo"] == ["load", "generate", "score", "train", "save"]
     assert largest_peaks(rows, "peak_allocated") == {}
+
+
+def test_checks_have_one_row_per_inequality_and_violations_first(experiment: Experiment) -> None:
+    assert len(check_rows(experiment)) == 4 * 2
+    kl, share = check_table(experiment)
+    assert (kl["metric"], kl["kind"], kl["holds"], kl["values"], kl["bound"]) == (
+        "kl",
+        "soft",
+        "2 of 4",
+        "3 to 12",
+        "<= 10",
+    )
+    assert (share["metric"], share["kind"], share["holds"], share["values"]) == ("eos_share", "hard", "4 of 4", "0.9")
+
+
+def test_warnings_name_the_run_and_the_value(experiment: Experiment) -> None:
+    text = warnings_text(experiment)
+    assert text.startswith("8 inequalities were checked on 4 PPO run(s); 2 warning(s)")
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if "last level" in line]
+    assert [row[:2] + row[4:7] for row in rows] == [
+        ["| kl_coefficient = 0.0", str(seed), "last level", "&lt;= 10", "12"] for seed in SEEDS
+    ]
+    fine = Experiment(
+        "fine", experiment.runs[:2], {k: experiment.stages[k] for k in map(_ppo_of, experiment.runs[:2])}, Path(".")
+    )
+    assert warnings_text(fine) == "4 inequalities were checked on 2 PPO run(s); all hold.\n"
+
+
+def _ppo_of(run: ExperimentRun) -> tuple[str, str]:
+    return run.stage("ppo")
 
 
 @pytest.mark.parametrize("text", ["a|b", "a\nb", "a\r\nb", "`c|d`", "\\|", "<script>", "**bold** [x](y)", "a\\"])

@@ -36,6 +36,7 @@ def test_the_default_shares_stages_between_settings(tmp_path):
         "train_sft": 2,
         "train_reward": 2,
         "train_ppo": 4,
+        "check_ppo": 4,
         "evaluate_sft": 2,
         "evaluate_reward": 2,
         "evaluate_baseline": 2,
@@ -74,7 +75,7 @@ def test_recipes_pass_a_dry_run_on_cached_data(tmp_path, recipe):
     jobs = dry_run(tmp_path, recipe)
     assert "cache_dataset" not in jobs
     assert "cache_model" not in jobs
-    assert jobs["train_sft"] == jobs["train_reward"] == jobs["train_ppo"] == 1
+    assert jobs["train_sft"] == jobs["train_reward"] == jobs["train_ppo"] == jobs["check_ppo"] == 1
 
 
 def test_the_slurm_profile_submits_every_stage(tmp_path):

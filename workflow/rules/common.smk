@@ -126,13 +126,15 @@ def shown_samples(wildcards) -> int:
     return next(run.samples for run in PLAN.runs if run.experiment == wildcards.name)
 
 
-def results_of(file: str, *kinds: str) -> Callable:
-    """Input function: a file of all stages of some kinds in an experiment."""
+def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:
+    """Input function: a file of all stages of some kinds in an experiment, below results/`folder`."""
 
     def paths(wildcards) -> list[str]:
         runs = [run for run in PLAN.runs if run.experiment == wildcards.name]
         return [
-            f"results/{kind}/{id}/{file}" for kind in kinds for id in dict.fromkeys(run.stages[kind] for run in runs)
+            f"results/{folder.format(kind=kind)}/{id}/{file}"
+            for kind in kinds
+            for id in dict.fromkeys(run.stages[kind] for run in runs)
         ]
 
     return paths

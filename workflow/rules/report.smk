@@ -17,6 +17,7 @@ rule summarise:
     input:
         runs="results/experiments/{name}/runs.json",
         trained=results_of("manifest.json", "sft", "reward", "ppo"),
+        checked=results_of("checks.json", "ppo", folder="check_ppo"),
         evaluated=results_of("evaluation.json", "evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo"),
     output:
         index="results/experiments/{name}/index.md",
@@ -55,6 +56,13 @@ rule summarise:
             category="{name}",
             subcategory="Training",
             labels={"result": "Learning curves"},
+        ),
+        checks=report(
+            "results/experiments/{name}/checks.html",
+            caption="../report/checks.rst",
+            category="{name}",
+            subcategory="Training",
+            labels={"result": "Checks of the PPO runs"},
         ),
         memory=report(
             "results/experiments/{name}/memory.svg",

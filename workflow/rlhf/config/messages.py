@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -52,10 +53,18 @@ def failure_message(snakemake_logs: Iterable[str]) -> str:
 def _said(log: Path) -> str:
     """Why a step failed: its own account, that of its first failing process, or the last lines of its log."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith(("error: ", "interrupted: "))]
     state = Path("state", *log.with_suffix("").parts[1:])
-    reason = _first_failure(state) or said[-1:] or _killed(state) or lines[-SHOWN_LINES:]
+    reason = _first_failure(state) or _last_words(lines) or _killed(state) or lines[-SHOWN_LINES:]
     return "\n".join([f"{log}:", *(f"  {line}" for line in reason)])
+
+
+def _last_words(lines: list[str]) -> list[str]:
+    """The last message of a script at the end of a log, with its indented lines."""
+    starts = [number for number, line in enumerate(lines) if line.startswith(("error: ", "interrupted: "))]
+    if not starts:
+        return []
+    first, *rest = lines[starts[-1] :]
+    return [first, *itertools.takewhile(lambda line: line.startswith("  "), rest)]
 
 
 def _first_failure(state: Path) -> list[str]:

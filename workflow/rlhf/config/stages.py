@@ -54,6 +54,21 @@ class CriticOptimization(ActorOptimization):
     learning_rate: float = Field(5e-6, gt=0, description="Peak learning rate.")
 
 
+class Saving(Section):
+    """How a trained model is saved."""
+
+    max_shard_size: str = Field(
+        "5GB",
+        pattern=r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$",
+        description="Largest weight file; a larger model is cut into several with an index.",
+    )
+    license: str = Field(
+        "unknown",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
+        description="Licence that the model card states, as an identifier such as `apache-2.0`.",
+    )
+
+
 class Execution(Section):
     """How a stage runs. Cannot change a result beyond rounding, so it is no part of a stage's identity."""
 
@@ -89,6 +104,7 @@ class TrainExecution(_TrainingExecution):
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
     offload: bool = Field(False, description="Keep optimizer state (and ZeRO-3 parameters) in host memory.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    saving: Saving = Field(Saving(), description="How the model is saved.")
 
 
 class PpoExecution(_TrainingExecution):
@@ -106,6 +122,7 @@ class PpoExecution(_TrainingExecution):
     enable_hybrid_engine: bool = Field(
         False, description="DeepSpeed's hybrid engine. Refused: with the pinned versions no model family works with it."
     )
+    saving: Saving = Field(Saving(), description="How the model is saved.")
 
 
 class _Supervised(Optimization):

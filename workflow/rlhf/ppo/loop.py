@@ -29,7 +29,7 @@ from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.checkpoints import Part
 from rlhf.training.faults import FaultCounter
-from rlhf.training.stage import Stage, save_model
+from rlhf.training.stage import Stage
 
 logger = get_logger(__name__)
 
@@ -230,7 +230,7 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
     Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
     if average is not None:
         with average.in_place():
-            save_model(models.policy, models.adapted, models.tokenizer, stage.paths.output / "model_ema")
+            stage.save(models.policy, models.adapted, models.tokenizer, averaged=True, rows={"train": len(prompts)})
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     facts = {
         "rows": {"train": len(prompts)},

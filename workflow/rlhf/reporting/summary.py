@@ -6,6 +6,14 @@ import json
 import os
 from pathlib import Path
 
+from rlhf.reporting.check_tables import (
+    CHECK_COLUMNS,
+    CHECK_NOTE,
+    TABLE_COLUMNS,
+    check_rows,
+    check_table,
+    warnings_text,
+)
 from rlhf.reporting.collect import Experiment, Row, provenance
 from rlhf.reporting.memory_figure import memory
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
@@ -28,6 +36,7 @@ from rlhf.reporting.tables import (
 DESCRIPTIONS = {
     "quality": "every metric of each sweep point: mean, standard deviation and 95 % interval over seeds",
     "runs": "every metric of each run",
+    "checks": "the inequalities that every PPO run is checked against, with values and bounds",
     "resources": "time, memory and speed of each stage",
     "samples": "answers of the SFT model and the policy side by side",
 }
@@ -66,7 +75,7 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
 def _tables(experiment: Experiment) -> dict[str, str]:
     runs, run_heads = run_rows(experiment), run_columns(experiment)
     quality, quality_heads = quality_table(experiment)
-    resources = resource_rows(experiment)
+    resources, checks = resource_rows(experiment), check_table(experiment)
     name = experiment.name
     return {
         "runs.csv": to_csv(runs, [column.key for column in run_heads]),
@@ -75,6 +84,9 @@ def _tables(experiment: Experiment) -> dict[str, str]:
         "quality.csv": quality_csv(experiment),
         "quality.md": f"{to_markdown(quality, quality_heads)}\n{QUALITY_NOTE}\n",
         "quality.html": to_html(quality, quality_heads, f"Quality of {name}", QUALITY_NOTE),
+        "checks.csv": to_csv(check_rows(experiment), CHECK_COLUMNS),
+        "checks.md": f"{to_markdown(checks, TABLE_COLUMNS)}\n{CHECK_NOTE}\n",
+        "checks.html": to_html(checks, TABLE_COLUMNS, f"Checks of {name}", CHECK_NOTE),
         "resources.csv": to_csv(resources, [column.key for column in RESOURCE_COLUMNS]),
         "resources.md": to_markdown(resources, RESOURCE_COLUMNS),
         "resources.html": to_html(resources, RESOURCE_COLUMNS, f"Resources of {name}"),
@@ -88,6 +100,7 @@ def _index(experiment: Experiment, links: Row, output: Path) -> str:
     parts = [
         f"# {experiment.name}\n",
         f"## Quality\n\n{to_markdown(rows, columns)}\n{QUALITY_NOTE}\n",
+        f"## Checks\n\n{warnings_text(experiment)}",
         "## Models\n\nHugging Face folders (safetensors and tokenizer) that any tool can load.\n",
         "| run | seed | policy after PPO | SFT model | reward model |\n| --- | --- | --- | --- | --- |",
         *(_model_line(experiment, index, output) for index in range(len(experiment.runs))),

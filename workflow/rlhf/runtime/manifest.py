@@ -47,24 +47,31 @@ def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs
     write_json(
         folder / "manifest.json",
         {
-            "schema_version": 1,
-            "stage": spec["stage"],
-            "id": spec["id"],
-            "seed": spec["seed"],
-            "spec": spec,
-            "inputs": inputs,
+            **describe(spec, inputs, **facts),
             "outputs": outputs,
-            "code": {"hash": code_hash(), "commit": _commit()},
-            "packages": _package_versions(),
-            "python": platform.python_version(),
-            "host": socket.gethostname(),
             "started": started.isoformat(),
             "finished": finished.isoformat(),
             "wall_seconds": round((finished - started).total_seconds(), 3),
-            "command": sys.argv,
-            **facts,
         },
     )
+
+
+def describe(spec: dict[str, Any], inputs: dict[str, str], **facts: Any) -> dict[str, Any]:
+    """The entries of a manifest that are known before there are outputs; arguments as in `write_manifest`."""
+    return {
+        "schema_version": 1,
+        "stage": spec["stage"],
+        "id": spec["id"],
+        "seed": spec["seed"],
+        "spec": spec,
+        "inputs": inputs,
+        "code": {"hash": code_hash(), "commit": _commit()},
+        "packages": _package_versions(),
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+        **facts,
+    }
 
 
 def _package_versions() -> dict[str, str]:

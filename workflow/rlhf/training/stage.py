@@ -18,13 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, memory_report
-from rlhf.models.lora import merged_weights
+from rlhf.models.card import model_card
+from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.runtime.attempts import Attempt
-from rlhf.runtime.files import atomic_directory, write_json, write_text
+from rlhf.runtime.files import read_jsonl, write_json, write_text
 from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
+from rlhf.runtime.lineage import lineage
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.manifest import code_hash, utc_now, write_manifest
+from rlhf.runtime.manifest import code_hash, describe, utc_now, write_manifest
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.training.checkpoints import Checkpoints, Part
@@ -127,7 +129,7 @@ class Stage:
         inputs: dict[str, str],
         **facts: Any,
     ) -> None:
-        """Save the model and write memory.json, metrics.jsonl and, last, manifest.json.
+        """Save the model and its adapters, and write memory.json, metrics.jsonl and, last, manifest.json.
 
         Args:
             model: trained Hugging Face model; its parameters may be partitioned by ZeRO-3.
@@ -140,19 +142,13 @@ class Stage:
         if rank() == 0:
             self._lease.require()
         with self.memory.phase("save"):
-            save_model(model, adapted, tokenizer, output / "model")
+            self.save(model, adapted, tokenizer, **facts)
         processes = all_gather(self.memory.stop())
         if rank() == 0:
             write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
             write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
-            facts |= {
-                "world_size": world_size(),
-                "device": "cpu" if on_cpu() else "cuda",
-                "dtype": self.settings["dtype"],
-                "attempts": self._attempt.number,
-                "checkpoints": self._checkpoint_facts(),
-            }
-            write_manifest(output, self._started, self.spec, inputs, **facts)
+            attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+            write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
             if not self.execution["keep_state"]:
                 shutil.rmtree(self.paths.state)
             logger.info("done: %s", output)
@@ -172,13 +168,53 @@ class Stage:
             "share_of_time": round(cost.seconds / seconds, 4),
         }
 
+    def save(
+        self,
+        model: PreTrainedModel,
+        adapted: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        averaged: bool = False,
+        **facts: Any,
+    ) -> None:
+        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all, ZeRO-3 partitions gathered.
 
-def save_model(model: PreTrainedModel, adapted: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a plain Hugging Face folder, whole or not at all: adapters merged, ZeRO-3 partitions gathered."""
+        Snakemake knows nothing of `adapter/` and `model_ema/`, because a declared output must exist in every stage of a
+        rule; the manifest lists their hashes, and the next attempt of a failed stage replaces them.
+
+        Args:
+            model: trained Hugging Face model.
+            adapted: PEFT wrapper around it, or None.
+            tokenizer: saved beside the weights.
+            averaged: the weights are an average: written to `model_ema/`, without adapters.
+            facts: as in `finish`.
+        """
+        output, saving = self.paths.output, self.execution["saving"]
+        generation = None if self.spec["stage"] == "reward" else sampling_config(model, self.settings)
+        with _whole(model):
+            if rank() == 0:
+                manifest = describe(self.spec, {}, **self._facts(), **facts)
+                metrics = read_jsonl(self.paths.state / "metrics.jsonl")
+                has_adapter = adapted is not None and not averaged
+                card = model_card(manifest, metrics, saving["license"], averaged, has_adapter)
+                folder = output / ("model_ema" if averaged else "model")
+                write_model(model, adapted, tokenizer, folder, saving["max_shard_size"], generation, card)
+                if has_adapter:
+                    write_adapter(model, adapted, output / "adapter", manifest["lineage"]["base_model"]["path"])
+        barrier()
+
+    def _facts(self) -> dict[str, Any]:
+        """What the manifest says of every training stage."""
+        return {
+            "world_size": world_size(),
+            "device": "cpu" if on_cpu() else "cuda",
+            "dtype": self.settings["dtype"],
+            "lineage": lineage(self.spec),
+        }
+
+
+@contextmanager
+def _whole(model: PreTrainedModel) -> Iterator[None]:
+    """The block sees whole parameters, also where ZeRO-3 cut them into partitions; called by all processes."""
     partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-        if rank() == 0:
-            with atomic_directory(folder) as beside, merged_weights(model, adapted) as weights:
-                model.save_pretrained(beside, state_dict=weights)
-                tokenizer.save_pretrained(beside)
-    barrier()
+        yield

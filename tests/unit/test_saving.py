@@ -1,0 +1,274 @@
+"""Files of a trained model: shards, adapters, generation settings and the card."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
+
+from rlhf.config.stages import Optimization, PpoSettings, RewardSettings, SftSettings
+from rlhf.models.card import model_card
+from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
+from rlhf.models.lora import add_lora
+from rlhf.models.saving import sampling_config, write_adapter, write_model
+from rlhf.runtime.lineage import lineage
+from rlhf.runtime.manifest import describe
+
+LORA = Optimization().model_dump() | {"lora_dim": 4, "lora_alpha": 6.0, "lora_module_name": "h."}
+BASE = "results/sft/tiny-s1-12345678/model"
+IDS = torch.tensor([[3, 4, 5, 6, 7]])
+
+
+def train(model: Any) -> None:
+    """Move every trainable weight, as training does."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def save(model: Any, adapted: Any, folder: Path, tokenizer: Path, size: str = "5GB") -> Path:
+    generation = sampling_config(model, {"temperature": 0.7, "max_answer_seq_len": 12})
+    write_model(model, adapted, load_tokenizer(tokenizer), folder, size, generation, "# card\n")
+    return folder
+
+
+@pytest.mark.parametrize("only_lora", [True, False])
+def test_a_policys_adapter_on_its_base_is_the_merged_model(gpt2_folder, tmp_path, only_lora):
+    """Also where embeddings, norms and biases were trained beside the matrices."""
+    model = load_policy(gpt2_folder, "fp32")
+    adapted = add_lora(model, LORA | {"only_optimize_lora": only_lora}, "sft")
+    train(model)
+    trained = model.eval()(IDS).logits
+    write_adapter(model, adapted, tmp_path / "adapter", BASE)
+    merged = AutoModelForCausalLM.from_pretrained(save(model, adapted, tmp_path / "model", gpt2_folder))
+    base = AutoModelForCausalLM.from_pretrained(gpt2_folder)
+    untrained = base(IDS).logits
+    assert (trained - untrained).abs().max() > 0.1
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(IDS).logits, trained, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged(IDS).logits, trained, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(IDS).logits, trained)  # saving leaves the model as it was
+
+
+def test_a_reward_models_adapter_brings_its_head(gpt2_folder, tmp_path):
+    model = load_reward_backbone(gpt2_folder, "fp32", seed=5)
+    adapted = add_lora(model, LORA | {"only_optimize_lora": True}, "reward")
+    train(model)
+    write_adapter(model, adapted, tmp_path / "adapter", BASE)
+    base = AutoModelForSequenceClassification.from_pretrained(gpt2_folder, num_labels=1)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_folder, tmp_path):
+    model = load_policy(gpt2_folder, "fp32")
+    adapted = add_lora(model, LORA | {"only_optimize_lora": True}, "sft")
+    for name in ("one", "two"):
+        write_adapter(model, adapted, tmp_path / name, BASE)
+    one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert set(one) == {"adapter_model.safetensors", "adapter_config.json"}
+    assert one == two
+    config = json.loads(one["adapter_config.json"])
+    assert config["base_model_name_or_path"] == BASE
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert str(tmp_path) not in one["adapter_config.json"].decode()
+    assert str(gpt2_folder) == adapted.peft_config["default"].base_model_name_or_path  # the live one is untouched
+    names = load_file(tmp_path / "one/adapter_model.safetensors")
+    assert all("lora_" in name and "default" not in name for name in names)
+
+
+def test_a_large_model_is_cut_into_files_with_an_index(gpt2_folder, tmp_path):
+    model = load_policy(gpt2_folder, "fp32")
+    folder = save(model, None, tmp_path / "model", gpt2_folder, "20KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert {name: file.name for file in shards for name in load_file(file)} == index
+    loaded = load_policy(folder, "fp32").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+def test_a_merged_model_is_cut_too(gpt2_folder, tmp_path):
+    model = load_policy(gpt2_folder, "fp32")
+    adapted = add_lora(model, LORA, "sft")
+    train(model)
+    folder = save(model, adapted, tmp_path / "model", gpt2_folder, "20KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    torch.testing.assert_close(load_policy(folder, "fp32")(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_policy_says_how_it_is_sampled_and_our_stages_do_not_follow(gpt2_folder, tmp_path):
+    folder = save(load_policy(gpt2_folder, "fp32"), None, tmp_path / "model", gpt2_folder)
+    written = GenerationConfig.from_pretrained(folder)
+    written.validate(strict=True)
+    assert (written.do_sample, written.temperature, written.max_new_tokens) == (True, 0.7, 12)
+    assert (written.top_k, written.top_p) == (0, 1.0)
+    assert (written.eos_token_id, written.pad_token_id) == (1, 0)
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.temperature == 0.7
+    assert not load_policy(folder, "fp32").generation_config.do_sample
+
+
+def test_a_reward_model_has_no_generation_settings(gpt2_folder, tmp_path):
+    model = load_reward_backbone(gpt2_folder, "fp32", seed=5)
+    model.config.reward_mean, model.config.reward_std = 0.5, 2.0
+    write_model(model, None, load_tokenizer(gpt2_folder), tmp_path / "model", "5GB", None, "# card\n")
+    assert not (tmp_path / "model/generation_config.json").exists()
+    assert (tmp_path / "model/README.md").read_text() == "# card\n"
+    assert load_reward(tmp_path / "model", "fp32").config.reward_std == 2.0
+
+
+def write_specs(results: Path) -> None:
+    specs = {
+        "model/opt-11111111": {"settings": {"source": {"hub": "facebook/opt-125m"}}, "upstream": {}},
+        "model/gpt2-22222222": {"settings": {"source": "scratch"}, "upstream": {"dataset": "d"}},
+        "model/mine-33333333": {"settings": {"source": {"hub": None, "path": "/home/me/mine"}}, "upstream": {}},
+        "sft/opt-s1-44444444": {"settings": {}, "upstream": {"model": "opt-11111111"}},
+        "dataset/static-55555555": {"settings": {"source": {"hub": "Dahoas/rm-static"}}, "upstream": {}},
+        "split/static-66666666": {
+            "settings": {"data_split": "2,4,4", "split_seed": 9},
+            "upstream": {"dataset": "static-55555555"},
+        },
+    }
+    for place, spec in specs.items():
+        (results / place).mkdir(parents=True)
+        (results / place / "spec.yaml").write_text(yaml.safe_dump(spec))
+
+
+@pytest.mark.parametrize(
+    ("upstream", "path", "hub"),
+    [
+        ({"model": "opt-11111111"}, "resources/models/opt-11111111/model", "facebook/opt-125m"),
+        ({"model": "gpt2-22222222"}, "resources/models/gpt2-22222222/model", None),
+        ({"model": "mine-33333333"}, "resources/models/mine-33333333/model", None),
+        ({"sft": "opt-s1-44444444"}, "results/sft/opt-s1-44444444/model", "facebook/opt-125m"),
+        ({"sft": "lost-77777777"}, "results/sft/lost-77777777/model", None),
+    ],
+)
+def test_a_model_comes_from_its_upstream_stages(tmp_path, upstream, path, hub):
+    write_specs(tmp_path)
+    found = lineage({"upstream": upstream | {"split": ["static-66666666", "lost-88888888"]}}, tmp_path)
+    assert (found["base_model"]["path"], found["base_model"]["hub"]) == (path, hub)
+    assert found["datasets"] == [
+        {
+            "split": "static-66666666",
+            "dataset": "static-55555555",
+            "hub": "Dahoas/rm-static",
+            "data_split": "2,4,4",
+            "split_seed": 9,
+        },
+        {"split": "lost-88888888"},
+    ]
+
+
+SETTINGS = {"sft": SftSettings(), "reward": RewardSettings(), "ppo": PpoSettings()}
+METRICS = {
+    "sft": {"loss": 1.25, "perplexity": 3.49},
+    "reward": {"loss": 0.5, "accuracy": 0.75},
+    "ppo": {"score": 1.5, "kl": 2.25},
+}
+
+
+def card(
+    kind: str, hub: str | None = "facebook/opt-125m", changes: dict[str, Any] | None = None, **options: Any
+) -> str:
+    spec = {
+        "stage": kind,
+        "id": f"tiny-{kind}-12345678",
+        "seed": 7,
+        "settings": SETTINGS[kind].model_dump(mode="json", exclude={"execution"}) | (changes or {}),
+        "upstream": {"sft": "s-1", "reward": "r-1"} if kind == "ppo" else {"model": "m-1"},
+    }
+    part = {
+        "split": "static-6",
+        "dataset": "static-5",
+        "hub": "Dahoas/rm-static",
+        "data_split": "2,4,4",
+        "split_seed": 9,
+    }
+    facts = {
+        "lineage": {"base_model": {"stage": "model", "id": "m-1", "path": "p", "hub": hub}, "datasets": [part]},
+        "rows": {"train": 321, "eval": 45},
+        "dtype": "bf16",
+        "world_size": 2,
+        "device": "cuda",
+    }
+    rows = [{"step": step, "phase": "train", "time": 1.0, **METRICS[kind], "tokens": 99} for step in (1, 40)]
+    rows.append({"step": 40, "phase": "eval", "time": 2.0, **METRICS[kind]})
+    return model_card(describe(spec, {}, **facts), rows, **options)
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "tag"),
+    [
+        ("sft", "text-generation", "sft"),
+        ("reward", "text-classification", "reward-model"),
+        ("ppo", "text-generation", "ppo"),
+    ],
+)
+def test_a_card_says_what_the_model_is(kind, task, tag):
+    text = card(kind)
+    head = front_matter(text)
+    assert head["library_name"] == "transformers" and head["base_model"] == "facebook/opt-125m"
+    assert head["pipeline_tag"] == task and {"rlhf", tag} <= set(head["tags"])
+    assert head["license"] == "unknown" and "No licence is stated" in text
+    assert f"tiny-{kind}-12345678" in text and "Seed: 7" in text and "bf16 by 2 processes" in text
+    assert "| Dahoas/rm-static | 2,4,4 | 9 | static-6 |" in text
+    assert "321 rows trained on" in text and "45 rows unseen" in text
+    values = " | ".join(f"{value:.4g}" for value in METRICS[kind].values())
+    assert f"| last training step | 40 | {values} |" in text and f"| unseen rows | 40 | {values} |" in text
+    settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert settings == SETTINGS[kind].model_dump(mode="json", exclude={"execution"})
+    assert "- torch " in text and "Code sha256:" in text
+
+
+def test_tables_of_a_card_have_the_cells_of_their_heads():
+    for kind in SETTINGS:
+        for block in card(kind).split("\n\n"):
+            counts = {line.count("|") for line in block.strip().splitlines() if line.startswith("|")}
+            assert len(counts) <= 1, block
+
+
+def test_a_card_names_no_machine(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "secret-host")
+    monkeypatch.setattr("sys.argv", ["/home/somebody/train.py"])
+    text = card("ppo")
+    assert "secret-host" not in text and "/home" not in text
+
+
+def test_a_card_shows_how_to_load_and_normalise():
+    for kind in SETTINGS:
+        compile(card(kind).split("```python\n")[1].split("```")[0], "card", "exec")
+    assert "reward_mean" in card("reward").split("```python\n")[1].split("```")[0]
+
+
+def test_a_card_states_a_configured_licence_and_no_base_that_is_not_on_a_hub():
+    text = card("sft", hub=None, license="apache-2.0")
+    assert front_matter(text)["license"] == "apache-2.0" and "Licence: apache-2.0." in text
+    assert "base_model" not in front_matter(text)
+
+
+def test_a_card_says_whether_the_matrices_alone_are_the_model():
+    lora = copy.deepcopy(LORA)
+    alone = card("sft", changes=lora | {"only_optimize_lora": True}, has_adapter=True)
+    assert "saved apart" in alone and "not this model" not in alone
+    assert "the matrices alone are not this model" in card("sft", changes=lora, has_adapter=True)
+    assert "LoRA matrices (rank" not in card("sft")
+
+
+def test_a_card_of_averaged_weights_says_so():
+    assert "(decay 0.99)" in card("ppo", changes={"ema_decay": 0.99}, averaged=True)
+    assert "average" not in card("ppo")

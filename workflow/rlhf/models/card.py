@@ -1,0 +1,227 @@
+"""The model card of a trained model, written from its manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+POLICY, REWARD = "text-generation", "text-classification"
+STAGES = {
+    "sft": (
+        "Supervised fine-tuning (SFT)",
+        "a causal language model fine-tuned on prompts and preferred answers",
+    ),
+    "reward": ("Reward model", "a model that scores an answer to a prompt, learned from pairs of answers"),
+    "ppo": ("PPO", "an SFT model optimised with PPO against a reward model, with a KL penalty towards the SFT model"),
+}
+# Places and speeds say nothing of the model.
+HIDDEN = {"step", "phase", "time", "epoch", "tokens", "tokens_per_second"}
+HIDDEN |= {"time_generate", "time_score", "time_train", "learning_rate", "critic_learning_rate"}
+
+TEMPLATE = """\
+---
+{{ front_matter }}---
+
+# {{ title }}: {{ id }}
+
+This is {{ description }}.
+{% if averaged %}
+Its weights are the exponential moving average of the policy's (decay {{ settings.ema_decay }}); the results below are
+of the policy itself.
+{% endif %}
+
+{% if base.hub %}
+- Pretrained model: `{{ base.hub }}`
+{% endif %}
+- Starts from: {{ base.stage }} {{ base.id }}
+{% if rewarded_by %}
+- Reward model: reward {{ rewarded_by }}
+{% endif %}
+- Seed: {{ seed }}
+- Trained in {{ dtype }} by {{ world_size }} process{{ "es" if world_size > 1 }} ({{ device }})
+
+## Data
+
+| dataset | rows to SFT, reward, PPO | seed of the split | split |
+|---|---|---|---|
+{% for part in datasets %}
+| {{ part.get("hub") or part.get("dataset") or "" }} | {{ part.get("data_split", "") }} | \
+{{ part.get("split_seed", "") }} | {{ part.split }} |
+{% endfor %}
+
+{% for name, count in rows.items() %}
+- {{ count }} rows {{ purposes[name] }}
+{% endfor %}
+
+## Results
+
+| | step | {{ columns | join(" | ") }} |
+|---|---|{{ "---|" * columns | length }}
+{% for line in results %}
+| {{ line | join(" | ") }} |
+{% endfor %}
+
+{{ explanation }}
+
+## Use
+
+```python
+{{ snippet }}
+```
+
+{{ usage }}
+
+{% if lora_dim %}
+The LoRA matrices (rank {{ lora_dim }}) are merged into these weights.
+{% if has_adapter %}
+They are saved apart too, as a PEFT folder (`adapter/`, beside this one) for the model that training started from.
+{% if more_trained %}
+Other weights (embeddings, norms, biases) were trained beside the matrices, so the matrices alone are not this model:
+the PEFT folder holds these weights as well. `PeftModel.from_pretrained` loads them all; for a tool that reads LoRA
+matrices only, use the merged weights here.
+{% endif %}
+{% endif %}
+
+{% endif %}
+## Limits
+
+The model is a result of research. {{ limits }} It was not tested for safety, truth or bias; what it learned follows
+from its pretrained model and the data named above.
+
+{% if license == "unknown" %}
+No licence is stated here: it follows from those of the pretrained model and of the data.
+{% else %}
+Licence: {{ license }}.
+{% endif %}
+
+## Settings
+
+```yaml
+{{ settings_yaml }}```
+
+## Provenance
+
+Code {{ code.hash }}{% if code.commit %}, commit {{ code.commit }}{% endif %}.
+
+{% for name, version in packages.items() %}
+- {{ name }} {{ version }}
+{% endfor %}
+"""
+
+POLICY_SNIPPET = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("a prompt in the format of the training data", return_tensors="pt")
+answer = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+REWARD_SNIPPET = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this folder
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("a prompt" + " and its answer" + tokenizer.eos_token, return_tensors="pt")
+score = (model(**inputs).logits[0, 0] - model.config.reward_mean) / model.config.reward_std"""
+
+POLICY_USAGE = (
+    "`generation_config.json` holds the sampling settings: the model's own distribution at the temperature of "
+    "training, without top-k and top-p. Answers end with the EOS token."
+)
+REWARD_USAGE = (
+    "The score is read at the last token, the EOS that ends the answer. `reward_mean` and `reward_std` of "
+    "`config.json` are those of unseen answers in training: with them, scores have mean 0 and deviation 1. Only scores "
+    "of answers to the same prompt can be compared."
+)
+PURPOSES = {"train": "trained on", "eval": "unseen in training, to evaluate"}
+EXPLANATIONS = {
+    "sft": "Loss is in nats per token.",
+    "reward": "Loss is in nats per pair; accuracy is the share of pairs whose preferred answer scores higher.",
+    "ppo": "Means over the answers of the last rollout. KL is the mean per answer to the SFT model, in nats.",
+}
+LIMITS = {
+    "sft": "It imitates the answers of its data, right or wrong.",
+    "reward": "Its scores hold for answers like those of its data; optimising against them finds their errors.",
+    "ppo": "It was optimised for the score of a reward model, which is not the same as being good.",
+}
+
+
+def model_card(
+    manifest: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    license: str = "unknown",
+    averaged: bool = False,
+    has_adapter: bool = False,
+) -> str:
+    """The text of README.md: what the model is, from what it was made, how well, and how to load it.
+
+    It says nothing of the host, the command or the folders that the manifest knows, because it is made to be published.
+
+    Args:
+        manifest: of the stage, with the facts `lineage`, `rows`, `dtype`, `world_size` and `device`.
+        metrics: lines of metrics.jsonl.
+        license: identifier of a licence; `unknown` where nobody has stated it.
+        averaged: whether these are the averaged weights of PPO.
+        has_adapter: whether the adapters are saved apart, beside this folder.
+    """
+    spec, kind = manifest["spec"], manifest["stage"]
+    settings = spec["settings"]
+    trained = settings["actor"] if kind == "ppo" else settings
+    base = manifest["lineage"]["base_model"]
+    title, description = STAGES[kind]
+    columns, results = _results(metrics)
+    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
+    return template.render(
+        **{key: manifest[key] for key in ("id", "seed", "rows", "dtype", "world_size", "device", "code", "packages")},
+        front_matter=_yaml(_front_matter(kind, base["hub"], license)),
+        title=title,
+        description=description,
+        base=base,
+        datasets=manifest["lineage"]["datasets"],
+        rewarded_by=spec["upstream"].get("reward"),
+        columns=columns,
+        results=results,
+        explanation=EXPLANATIONS[kind],
+        snippet=REWARD_SNIPPET if kind == "reward" else POLICY_SNIPPET,
+        usage=REWARD_USAGE if kind == "reward" else POLICY_USAGE,
+        limits=LIMITS[kind],
+        purposes=PURPOSES,
+        lora_dim=trained["lora_dim"],
+        more_trained=not trained["only_optimize_lora"],
+        has_adapter=has_adapter,
+        averaged=averaged,
+        license=license,
+        settings=settings,
+        settings_yaml=_yaml(settings),
+    )
+
+
+def _front_matter(kind: str, hub: str | None, license: str) -> dict[str, Any]:
+    """What the hub reads; a base model only where it is one of the hub."""
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": REWARD if kind == "reward" else POLICY,
+        **({"base_model": hub} if hub else {}),
+        "license": license,
+        "tags": ["rlhf", {"sft": "sft", "reward": "reward-model", "ppo": "ppo"}[kind], "deepspeed"],
+    }
+
+
+def _results(metrics: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the last training step and the last evaluation."""
+    last = {row["phase"]: row for row in metrics}
+    labelled = [("last training step", "train"), ("unseen rows", "eval")]
+    lines = [(label, last[phase]) for label, phase in labelled if phase in last]
+    columns = list(dict.fromkeys(name for _, row in lines for name in row if name not in HIDDEN))
+    cells = [
+        [label, str(row["step"]), *(f"{row[name]:.4g}" if name in row else "" for name in columns)]
+        for label, row in lines
+    ]
+    return columns, cells
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
