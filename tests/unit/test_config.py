@@ -389,3 +389,16 @@ def test_the_configuration_can_be_imported_without_heavy_packages(repo_root: Pat
         [sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True
     )
     assert loaded.stdout.strip() == ""
+
+
+def test_how_a_prompt_is_computed_is_no_part_of_the_result() -> None:
+    stages = [
+        plan(make_config(reward=reward)).runs[0].stages["reward"]
+        for reward in ({}, {"execution": {"share_prompt": True}}, {"margin_coefficient": 0.5})
+    ]
+    assert stages[0] == stages[1] != stages[2]
+
+
+def test_the_token_wise_loss_cannot_share_a_prompt() -> None:
+    with pytest.raises(UserError, match=r"demo\.reward: execution\.share_prompt: loss token_wise .* set it to false"):
+        plan(make_config(reward={"loss": "token_wise", "execution": {"share_prompt": True}}))

@@ -38,7 +38,7 @@ class DatasetSettings(Section):
     """A dataset and how its rows become prompt / chosen / rejected."""
 
     source: DatasetSource = Field(description="Where the rows come from.")
-    shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons"] | None = Field(
+    shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons", "ranked"] | None = Field(
         None, description="Shape of a row; unset uses the ready mapping of a known hub dataset, else `pairs`."
     )
     columns: dict[str, str] = Field({}, description="Role -> column; dots reach into nested fields.")

@@ -61,10 +61,20 @@ class Corpus:
         store, row = self._places[index]
         return self._stores[store].chosen(row)
 
-    def rejected(self, index: int) -> np.ndarray:
-        """Ids of the rejected answer, EOS included: [length] int64."""
+    def answers(self, index: int) -> list[np.ndarray]:
+        """Ids of each answer to a prompt, EOS included, the best first: [length] int64 each."""
         store, row = self._places[index]
-        return self._stores[store].rejected(row)
+        return self._stores[store].answers(row)
+
+    def judgements(self, index: int) -> np.ndarray:
+        """`length`, `rank` (0 is best) and `rating` (NaN where unknown) of each answer: [answers], structured."""
+        store, row = self._places[index]
+        return self._stores[store].judgements(row)
+
+    def subset(self, index: int) -> str | None:
+        """The part of its dataset that a row belongs to, where the data names one."""
+        store, row = self._places[index]
+        return self._stores[store].subset(row)
 
     def place(self, index: int) -> tuple[int, int]:
         """(number of the dataset, row in its cached split) of an index."""
@@ -72,8 +82,14 @@ class Corpus:
         return int(store), int(row)
 
     def lengths(self, field: str) -> np.ndarray:
-        """Token counts of `prompt`, `chosen` or `rejected` of all rows: [rows] int64."""
-        tables = [store.lengths(field) for store in self._stores]
+        """Token counts of `prompt` or `chosen` of all rows: [rows] int64."""
+        return self._of_rows([store.lengths(field) for store in self._stores])
+
+    def longest_answers(self) -> np.ndarray:
+        """Tokens of the longest answer of each row: [rows] int64."""
+        return self._of_rows([store.longest_answers() for store in self._stores])
+
+    def _of_rows(self, tables: list[np.ndarray]) -> np.ndarray:
         return np.array([tables[store][row] for store, row in self._places], dtype=np.int64)
 
     def keep(self, mask: np.ndarray, limit: str) -> int:

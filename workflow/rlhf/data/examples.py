@@ -1,4 +1,4 @@
-"""From the rows of a source to examples: columns are looked up, rows read, ratings paired, bad rows given a reason."""
+"""From the rows of a source to examples: columns are looked up, rows read, ratings grouped, bad rows given a reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rlhf.data.shapes import SHAPES, BadRow, Example, Formats, Row, Shape, as_number, checked
+from rlhf.data.shapes import SHAPES, BadRow, Example, Formats, Row, Shape, as_number, checked, in_order
 from rlhf.errors import UserError
 
 MISSING = object()
@@ -63,30 +63,36 @@ def _read(shape: Shape, row: Any, fields: Row, formats: Formats) -> Example | st
 
 
 def _rated(rows: list[tuple[int, Any, Row]], formats: Formats) -> Iterator[tuple[int, Example | str]]:
-    """Pair the answers of each prompt: best with worst, second with second worst, and so on."""
-    groups: dict[str, list[tuple[float, int, Example]]] = defaultdict(list)
+    """One example per prompt, with all its answers in the order of their ratings."""
+    groups: dict[str, dict[str, tuple[float, int, Example]]] = defaultdict(dict)
     for number, row, fields in rows:
         example = _read(SHAPES["ratings"], row, fields, formats)
         if isinstance(example, str):
             yield number, example
             continue
         try:
-            groups[example.prompt].append((as_number(fields["rating"]), number, example))
+            rating = as_number(fields["rating"])
         except BadRow as reason:
             yield number, str(reason)
-    for answers in groups.values():
-        answers.sort(key=lambda answer: (-answer[0], answer[1]))
-        for best, worst in zip(answers[: len(answers) // 2], reversed(answers), strict=False):
-            yield best[1], _paired(best, worst)
-        if len(answers) % 2:
-            yield answers[len(answers) // 2][1], "no partner"
+            continue
+        if example.chosen in groups[example.prompt]:
+            yield number, "repeated answer"
+        else:
+            groups[example.prompt][example.chosen] = (rating, number, example)
+    for group in groups.values():
+        yield _best_first(list(group.values()))
 
 
-def _paired(best: tuple[float, int, Example], worst: tuple[float, int, Example]) -> Example | str:
-    if best[0] == worst[0]:
-        return "tie"
-    example = Example(best[2].prompt, best[2].chosen, worst[2].chosen, best[2].subset)
-    return "identical pair" if example.chosen == example.rejected else example
+def _best_first(answers: list[tuple[float, int, Example]]) -> tuple[int, Example | str]:
+    """The number of the best answer's row, and the rated answers of one prompt as an example."""
+    _, number, best = max(answers, key=lambda answer: answer[0])
+    if len(answers) == 1:
+        return number, "no partner"
+    texts, ratings = [example.chosen for _, _, example in answers], [rating for rating, _, _ in answers]
+    try:
+        return number, in_order(best.prompt, texts, ratings, best.subset, rated=True)
+    except BadRow as reason:
+        return number, str(reason)
 
 
 def _columns(shape: Shape, settings: dict[str, Any], place: str) -> dict[str, str]:

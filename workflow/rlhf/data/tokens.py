@@ -19,6 +19,7 @@ logger = get_logger(__name__)
 
 SPLITS = ("train", "eval")
 FIELDS = ("prompt", "chosen", "rejected")
+ANSWER = np.dtype([("length", np.int32), ("rank", np.int32), ("rating", np.float32)])  # no rating: NaN
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 BATCH = 1000
 
@@ -42,6 +43,10 @@ class TokenStore:
             field: _map(folder / f"{split}.{field}.bin", facts["dtype"], int(self._offsets[field][-1]))
             for field in FIELDS
         }
+        self._answers = np.load(folder / f"{split}.answers.npy")
+        self._answer_offsets = np.load(folder / f"{split}.answers.offsets.npy")
+        self._subset_names: list[str] = facts["subsets"][split]
+        self._subsets = np.load(folder / f"{split}.subset.npy")
 
     def prompt(self, row: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
@@ -51,13 +56,28 @@ class TokenStore:
         """Ids of the chosen answer, EOS included: [length] int64."""
         return self._slice("chosen", row)
 
-    def rejected(self, row: int) -> np.ndarray:
-        """Ids of the rejected answer, EOS included: [length] int64; empty where there is none."""
-        return self._slice("rejected", row)
+    def answers(self, row: int) -> list[np.ndarray]:
+        """Ids of each answer, EOS included, the best first: [length] int64 each."""
+        ids = np.concatenate([self.chosen(row), self._slice("rejected", row)])
+        return np.split(ids, self.judgements(row)["length"].cumsum()[:-1])
+
+    def judgements(self, row: int) -> np.ndarray:
+        """Length in tokens, rank (0 is best) and rating (NaN where unknown) of each answer: [answers] of `ANSWER`."""
+        start, end = self._answer_offsets[row : row + 2]
+        return self._answers[start:end]
+
+    def subset(self, row: int) -> str | None:
+        """The part of the dataset that a row belongs to, where the data names one."""
+        code = self._subsets[row]
+        return None if code < 0 else self._subset_names[code]
 
     def lengths(self, field: str) -> np.ndarray:
-        """Token counts of all rows: [rows] int64."""
+        """Token counts of all rows, of all rejected answers together: [rows] int64."""
         return np.diff(self._offsets[field])
+
+    def longest_answers(self) -> np.ndarray:
+        """Tokens of the longest answer of each row: [rows] int64."""
+        return np.maximum.reduceat(self._answers["length"], self._answer_offsets[:-1]).astype(np.int64)
 
     def _slice(self, field: str, row: int) -> np.ndarray:
         start, end = self._offsets[field][row : row + 2]
@@ -84,27 +104,34 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1) -> None
     fingerprint = tokenizer_fingerprint(model)
     rows: dict[str, int] = {}
     statistics: dict[str, Any] = {}
+    subsets: dict[str, list[str]] = {}
     with atomic_directory(output) as folder:
         for split in SPLITS:
-            ids = load_cached(dataset, split).map(
+            texts = load_cached(dataset, split)
+            ids = texts.map(
                 _encode,
                 fn_kwargs={"tokenizer": tokenizer},
                 batched=True,
                 batch_size=BATCH,
                 num_proc=workers if workers > 1 else None,
-                remove_columns=["subset", "row", *FIELDS],
-                features=datasets.Features({field: datasets.List(datasets.Value("int32")) for field in FIELDS}),
+                remove_columns=texts.column_names,
+                features=datasets.Features(
+                    {field: datasets.List(datasets.Value("int32")) for field in (*FIELDS, "lengths")}
+                ),
                 keep_in_memory=True,
                 desc=f"tokenising {split}",
             )
             rows[split] = len(ids)
             statistics[split] = {field: _store(ids, field, folder / f"{split}.{field}", dtype) for field in FIELDS}
+            _store_answers(ids, texts, folder / f"{split}.answers")
+            subsets[split] = _store_subsets(texts, folder / f"{split}.subset.npy")
         write_json(
             folder / "tokens.json",
             {
-                "schema_version": 1,
+                "schema_version": 2,
                 "dtype": dtype,
                 "rows": rows,
+                "subsets": subsets,
                 "eos_token_id": tokenizer.eos_token_id,
                 "pad_token_id": tokenizer.pad_token_id,
                 "tokenizer_fingerprint": fingerprint,
@@ -138,10 +165,16 @@ def _load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 
 def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+    """Ids of prompt and chosen, of all rejected answers in one, and the length of each answer."""
+    groups = [[chosen, *rejected] for chosen, rejected in zip(batch["chosen"], batch["rejected"], strict=True)]
+    prompts = [prompt for prompt, group in zip(batch["prompt"], groups, strict=True) for _ in group]
+    encoded = iter(encode_answers(prompts, [answer for group in groups for answer in group], tokenizer))
+    answers = [[next(encoded) for _ in group] for group in groups]
     return {
         "prompt": encode_prompts(batch["prompt"], tokenizer),
-        "chosen": encode_answers(batch["prompt"], batch["chosen"], tokenizer),
-        "rejected": encode_answers(batch["prompt"], batch["rejected"], tokenizer),
+        "chosen": [group[0] for group in answers],
+        "rejected": [[token for answer in group[1:] for token in answer] for group in answers],
+        "lengths": [[len(answer) for answer in group] for group in answers],
     }
 
 
@@ -152,15 +185,11 @@ def encode_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> li
     return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded]  # some tokenizers end every text
 
 
-def encode_answers(
-    prompts: list[str], answers: list[str | None], tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    """Ids of answers as they follow their prompts, EOS included; empty where there is no answer."""
-    texts = [_joined(prompt, answer or "") for prompt, answer in zip(prompts, answers, strict=True)]
+def encode_answers(prompts: list[str], answers: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of answers as they follow their prompts, EOS included."""
+    texts = [_joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [
-        [] if answer is None else [*ids, tokenizer.eos_token_id] for ids, answer in zip(encoded, answers, strict=True)
-    ]
+    return [[*ids, tokenizer.eos_token_id] for ids in encoded]
 
 
 def _joined(prompt: str, answer: str) -> str:
@@ -181,6 +210,30 @@ def _store(ids: datasets.Dataset, field: str, path: Path, dtype: str) -> dict[st
         "p95": float(np.percentile(lengths, 95)),
         "max": int(lengths.max()),
     }
+
+
+def _store_answers(ids: datasets.Dataset, texts: datasets.Dataset, path: Path) -> None:
+    """Write length, rank and rating of each answer of each row, and where the answers of a row begin."""
+    counts = [len(lengths) for lengths in ids["lengths"]]
+    table = np.empty(sum(counts), ANSWER)
+    table["length"] = np.concatenate(ids["lengths"])
+    table["rank"] = np.concatenate(texts["ranks"])
+    table["rating"] = np.concatenate(
+        [
+            np.full(count, np.nan) if ratings is None else ratings
+            for count, ratings in zip(counts, texts["ratings"], strict=True)
+        ]
+    )
+    np.save(path.with_name(path.name + ".npy"), table)
+    np.save(path.with_name(path.name + ".offsets.npy"), np.cumsum([0, *counts]))
+
+
+def _store_subsets(texts: datasets.Dataset, path: Path) -> list[str]:
+    """Write the number of each row's subset, -1 where it has none; returns their names."""
+    names = sorted({name for name in texts["subset"] if name is not None})
+    number = {None: -1} | {name: place for place, name in enumerate(names)}
+    np.save(path, np.array([number[name] for name in texts["subset"]], dtype=np.int32))
+    return names
 
 
 def _map(path: Path, dtype: str, size: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def supports_segments(model: PreTrainedModel, longest: int) -> bool:
     short trial cannot show, so a window must not be narrower than a segment.
 
     Args:
-        model: causal language model, not yet partitioned over processes.
+        model: causal language model or the transformer below its head, not yet partitioned over processes.
         longest: tokens of the longest segment, the shared one before it included.
     """
     if not accepts(model, "position_ids") or any(window < longest for window in _windows(model)):
@@ -112,8 +112,8 @@ def _apart(model: PreTrainedModel, texts: Tensor, segments: Tensor, shared: int 
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, segments: Tensor, shared: int | None) -> Tensor:
-    """[seq] ids and segments -> [seq, vocab] float32 on the CPU."""
+    """[seq] ids and segments -> logits, or hidden states where there is no head: [seq, width] float32 on the CPU."""
     ids, segments = ids.unsqueeze(0).to(model.device), segments.unsqueeze(0).to(model.device)
     mask, positions = segment_mask(segments, model.dtype, shared), segment_positions(segments, shared)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    return logits[0].float().cpu()
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return output[0][0].float().cpu()
