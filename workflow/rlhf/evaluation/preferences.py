@@ -106,9 +106,9 @@ def calibration(pairs: JudgedPairs, bins: int = CALIBRATION_BINS) -> tuple[list[
         bins: number of bins.
 
     Returns:
-        One row for each bin that holds a pair: `predicted` (mean probability), `observed` (share of right
-        predictions; equal scores count half), its interval `observed_low` and `observed_high`, and `pairs`. And the
-        expected calibration error: the mean of |predicted - observed| over pairs.
+        One row for each bin that holds a pair: its edges `from` and `to`, `pairs`, `predicted` (mean probability),
+        `observed` (share of right predictions; equal scores count half), and its interval `observed_low` and
+        `observed_high`. And the expected calibration error: the mean of |predicted - observed| over pairs.
     """
     predicted, observed = 1 / (1 + np.exp(-np.abs(pairs.margin))), outcomes(pairs.margin, 0)
     place = np.minimum(((predicted - 0.5) * 2 * bins).astype(int), bins - 1)
@@ -117,9 +117,9 @@ def calibration(pairs: JudgedPairs, bins: int = CALIBRATION_BINS) -> tuple[list[
         here = place == number
         mean, share = float(predicted[here].mean()), float(observed[here].mean())
         low, high = clustered_interval(observed[here], pairs.group[here])
-        rows.append(
-            {"pairs": int(here.sum()), "predicted": mean, "observed": share, "observed_low": low, "observed_high": high}
-        )
+        edges = {"from": 0.5 + int(number) / (2 * bins), "to": 0.5 + int(number + 1) / (2 * bins)}
+        observation = {"observed": share, "observed_low": low, "observed_high": high}
+        rows.append({**edges, "pairs": int(here.sum()), "predicted": mean, **observation})
         error += float(here.mean()) * abs(mean - share)
     return rows, error
 

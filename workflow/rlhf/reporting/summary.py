@@ -9,6 +9,10 @@ from pathlib import Path
 from rlhf.reporting.collect import Experiment, Row, provenance
 from rlhf.reporting.memory_figure import memory
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
+from rlhf.reporting.reward_figure import reward_model
+from rlhf.reporting.reward_table import COLUMNS as REWARD_COLUMNS
+from rlhf.reporting.reward_table import NOTE as REWARD_NOTE
+from rlhf.reporting.reward_table import reward_rows
 from rlhf.reporting.samples import samples_html, samples_markdown
 from rlhf.reporting.tables import (
     MEMORY_COLUMNS,
@@ -28,12 +32,14 @@ from rlhf.reporting.tables import (
 DESCRIPTIONS = {
     "quality": "every metric of each sweep point: mean, standard deviation and 95 % interval over seeds",
     "runs": "every metric of each run",
+    "reward_parts": "accuracy of the reward models over all pairs, by subset and by length",
     "resources": "time, memory and speed of each stage",
     "samples": "answers of the SFT model and the policy side by side",
 }
 FIGURES = {
     "learning_curves.svg": "Training metrics of the three phases",
     "reward_vs_kl.svg": "Score and gold reward against the distance from the SFT model",
+    "reward_model.svg": "Calibration of the reward model, and its accuracy by length difference",
     "memory.svg": "Measured peak memory of each phase",
 }
 
@@ -57,6 +63,7 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
         "samples.html": samples_html(experiment, samples),
         "learning_curves.svg": learning_curves(experiment),
         "reward_vs_kl.svg": reward_vs_kl(experiment),
+        "reward_model.svg": reward_model(experiment),
         "memory.svg": memory(experiment),
         "stages.json": json.dumps(links, indent=2, allow_nan=False) + "\n",
         "index.md": _index(experiment, links, output),
@@ -66,6 +73,7 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
 def _tables(experiment: Experiment) -> dict[str, str]:
     runs, run_heads = run_rows(experiment), run_columns(experiment)
     quality, quality_heads = quality_table(experiment)
+    rewards = reward_rows(experiment)
     resources = resource_rows(experiment)
     name = experiment.name
     return {
@@ -75,6 +83,9 @@ def _tables(experiment: Experiment) -> dict[str, str]:
         "quality.csv": quality_csv(experiment),
         "quality.md": f"{to_markdown(quality, quality_heads)}\n{QUALITY_NOTE}\n",
         "quality.html": to_html(quality, quality_heads, f"Quality of {name}", QUALITY_NOTE),
+        "reward_parts.csv": to_csv(rewards, [column.key for column in REWARD_COLUMNS]),
+        "reward_parts.md": f"{to_markdown(rewards, REWARD_COLUMNS)}\n{REWARD_NOTE}\n",
+        "reward_parts.html": to_html(rewards, REWARD_COLUMNS, f"Reward models of {name}", REWARD_NOTE),
         "resources.csv": to_csv(resources, [column.key for column in RESOURCE_COLUMNS]),
         "resources.md": to_markdown(resources, RESOURCE_COLUMNS),
         "resources.html": to_html(resources, RESOURCE_COLUMNS, f"Resources of {name}"),
