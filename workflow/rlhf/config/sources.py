@@ -39,9 +39,16 @@ class DatasetSettings(Section):
 
     source: DatasetSource = Field(description="Where the rows come from.")
     shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons", "ranked"] | None = Field(
-        None, description="Shape of a row; unset uses the ready mapping of a known hub dataset, else `pairs`."
+        None,
+        description="Shape of a row; unset uses the ready mapping of a known hub dataset, else `pairs`. `ranked` has a "
+        "list `answers`, best first, or with a list `ratings` (higher is better) or `ranks` (lower is better); equal "
+        "ones are ties. `ratings` has one rated answer per row. Both give one group per prompt.",
     )
-    columns: dict[str, str] = Field({}, description="Role -> column; dots reach into nested fields.")
+    columns: dict[str, str] = Field(
+        {},
+        description="Role -> column; dots reach into nested fields. Optional roles: `subset`, a name for the reports; "
+        "`margin` of `pairs`, `dialogues` and `messages`, a number of at least 0.",
+    )
     prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
     answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
     data_split: DataSplit | None = Field(
