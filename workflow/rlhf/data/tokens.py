@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.data.dataset import load_cached
+from rlhf.data.groups import answer_groups, grouped_ids
 from rlhf.errors import UserError
 from rlhf.runtime.files import atomic_directory, read_json, sha256_file, write_json
 from rlhf.runtime.logging import get_logger
@@ -166,16 +167,10 @@ def _load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
     """Ids of prompt and chosen, of all rejected answers in one, and the length of each answer."""
-    groups = [[chosen, *rejected] for chosen, rejected in zip(batch["chosen"], batch["rejected"], strict=True)]
+    groups = answer_groups(batch)
     prompts = [prompt for prompt, group in zip(batch["prompt"], groups, strict=True) for _ in group]
-    encoded = iter(encode_answers(prompts, [answer for group in groups for answer in group], tokenizer))
-    answers = [[next(encoded) for _ in group] for group in groups]
-    return {
-        "prompt": encode_prompts(batch["prompt"], tokenizer),
-        "chosen": [group[0] for group in answers],
-        "rejected": [[token for answer in group[1:] for token in answer] for group in answers],
-        "lengths": [[len(answer) for answer in group] for group in answers],
-    }
+    answers = encode_answers(prompts, [answer for group in groups for answer in group], tokenizer)
+    return {"prompt": encode_prompts(batch["prompt"], tokenizer), **grouped_ids(groups, answers)}
 
 
 def encode_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
