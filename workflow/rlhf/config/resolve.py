@@ -74,11 +74,14 @@ class _Resolver:
         reward_data = {"tokens": [self._tokens(dataset, reward_base) for dataset in datasets], "split": splits}
         gold = self._gold(settings.data_path)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
-        ids["sft"] = self._train("sft", settings.sft, seed, {"model": policy, **policy_data})
+        weights = {"data_weights": [settings.data_weights.get(name, 1.0) for name in settings.data_path]}
+        ids["sft"] = self._train("sft", settings.sft, seed, {"model": policy, **policy_data}, weights)
         backbone = {"sft": ids["sft"]} if settings.reward.start_from == "sft" else {"model": reward_base}
-        ids["reward"] = self._train("reward", settings.reward, seed, {**backbone, **reward_data})
+        ids["reward"] = self._train("reward", settings.reward, seed, {**backbone, **reward_data}, weights)
         trained = {"sft": ids["sft"], "reward": ids["reward"]}
-        ids["ppo"] = self._train("ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold})
+        ids["ppo"] = self._train(
+            "ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold, **weights}
+        )
         ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
         return ids
 
@@ -200,13 +203,11 @@ class _Resolver:
         own = {"data_split": data_split, "split_seed": seed}
         return self._plan.add(Stage("split", stage_id(_label(dataset), "split", own, upstream), own, upstream))
 
-    def _train(
-        self, kind: str, settings: Any, seed: int, upstream: dict[str, Any], extra: dict[str, Any] | None = None
-    ) -> str:
+    def _train(self, kind: str, settings: Any, seed: int, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
         own, execution = _divide(settings)
         label = _label(upstream["model"]) + f"-s{seed}" if "model" in upstream else _label(upstream["sft"])
-        identifier = stage_id(label, kind, {**own, **(extra or {}), "seed": seed}, upstream)
-        return self._plan.add(Stage(kind, identifier, {**own, **(extra or {})}, upstream, seed, execution))
+        identifier = stage_id(label, kind, {**own, **extra, "seed": seed}, upstream)
+        return self._plan.add(Stage(kind, identifier, {**own, **extra}, upstream, seed, execution))
 
     def _evaluate(self, kind: str, settings: Any, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
         own, execution = _divide(settings)

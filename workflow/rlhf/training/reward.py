@@ -61,6 +61,7 @@ class PairPreference:
     """
 
     statistics: tuple[str, ...] = ("accuracy",)
+    capacity: int | None = None
 
     def __init__(self, loss: str = "last_token") -> None:
         self._token_wise = loss == "token_wise"
@@ -148,7 +149,7 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
         head_seed = derive_seed(stage.seed, "score head")
         model = load_reward_backbone(model_folder, settings["dtype"], head_seed, settings["dropout"])
         adapted = add_lora(model, settings, "reward")
-        steps = settings["num_train_epochs"] * steps_per_epoch(len(train), settings["global_batch_size"])
+        steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])
         trainer = Trainer(TokenScorer(model), settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         train_supervised(trainer, objective, train, unseen, settings, stage.execution, stage.seed, metrics)
