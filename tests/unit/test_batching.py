@@ -73,6 +73,14 @@ def test_a_weight_that_leaves_nothing_is_refused(two_datasets):
         two_datasets(0.01, 1.0).rows_per_epoch  # noqa: B018
 
 
+def test_a_dataset_for_another_phase_only_gives_nothing(two_datasets, tmp_path):
+    """As rows for SFT alone (`data_split: 1,0,0`) do in reward training, whatever their weight."""
+    np.save(tmp_path / "b" / "train.sft.npy", np.arange(0))
+    corpus = two_datasets(1.5, 3.5)
+    assert corpus.rows_per_epoch == 15
+    assert set(corpus.epoch_rows(0, 1).tolist()) == set(range(10))
+
+
 def test_lengths_are_those_of_each_row(two_datasets):
     corpus = two_datasets()
     assert corpus.lengths("chosen").tolist() == [len(corpus.chosen(row)) for row in range(17)] == [2] * 17

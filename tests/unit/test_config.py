@@ -90,6 +90,20 @@ def test_weights_belong_to_training_and_not_to_the_data_or_evaluation_rows() -> 
     assert "greater than 0" in refused(with_value(config, "defaults.data_weights", {"more": 0.0}))
 
 
+def test_a_chat_template_belongs_to_the_tokens_and_its_text_not_to_the_dataset() -> None:
+    plain, own, written, other = (
+        plan(with_value(make_config(), "datasets.pairs.chat_template", template))
+        for template in (None, "tokenizer", "{{ messages }}", "{{ messages[0] }}")
+    )
+    assert {stage.id for stage in own.of_kind("dataset")} == {stage.id for stage in other.of_kind("dataset")}
+    assert {stage.id for stage in own.of_kind("dataset")} != {stage.id for stage in plain.of_kind("dataset")}
+    assert plan(make_config()).stages.keys() == plain.stages.keys()
+    tokens = [{stage.id for stage in each.of_kind("tokens")} for each in (plain, own, written, other)]
+    assert len(set.union(*tokens)) == 8  # of two models each
+    for stage in written.of_kind("tokens"):
+        assert stage.settings == {"chat_template": "{{ messages }}"}
+
+
 def test_packing_is_how_a_stage_runs() -> None:
     assert ids(make_config(sft={"execution": {"packing": True}})) == ids(make_config())
     assert "packing" in refused(make_config(reward={"execution": {"packing": True}}))

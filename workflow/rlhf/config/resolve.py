@@ -70,8 +70,8 @@ class _Resolver:
             self._split(dataset, share, settings.split_seed)
             for dataset, share in zip(datasets, proportions, strict=True)
         ]
-        policy_data = {"tokens": [self._tokens(dataset, policy) for dataset in datasets], "split": splits}
-        reward_data = {"tokens": [self._tokens(dataset, reward_base) for dataset in datasets], "split": splits}
+        policy_data = {"tokens": self._tokens(settings.data_path, datasets, policy), "split": splits}
+        reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
         gold = self._gold(settings.data_path)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
         weights = {"data_weights": [settings.data_weights.get(name, 1.0) for name in settings.data_path]}
@@ -140,7 +140,9 @@ class _Resolver:
 
     def _dataset(self, name: str, place: str) -> str:
         dataset: DatasetSettings = self._named(self._configuration.datasets, name, place, "datasets")
-        settings = dataset.model_dump(mode="json", exclude={"gold_reward", "data_split"})
+        settings = dataset.model_dump(mode="json", exclude={"gold_reward", "data_split", "chat_template"})
+        if dataset.chat_template is not None:
+            settings["turns"] = True  # which template writes them is up to the tokens
         files = _paths(dataset.source.path)
         if files:
             key = f"datasets.{name}.source.path"
@@ -183,9 +185,14 @@ class _Resolver:
             )
         )
 
-    def _tokens(self, dataset: str, model: str) -> str:
-        upstream = {"dataset": dataset, "model": model}
-        return self._plan.add(Stage("tokens", stage_id(_label(dataset, model), "tokens", {}, upstream), {}, upstream))
+    def _tokens(self, names: list[str], datasets: list[str], model: str) -> list[str]:
+        stages = []
+        for name, dataset in zip(names, datasets, strict=True):
+            template = self._configuration.datasets[name].chat_template
+            own = {} if template is None else {"chat_template": template}
+            upstream = {"dataset": dataset, "model": model}
+            stages.append(Stage("tokens", stage_id(_label(dataset, model), "tokens", own, upstream), own, upstream))
+        return [self._plan.add(stage) for stage in stages]
 
     def _proportions(self, settings: ExperimentSettings) -> list[str]:
         """The `data_split` of each dataset; together they must give every phase something."""

@@ -61,6 +61,12 @@ class Corpus:
         """Hash of the tokenizer that made the ids."""
         return self._stores[0].tokenizer_fingerprint
 
+    @property
+    def chat_template(self) -> str | None:
+        """The configuration's chat template, where all datasets have the same."""
+        templates = {store.chat_template for store in self._stores}
+        return templates.pop() if len(templates) == 1 else None
+
     def prompt(self, index: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
         store, row = self._places[index]

@@ -28,6 +28,7 @@ FEATURES = datasets.Features(
         "chosen": datasets.Value("string"),
         "rejected": datasets.Value("string"),
         "subset": datasets.Value("string"),
+        "turns": datasets.Value("string"),
         "row": datasets.Value("int64"),
     }
 )

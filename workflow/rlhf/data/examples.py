@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from rlhf.data.shapes import SHAPES, BadRow, Example, Formats, Row, Shape, as_number, checked
@@ -29,7 +30,7 @@ def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Itera
     """
     shape = SHAPES[settings["shape"]]
     columns = _columns(shape, settings, place)
-    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"])
+    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"], settings["turns"])
     _require_formats(settings, place)
     seen: set[str] = set()
     available: dict[str, None] = {}
@@ -85,7 +86,7 @@ def _rated(rows: list[tuple[int, Any, Row]], formats: Formats) -> Iterator[tuple
 def _paired(best: tuple[float, int, Example], worst: tuple[float, int, Example]) -> Example | str:
     if best[0] == worst[0]:
         return "tie"
-    example = Example(best[2].prompt, best[2].chosen, worst[2].chosen, best[2].subset)
+    example = replace(best[2], rejected=worst[2].chosen)
     return "identical pair" if example.chosen == example.rejected else example
 
 
@@ -100,6 +101,10 @@ def _columns(shape: Shape, settings: dict[str, Any], place: str) -> dict[str, st
 
 
 def _require_formats(settings: dict[str, Any], place: str) -> None:
+    if settings["turns"] and settings["prompt_format"] and settings["shape"] in ("messages", "dialogues"):
+        raise UserError(
+            f"{place}.prompt_format: the chat template formats the turns of {settings['shape']}; leave it out"
+        )
     prompt_fields = ("instruction", "input") if settings["shape"] == "instructions" else ("prompt",)
     for key, fields in (("prompt_format", prompt_fields), ("answer_format", ("answer",))):
         try:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
+Messages = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with a chosen and perhaps a rejected answer."""
+    """One prompt with a chosen and perhaps a rejected answer; `turns`: the prompt for a chat template, as JSON."""
 
     prompt: str
     chosen: str
     rejected: str | None
     subset: str | None = None
+    turns: str | None = None
 
 
 class BadRow(Exception):
@@ -35,11 +38,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Formats:
-    """Templates of prompt and answer, and a pattern removed from answers."""
+    """Templates of prompt and answer, a pattern removed from answers, and whether a chat template follows."""
 
     prompt: str | None
     answer: str | None
     remove: str | None
+    chat: bool = False
 
     def format_prompt(self, default: str, **fields: str) -> str:
         """The prompt text."""
@@ -55,7 +59,20 @@ class Formats:
             answer = re.sub(self.remove, "", answer)
         if not answer.strip():
             raise BadRow("empty answer")
-        return (self.answer or "{answer}").format(answer=answer)
+        text = (self.answer or "{answer}").format(answer=answer)
+        return text.strip() if self.chat else text
+
+    def turns(self, prompt: str, messages: Messages | None = None) -> str | None:
+        """The turns before the answer as JSON, where a chat template will write them.
+
+        Args:
+            prompt: the user's only turn, where there are no messages.
+            messages: (role, text) of each turn.
+        """
+        if not self.chat:
+            return None
+        turns = [("user", prompt)] if messages is None else messages
+        return json.dumps([{"role": role, "content": text.strip()} for role, text in turns], ensure_ascii=False)
 
 
 def checked(example: Example) -> Example:
@@ -97,7 +114,7 @@ def _pairs(fields: Row, formats: Formats) -> Example:
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
     chosen = formats.format_answer(_text(fields["chosen"]))
     rejected = formats.format_answer(_text(fields["rejected"])) if "rejected" in fields else None
-    return Example(prompt, chosen, rejected, _subset(fields))
+    return Example(prompt, chosen, rejected, _subset(fields), formats.turns(prompt))
 
 
 def _dialogues(fields: Row, formats: Formats) -> Example:
@@ -106,7 +123,18 @@ def _dialogues(fields: Row, formats: Formats) -> Example:
     if chosen_prompt != rejected_prompt:
         raise BadRow("prompt differs")
     prompt = formats.format_prompt("{prompt}", prompt=chosen_prompt)
-    return Example(prompt, formats.format_answer(chosen), formats.format_answer(rejected), _subset(fields))
+    turns = formats.turns(prompt, _marked_turns(prompt)) if formats.chat else None
+    return Example(prompt, formats.format_answer(chosen), formats.format_answer(rejected), _subset(fields), turns)
+
+
+def _marked_turns(dialogue: str) -> Messages:
+    """The turns before the answer; chat templates want users and assistants by turns."""
+    first, *parts, _ = re.split(r"\n\n(Human|Assistant):", dialogue)
+    names, texts = parts[0::2], parts[1::2]  # the last mark is the answer's
+    if first.strip() or names != ["Human", "Assistant"] * (len(names) // 2):
+        raise BadRow("roles do not alternate")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [(roles[name], text) for name, text in zip(names, texts, strict=False)]
 
 
 def _last_turn(dialogue: str) -> tuple[str, str]:
@@ -120,11 +148,15 @@ def _last_turn(dialogue: str) -> tuple[str, str]:
 
 def _instructions(fields: Row, formats: Formats) -> Example:
     instruction, extra = _text(fields["instruction"]), _text(fields.get("input", ""))
-    default = "Human: {instruction}\n{input}\n\nAssistant:" if extra else "Human: {instruction}\n\nAssistant:"
+    default = "{instruction}\n{input}" if extra else "{instruction}"
+    if not formats.chat:
+        default = f"Human: {default}\n\nAssistant:"
     prompt = formats.format_prompt(default, instruction=instruction, input=extra)
     # Templates end without a space; the answer brings it, as a tokenizer sees words with their leading space.
     answer = formats.format_answer(_text(fields["output"]))
-    return Example(prompt, answer if formats.answer else " " + answer.lstrip(), None, _subset(fields))
+    if not formats.answer and not formats.chat:
+        answer = " " + answer.lstrip()
+    return Example(prompt, answer, None, _subset(fields), formats.turns(prompt))
 
 
 def _messages(fields: Row, formats: Formats) -> Example:
@@ -136,7 +168,9 @@ def _messages(fields: Row, formats: Formats) -> Example:
             raise BadRow("prompt differs")
         rejected = formats.format_answer(rejected)
     prompt = formats.format_prompt("{prompt}", prompt=prompt)
-    return Example(prompt, formats.format_answer(chosen), rejected, _subset(fields))
+    messages = [(message["role"], message["content"]) for message in fields["messages"][:-1]]
+    turns = formats.turns(prompt, messages)
+    return Example(prompt, formats.format_answer(chosen), rejected, _subset(fields), turns)
 
 
 def _turns(messages: Any) -> tuple[str, str]:
@@ -159,13 +193,13 @@ def _comparisons(fields: Row, formats: Formats) -> Example:
     answers = [formats.format_answer(_text(fields[role])) for role in ("answer_0", "answer_1")]
     chosen, rejected = answers if first > second else reversed(answers)
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return Example(prompt, chosen, rejected, _subset(fields))
+    return Example(prompt, chosen, rejected, _subset(fields), formats.turns(prompt))
 
 
 def _ratings(fields: Row, formats: Formats) -> Example:
     """One rated answer; `rejected` is filled in when the answers of a prompt are paired."""
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return Example(prompt, formats.format_answer(_text(fields["answer"])), None, _subset(fields))
+    return Example(prompt, formats.format_answer(_text(fields["answer"])), None, _subset(fields), formats.turns(prompt))
 
 
 SHAPES = {

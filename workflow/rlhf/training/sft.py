@@ -162,6 +162,8 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
     with stage.memory.phase("load"):
         train, unseen = load_rows(stage, objective, "sft")
         tokenizer = load_tokenizer(model_folder)
+        if train.chat_template is not None:
+            tokenizer.chat_template = train.chat_template  # saved with the model, so that others prompt it as it learnt
         model = load_policy(model_folder, settings["dtype"], settings["dropout"])
         if objective.capacity is not None and not supports_segments(model, objective.capacity):
             raise UserError(
