@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: Path, output: Path, execution: dict[str, Any] | None = None, **settings: Any) -> Path:
     """Run the reward stage; returns its folder."""
-    own = SETTINGS | settings
+    own = SETTINGS | {"data_weights": None} | settings
     execution = own.pop("execution") | (execution or {})
     paths = StagePaths([data / "tokens"], [data / "split"], output, output / "state")
     output.mkdir()

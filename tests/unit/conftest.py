@@ -122,6 +122,13 @@ class ListCorpus:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def rows_per_epoch(self) -> int:
+        return len(self)
+
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        return np.arange(len(self))
+
     def prompt(self, row: int) -> np.ndarray:
         return self._rows[row]["prompt"]
 

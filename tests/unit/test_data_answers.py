@@ -10,9 +10,9 @@ from rlhf.config.sources import DatasetSettings
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
 from rlhf.data.dataset import cache_dataset, load_cached
+from rlhf.data.example import Example
 from rlhf.data.examples import examples
 from rlhf.data.mappings import with_mapping
-from rlhf.data.shapes import Example
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
 from rlhf.models.loading import load_tokenizer

@@ -51,8 +51,17 @@ class DatasetSettings(Section):
     )
     prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
     answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
+        "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
+        "turn; the text of a turn is stripped. Unset: plain text.",
+    )
     data_split: DataSplit | None = Field(
-        None, description="Overrides the experiment's `data_split` for this dataset; `1,0,0` is for SFT only."
+        None,
+        description="Overrides the experiment's `data_split` for this dataset. `1,0,0` is for SFT only, as "
+        "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
     gold_reward: str | None = Field(

@@ -86,6 +86,16 @@ class RewardExecution(TrainExecution):
     )
 
 
+class SftExecution(TrainExecution):
+    """How an SFT stage runs."""
+
+    packing: bool = Field(
+        False,
+        description="Put several rows into one sequence of at most `max_seq_len` tokens, each attending to itself "
+        "only; batch sizes per device then count such sequences.",
+    )
+
+
 class PpoExecution(Execution):
     """How a PPO stage runs."""
 
@@ -117,6 +127,7 @@ class SftSettings(_Supervised):
     loss_on: Literal["completion", "all"] = Field(
         "completion", description="Tokens that the loss counts: those of the answer, or (as DeepSpeed-Chat) all."
     )
+    execution: SftExecution = Field(SftExecution(), description="How the stage runs.")
 
 
 class RewardSettings(_Supervised):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rlhf.data.tokens import TokenStore
 from rlhf.errors import UserError
+from rlhf.runtime.seeds import derive_seed
 
 
 class Corpus:
@@ -19,12 +20,21 @@ class Corpus:
         splits: results/split/<id>/ folders, in the same order.
         split: `train` or `eval`.
         phase: `sft`, `reward` or `ppo`.
+        weights: how often an epoch sees each dataset's rows; None: once.
 
     Raises:
         UserError: there is no row, or the folders were made with different tokenizers.
     """
 
-    def __init__(self, tokens: Sequence[Path], splits: Sequence[Path], split: str, phase: str) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[Path],
+        splits: Sequence[Path],
+        split: str,
+        phase: str,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self._weights = [1.0] * len(tokens) if weights is None else weights
         self._stores = [TokenStore(folder, split) for folder in tokens]
         rows = [np.load(folder / f"{split}.{phase}.npy") for folder in splits]
         self._places = np.array([(i, row) for i, part in enumerate(rows) for row in part], np.int64).reshape(-1, 2)
@@ -50,6 +60,12 @@ class Corpus:
     def tokenizer_fingerprint(self) -> str:
         """Hash of the tokenizer that made the ids."""
         return self._stores[0].tokenizer_fingerprint
+
+    @property
+    def chat_template(self) -> str | None:
+        """The configuration's chat template, where all datasets have the same."""
+        templates = {store.chat_template for store in self._stores}
+        return templates.pop() if len(templates) == 1 else None
 
     def prompt(self, index: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
@@ -90,7 +106,49 @@ class Corpus:
         return self._of_rows([store.longest_answers() for store in self._stores])
 
     def _of_rows(self, tables: list[np.ndarray]) -> np.ndarray:
-        return np.array([tables[store][row] for store, row in self._places], dtype=np.int64)
+        values = np.empty(len(self), dtype=np.int64)
+        for number, table in enumerate(tables):
+            own = self._places[:, 0] == number
+            values[own] = table[self._places[own, 1]]
+        return values
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that an epoch sees, the same in all epochs.
+
+        Raises:
+            UserError: a weight leaves nothing of its dataset.
+        """
+        return sum(copies * len(rows) + part for rows, copies, part in self._shares())
+
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        """Rows that an epoch sees: a dataset of weight 2.5 gives each row twice, and half of its rows once more.
+
+        That half is random, and each epoch's begins where that of the epoch before ends, so that all rows are seen
+        equally often in the long run.
+
+        Args:
+            seed: of the training.
+            epoch: counted from 0.
+
+        Returns:
+            Row indices, [rows_per_epoch] int64.
+        """
+        seen = []
+        for number, (rows, copies, part) in enumerate(self._shares()):
+            order = np.random.default_rng(derive_seed(seed, "weights", number)).permutation(rows)
+            seen += [rows] * copies + [np.roll(order, -epoch * part)[:part]]
+        return np.concatenate(seen)
+
+    def _shares(self) -> Iterator[tuple[np.ndarray, int, int]]:
+        """For each dataset: its rows, how often all of them are seen, and how many once more."""
+        for number, weight in enumerate(self._weights):
+            rows = np.flatnonzero(self._places[:, 0] == number)
+            copies = int(weight)
+            part = round((weight - copies) * len(rows))
+            if len(rows) and not copies and not part:
+                raise UserError(f"data_weights: {weight:g} of {len(rows)} rows of dataset {number + 1} leaves none")
+            yield rows, copies, part
 
     def keep(self, mask: np.ndarray, limit: str) -> int:
         """Keep the rows where `mask` is true; returns how many were dropped.

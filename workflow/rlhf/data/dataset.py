@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import numpy as np
 
+from rlhf.data.example import Example
 from rlhf.data.examples import examples
 from rlhf.data.mappings import with_mapping
-from rlhf.data.shapes import Example
 from rlhf.data.sources import load_rows
 from rlhf.errors import UserError
 from rlhf.runtime.files import atomic_directory, write_json
@@ -30,6 +30,7 @@ FEATURES = datasets.Features(
         "subset": datasets.Value("string"),
         "ranks": datasets.List(datasets.Value("int32")),  # of chosen and rejected
         "ratings": datasets.List(datasets.Value("float64")),  # of the same, or null
+        "turns": datasets.Value("string"),
         "row": datasets.Value("int64"),
     }
 )

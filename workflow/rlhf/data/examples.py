@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from rlhf.data.shapes import SHAPES, BadRow, Example, Formats, Row, Shape, as_number, checked, in_order
+from rlhf.data.example import BadRow, Example, Formats, Row, as_number, checked, in_order
+from rlhf.data.shapes import SHAPES, Shape
 from rlhf.errors import UserError
 
 MISSING = object()
@@ -29,7 +31,7 @@ def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Itera
     """
     shape = SHAPES[settings["shape"]]
     columns = _columns(shape, settings, place)
-    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"])
+    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"], settings["turns"])
     _require_formats(settings, place)
     seen: set[str] = set()
     available: dict[str, None] = {}
@@ -90,7 +92,8 @@ def _best_first(answers: list[tuple[float, int, Example]]) -> tuple[int, Example
         return number, "no partner"
     texts, ratings = [example.chosen for _, _, example in answers], [rating for rating, _, _ in answers]
     try:
-        return number, in_order(best.prompt, texts, ratings, best.subset, rated=True)
+        example = in_order(best.prompt, texts, ratings, best.subset, rated=True)
+        return number, replace(example, turns=best.turns)
     except BadRow as reason:
         return number, str(reason)
 
@@ -106,6 +109,10 @@ def _columns(shape: Shape, settings: dict[str, Any], place: str) -> dict[str, st
 
 
 def _require_formats(settings: dict[str, Any], place: str) -> None:
+    if settings["turns"] and settings["prompt_format"] and settings["shape"] in ("messages", "dialogues"):
+        raise UserError(
+            f"{place}.prompt_format: the chat template formats the turns of {settings['shape']}; leave it out"
+        )
     prompt_fields = ("instruction", "input") if settings["shape"] == "instructions" else ("prompt",)
     for key, fields in (("prompt_format", prompt_fields), ("answer_format", ("answer",))):
         try:

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt with its answers: the best one, and those it was preferred to.
-
-    Attributes:
-        prompt: text before every answer.
-        chosen: the best answer.
-        rejected: the others, better ones first; empty where there is none.
-        subset: part of the dataset it belongs to, if the data names one.
-        ranks: of chosen and rejected answers; 0 is best, equal ranks are ties.
-        ratings: of the same answers, where the data measures by how much one is better: differences are margins.
-    """
-
-    prompt: str
-    chosen: str
-    rejected: tuple[str, ...] = ()
-    subset: str | None = None
-    ranks: tuple[int, ...] = (0,)
-    ratings: tuple[float, ...] | None = None
-
-
-class BadRow(Exception):
-    """A row that cannot be used; the argument is the reason, under which it is counted."""
+from rlhf.data.example import BadRow, Example, Formats, Messages, Row, as_number, in_order
 
 
 @dataclass(frozen=True)
@@ -45,89 +19,10 @@ class Shape:
     read: Callable[[Row, Formats], Example]
 
 
-@dataclass(frozen=True)
-class Formats:
-    """Templates of prompt and answer, and a pattern removed from answers."""
-
-    prompt: str | None
-    answer: str | None
-    remove: str | None
-
-    def format_prompt(self, default: str, **fields: str) -> str:
-        """The prompt text."""
-        return (self.prompt or default).format(**fields)
-
-    def format_answer(self, answer: str) -> str:
-        """The answer text.
-
-        Raises:
-            BadRow: the answer is empty.
-        """
-        if self.remove:
-            answer = re.sub(self.remove, "", answer)
-        if not answer.strip():
-            raise BadRow("empty answer")
-        return (self.answer or "{answer}").format(answer=answer)
-
-
-def checked(example: Example) -> Example:
-    """The example, if it can be used.
-
-    Raises:
-        BadRow: the prompt is empty, or two answers are the same.
-    """
-    if not example.prompt.strip():
-        raise BadRow("empty prompt")
-    answers = (example.chosen, *example.rejected)
-    if len(set(answers)) < len(answers):
-        raise BadRow("identical pair" if len(answers) == 2 else "identical answers")
-    return example
-
-
-def in_order(
-    prompt: str, answers: Sequence[str], grades: Sequence[float], subset: str | None = None, rated: bool = False
-) -> Example:
-    """The answers of a prompt from the highest grade to the lowest; answers of equal grade share a rank.
-
-    Args:
-        prompt: text before every answer.
-        answers: at least one.
-        grades: of each answer; higher is better.
-        subset: part of the dataset, or None.
-        rated: whether differences of grades say by how much an answer is better.
-
-    Raises:
-        BadRow: there are several answers, and all of one grade.
-    """
-    order = sorted(range(len(answers)), key=lambda place: -grades[place])
-    levels = sorted(set(grades), reverse=True)
-    if len(answers) > len(levels) == 1:
-        raise BadRow("tie")
-    best, *others = (answers[place] for place in order)
-    ranks = tuple(levels.index(grades[place]) for place in order)
-    ratings = tuple(grades[place] for place in order) if rated else None
-    return Example(prompt, best, tuple(others), subset, ranks, ratings)
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise BadRow("wrong type")
     return value
-
-
-def as_number(value: Any) -> float:
-    """A finite number, also where it is written as text.
-
-    Raises:
-        BadRow: it is no number, or not finite.
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise BadRow("wrong type") from None
-    if not math.isfinite(number):
-        raise BadRow("number not finite")
-    return number
 
 
 def _subset(fields: Row) -> str | None:
@@ -138,18 +33,18 @@ def _pairs(fields: Row, formats: Formats) -> Example:
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
     chosen = formats.format_answer(_text(fields["chosen"]))
     rejected = formats.format_answer(_text(fields["rejected"])) if "rejected" in fields else None
-    return _pair(prompt, chosen, rejected, fields)
+    return _pair(prompt, chosen, rejected, fields, formats.turns(prompt))
 
 
-def _pair(prompt: str, chosen: str, rejected: str | None, fields: Row) -> Example:
+def _pair(prompt: str, chosen: str, rejected: str | None, fields: Row, turns: str | None) -> Example:
     """A pair with its margin, where the row has one; a margin is the rating of the better answer above a zero."""
     if rejected is None:
-        return Example(prompt, chosen, subset=_subset(fields))
+        return Example(prompt, chosen, subset=_subset(fields), turns=turns)
     margin = as_number(fields["margin"]) if "margin" in fields else None
     if margin is not None and margin < 0:
         raise BadRow("negative margin")
     ratings = None if margin is None else (margin, 0.0)
-    return Example(prompt, chosen, (rejected,), _subset(fields), (0, 1), ratings)
+    return Example(prompt, chosen, (rejected,), _subset(fields), (0, 1), ratings, turns)
 
 
 def _dialogues(fields: Row, formats: Formats) -> Example:
@@ -158,7 +53,18 @@ def _dialogues(fields: Row, formats: Formats) -> Example:
     if chosen_prompt != rejected_prompt:
         raise BadRow("prompt differs")
     prompt = formats.format_prompt("{prompt}", prompt=chosen_prompt)
-    return _pair(prompt, formats.format_answer(chosen), formats.format_answer(rejected), fields)
+    turns = formats.turns(prompt, _marked_turns(prompt)) if formats.chat else None
+    return _pair(prompt, formats.format_answer(chosen), formats.format_answer(rejected), fields, turns)
+
+
+def _marked_turns(dialogue: str) -> Messages:
+    """The turns before the answer; chat templates want users and assistants by turns."""
+    first, *parts, _ = re.split(r"\n\n(Human|Assistant):", dialogue)
+    names, texts = parts[0::2], parts[1::2]  # the last mark is the answer's
+    if first.strip() or names != ["Human", "Assistant"] * (len(names) // 2):
+        raise BadRow("roles do not alternate")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [(roles[name], text) for name, text in zip(names, texts, strict=False)]
 
 
 def _last_turn(dialogue: str) -> tuple[str, str]:
@@ -172,11 +78,15 @@ def _last_turn(dialogue: str) -> tuple[str, str]:
 
 def _instructions(fields: Row, formats: Formats) -> Example:
     instruction, extra = _text(fields["instruction"]), _text(fields.get("input", ""))
-    default = "Human: {instruction}\n{input}\n\nAssistant:" if extra else "Human: {instruction}\n\nAssistant:"
+    default = "{instruction}\n{input}" if extra else "{instruction}"
+    if not formats.chat:
+        default = f"Human: {default}\n\nAssistant:"
     prompt = formats.format_prompt(default, instruction=instruction, input=extra)
     # Templates end without a space; the answer brings it, as a tokenizer sees words with their leading space.
     answer = formats.format_answer(_text(fields["output"]))
-    return Example(prompt, answer if formats.answer else " " + answer.lstrip(), subset=_subset(fields))
+    if not formats.answer and not formats.chat:
+        answer = " " + answer.lstrip()
+    return Example(prompt, answer, subset=_subset(fields), turns=formats.turns(prompt))
 
 
 def _messages(fields: Row, formats: Formats) -> Example:
@@ -188,7 +98,9 @@ def _messages(fields: Row, formats: Formats) -> Example:
             raise BadRow("prompt differs")
         rejected = formats.format_answer(rejected)
     prompt = formats.format_prompt("{prompt}", prompt=prompt)
-    return _pair(prompt, formats.format_answer(chosen), rejected, fields)
+    messages = [(message["role"], message["content"]) for message in fields["messages"][:-1]]
+    turns = formats.turns(prompt, messages)
+    return _pair(prompt, formats.format_answer(chosen), rejected, fields, turns)
 
 
 def _turns(messages: Any) -> tuple[str, str]:
@@ -211,13 +123,15 @@ def _comparisons(fields: Row, formats: Formats) -> Example:
     answers = [formats.format_answer(_text(fields[role])) for role in ("answer_0", "answer_1")]
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
     # A label alone says which answer is better, not by how much.
-    return in_order(prompt, answers, grades, _subset(fields), rated="score_0" in fields)
+    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated="score_0" in fields)
 
 
 def _ratings(fields: Row, formats: Formats) -> Example:
     """One rated answer; `rejected` is filled in when the answers of a prompt are put in order."""
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return Example(prompt, formats.format_answer(_text(fields["answer"])), subset=_subset(fields))
+    return Example(
+        prompt, formats.format_answer(_text(fields["answer"])), subset=_subset(fields), turns=formats.turns(prompt)
+    )
 
 
 def _ranked(fields: Row, formats: Formats) -> Example:
@@ -233,7 +147,7 @@ def _ranked(fields: Row, formats: Formats) -> Example:
     if len(grades) != len(answers):
         raise BadRow("lists of different length")
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return in_order(prompt, answers, grades, _subset(fields), rated="ratings" in fields)
+    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated="ratings" in fields)
 
 
 def _list(value: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rlhf.data.chat import OF_TOKENIZER, Chat
 from rlhf.data.dataset import load_cached
 from rlhf.data.groups import answer_groups, grouped_ids
 from rlhf.errors import UserError
@@ -39,6 +41,7 @@ class TokenStore:
         self.eos_token_id: int = facts["eos_token_id"]
         self.pad_token_id: int = facts["pad_token_id"]
         self.tokenizer_fingerprint: str = facts["tokenizer_fingerprint"]
+        self.chat_template: str | None = facts.get("chat_template")  # None: the tokenizer's own, or none
         self._offsets = {field: np.load(folder / f"{split}.{field}.offsets.npy") for field in FIELDS}
         self._ids = {
             field: _map(folder / f"{split}.{field}.bin", facts["dtype"], int(self._offsets[field][-1]))
@@ -85,22 +88,26 @@ class TokenStore:
         return self._ids[field][start:end].astype(np.int64)
 
 
-def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1) -> None:
+def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_template: str | None = None) -> None:
     """Tokenise prompts and answers separately, so that the boundary is the same in every phase.
 
     Answers end with the EOS id. Special tokens that a text spells out are read as ordinary characters. Where neither
-    prompt nor answer brings the space between them, the answer gets it.
+    prompt nor answer brings the space between them, the answer gets it. A chat template writes turns instead, with its
+    own special tokens.
 
     Args:
         dataset: resources/datasets/<id>/.
         model: Hugging Face folder with the tokenizer.
         output: results/tokens/<id>/; appears whole or not at all.
         workers: processes.
+        chat_template: `tokenizer`: the tokenizer's own; a Jinja template; None: plain text.
 
     Raises:
-        UserError: there is no tokenizer, or its padding and EOS ids are missing or equal.
+        UserError: there is no tokenizer, its padding and EOS ids are missing or equal, or a chat template cannot be
+            used (see `rlhf.data.chat`).
     """
     tokenizer = _load_tokenizer(model)
+    encode = Chat(tokenizer, chat_template).encode if chat_template else partial(_encode, tokenizer=tokenizer)
     dtype = "uint16" if len(tokenizer) <= 2**16 else "int32"
     fingerprint = tokenizer_fingerprint(model)
     rows: dict[str, int] = {}
@@ -110,8 +117,7 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1) -> None
         for split in SPLITS:
             texts = load_cached(dataset, split)
             ids = texts.map(
-                _encode,
-                fn_kwargs={"tokenizer": tokenizer},
+                encode,
                 batched=True,
                 batch_size=BATCH,
                 num_proc=workers if workers > 1 else None,
@@ -138,6 +144,7 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1) -> None
                 "tokenizer_fingerprint": fingerprint,
                 "dataset_fingerprint": read_json(dataset / "report.json")["fingerprint"],
                 "statistics": statistics,
+                "chat_template": None if chat_template == OF_TOKENIZER else chat_template,
             },
         )
     logger.info("%s: %s", output, ", ".join(f"{count} {split} rows" for split, count in rows.items()))

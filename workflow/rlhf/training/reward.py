@@ -91,6 +91,7 @@ class GroupPreference:
     """
 
     statistics: tuple[str, ...] = ("right", "pairs")
+    capacity: int | None = None
 
     def __init__(self, loss: str = "last_token", margin_coefficient: float = 0.0, share_prompt: bool = False) -> None:
         self._token_wise = loss == "token_wise"
@@ -249,7 +250,7 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
         model = load_reward_backbone(model_folder, settings["dtype"], head_seed, settings["dropout"])
         require_segments(model, stage.execution, settings["max_seq_len"])
         adapted = add_lora(model, settings, "reward")
-        steps = settings["num_train_epochs"] * steps_per_epoch(len(train), settings["global_batch_size"])
+        steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])
         trainer = Trainer(TokenScorer(model), settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         train_supervised(trainer, objective, train, unseen, settings, stage.execution, stage.seed, metrics)

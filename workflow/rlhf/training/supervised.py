@@ -21,6 +21,7 @@ class Objective(Protocol):
     """What is optimised: a sum over rows, and the count it is divided by."""
 
     statistics: tuple[str, ...]
+    capacity: int | None  # tokens of a sequence into which rows are packed; None: each row is a sequence of its own
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of each row, [rows]."""
@@ -59,7 +60,8 @@ def train_supervised(
     start = time.monotonic()
     evaluate_and_record(trainer, objective, unseen, execution, step, metrics)
     for epoch in range(settings["num_train_epochs"]):
-        for batch in epoch_batches(lengths, settings["global_batch_size"], derive_seed(seed, "order", epoch)):
+        rows = train.epoch_rows(seed, epoch)
+        for batch in epoch_batches(rows, lengths, settings["global_batch_size"], derive_seed(seed, "order", epoch)):
             rate = trainer.learning_rate()
             means, norm = _step(trainer, objective, train, lengths, batch, execution["per_device_train_batch_size"])
             step += 1
@@ -89,7 +91,7 @@ def evaluate_and_record(
 def mean_loss(model: nn.Module, objective: Objective, corpus: Corpus, batch_size: int) -> dict[str, float]:
     """Mean loss and statistics over all rows of a corpus, computed by all processes together."""
     rows = np.arange(len(corpus))
-    share = micro_batches(rows, objective.lengths(corpus), batch_size, rank(), world_size())
+    share = micro_batches(rows, objective.lengths(corpus), batch_size, rank(), world_size(), objective.capacity)
     sums = _Sums(objective)
     for micro in share:
         sums.add(micro, *objective.loss(model, corpus, micro.rows))
@@ -100,7 +102,7 @@ def _step(
     trainer: Trainer, objective: Objective, corpus: Corpus, lengths: np.ndarray, batch: np.ndarray, micro_size: int
 ) -> tuple[dict[str, float], float]:
     count = objective.count(corpus, batch)
-    share = micro_batches(batch, lengths, micro_size, rank(), world_size())
+    share = micro_batches(batch, lengths, micro_size, rank(), world_size(), objective.capacity)
     sums = _Sums(objective)
 
     def losses() -> Iterator[Tensor]:
