@@ -173,6 +173,9 @@ def test_evaluations_say_what_they_measured(finished):
     assert sft["rows"] == 120
     reward = read_json(finished.results("evaluate_reward") / "evaluation.json")
     assert reward["accuracy_low"] < reward["accuracy"] < reward["accuracy_high"]
+    for table in ("calibration", "by_longer", "by_length_difference"):
+        assert sum(row["pairs"] for row in reward[table]) == reward["pairs"] == reward["prompts"]
+    assert 0 <= reward["calibration_error"] < 1
     ppo = read_json(finished.results("evaluate_ppo") / "evaluation.json")
     assert {"win_rate", "win_rate_se", "gold_win_rate", "kl", "eos_share", "response_length"} <= set(ppo)
     samples = read_jsonl(finished.results("evaluate_ppo") / "samples.jsonl")
@@ -185,7 +188,16 @@ def test_evaluations_say_what_they_measured(finished):
 
 def test_tables_figures_and_report(finished):
     folder = finished.folder / "results/experiments/tiny"
-    for name in ("quality.md", "quality.csv", "resources.csv", "learning_curves.svg", "reward_vs_kl.svg", "memory.svg"):
+    for name in (
+        "reward_parts.csv",
+        "reward_model.svg",
+        "quality.md",
+        "quality.csv",
+        "resources.csv",
+        "learning_curves.svg",
+        "reward_vs_kl.svg",
+        "memory.svg",
+    ):
         assert (folder / name).stat().st_size > 100, name
     config = ("--configfile", str(finished.config_file))
     result = snakemake(finished.folder, "--cores", "1", "--report", "results/report.html", *config)

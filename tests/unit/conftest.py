@@ -1,7 +1,7 @@
 """Tiny models of several families, made here because no test may need a hub."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rlhf.data.tokens import ANSWER
 
 VOCABULARY = 50
 FAMILIES = {
@@ -95,39 +97,71 @@ def gpt2_folder(tmp_path: Path) -> Path:
 
 
 class ListCorpus:
-    """Rows in memory with the interface of `rlhf.data.corpus.Corpus`."""
+    """Rows in memory with the interface of `rlhf.data.corpus.Corpus`; all have two answers, unless `ranks` says more.
+
+    Args:
+        rows: number of prompts.
+        seed: of the texts.
+        ranks: of the answers of each row in turn; ratings are 10 - 2.5 x rank.
+    """
 
     pad_token_id, eos_token_id = 0, 1
 
-    def __init__(self, rows: int, seed: int = 0) -> None:
+    def __init__(self, rows: int, seed: int = 0, ranks: Sequence[Sequence[int]] = ((0, 1),)) -> None:
         generator = np.random.default_rng(seed)
 
         def text(low: int, high: int) -> np.ndarray:
             return generator.integers(3, VOCABULARY, generator.integers(low, high))
 
         end = np.array([1])
+        self._ranks = [ranks[row % len(ranks)] for row in range(rows)]
         self._rows = [
-            {"prompt": text(3, 9), "chosen": np.append(text(1, 9), end), "rejected": np.append(text(1, 9), end)}
-            for _ in range(rows)
+            {"prompt": text(3, 9), "answers": [np.append(text(1, 9), end) for _ in own]} for own in self._ranks
         ]
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def rows_per_epoch(self) -> int:
+        return len(self)
+
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        return np.arange(len(self))
+
     def prompt(self, row: int) -> np.ndarray:
         return self._rows[row]["prompt"]
 
     def chosen(self, row: int) -> np.ndarray:
-        return self._rows[row]["chosen"]
+        return self._rows[row]["answers"][0]
 
-    def rejected(self, row: int) -> np.ndarray:
-        return self._rows[row]["rejected"]
+    def answers(self, row: int) -> list[np.ndarray]:
+        return self._rows[row]["answers"]
+
+    def judgements(self, row: int) -> np.ndarray:
+        judged = [
+            (len(answer), rank, 10 - 2.5 * rank)
+            for answer, rank in zip(self.answers(row), self._ranks[row], strict=True)
+        ]
+        return np.array(judged, dtype=ANSWER)
+
+    def subset(self, row: int) -> str | None:
+        return (None, "odd")[row % 2]
 
     def lengths(self, field: str) -> np.ndarray:
-        return np.array([len(row[field]) for row in self._rows])
+        return np.array([len(self.prompt(row) if field == "prompt" else self.chosen(row)) for row in range(len(self))])
+
+    def longest_answers(self) -> np.ndarray:
+        return np.array([max(map(len, row["answers"])) for row in self._rows])
 
 
 @pytest.fixture
 def list_corpus() -> ListCorpus:
     """Sixteen random pairs."""
     return ListCorpus(16)
+
+
+@pytest.fixture
+def group_corpus() -> ListCorpus:
+    """Ten prompts with groups of two to five answers, some of them tied."""
+    return ListCorpus(10, seed=1, ranks=((0, 1), (0, 1, 2, 3), (0, 0, 1), (0, 1, 1, 2, 2)))

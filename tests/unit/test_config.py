@@ -74,6 +74,41 @@ def test_a_reward_model_can_start_from_the_sft_model_of_its_run() -> None:
     assert "reward.start_from is sft" in refused(make_config(reward={"start_from": "sft"}))
 
 
+def test_weights_belong_to_training_and_not_to_the_data_or_evaluation_rows() -> None:
+    config = with_value(make_config(), "datasets.more", {"source": {"path": "more.jsonl"}})
+    config = with_value(config, "defaults.data_path", ["pairs", "more"])
+    weighted = with_value(config, "defaults.data_weights", {"more": 2.5})
+    assert changed(ids(config), ids(weighted)) == {"sft", "reward", "ppo"} | EVALUATIONS
+    before, after = plan(config), plan(weighted)
+    assert {stage.id for stage in before.of_kind("split")} == {stage.id for stage in after.of_kind("split")}
+    for kind in ("sft", "reward", "ppo"):
+        assert [stage.settings["data_weights"] for stage in after.of_kind(kind)] == [[1.0, 2.5]]
+    assert ids(with_value(config, "defaults.data_weights", {"more": 1.0})) == ids(config)
+    assert "data_weights: 'mor' is not in data_path: pairs, more" in refused(
+        with_value(config, "defaults.data_weights", {"mor": 2.0})
+    )
+    assert "greater than 0" in refused(with_value(config, "defaults.data_weights", {"more": 0.0}))
+
+
+def test_a_chat_template_belongs_to_the_tokens_and_its_text_not_to_the_dataset() -> None:
+    plain, own, written, other = (
+        plan(with_value(make_config(), "datasets.pairs.chat_template", template))
+        for template in (None, "tokenizer", "{{ messages }}", "{{ messages[0] }}")
+    )
+    assert {stage.id for stage in own.of_kind("dataset")} == {stage.id for stage in other.of_kind("dataset")}
+    assert {stage.id for stage in own.of_kind("dataset")} != {stage.id for stage in plain.of_kind("dataset")}
+    assert plan(make_config()).stages.keys() == plain.stages.keys()
+    tokens = [{stage.id for stage in each.of_kind("tokens")} for each in (plain, own, written, other)]
+    assert len(set.union(*tokens)) == 8  # of two models each
+    for stage in written.of_kind("tokens"):
+        assert stage.settings == {"chat_template": "{{ messages }}"}
+
+
+def test_packing_is_how_a_stage_runs() -> None:
+    assert ids(make_config(sft={"execution": {"packing": True}})) == ids(make_config())
+    assert "packing" in refused(make_config(reward={"execution": {"packing": True}}))
+
+
 def test_a_run_has_every_stage_in_the_plan() -> None:
     resolved = plan(make_config())
     (run,) = resolved.runs
@@ -389,3 +424,16 @@ def test_the_configuration_can_be_imported_without_heavy_packages(repo_root: Pat
         [sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True
     )
     assert loaded.stdout.strip() == ""
+
+
+def test_how_a_prompt_is_computed_is_no_part_of_the_result() -> None:
+    stages = [
+        plan(make_config(reward=reward)).runs[0].stages["reward"]
+        for reward in ({}, {"execution": {"share_prompt": True}}, {"margin_coefficient": 0.5})
+    ]
+    assert stages[0] == stages[1] != stages[2]
+
+
+def test_the_token_wise_loss_cannot_share_a_prompt() -> None:
+    with pytest.raises(UserError, match=r"demo\.reward: execution\.share_prompt: loss token_wise .* set it to false"):
+        plan(make_config(reward={"loss": "token_wise", "execution": {"share_prompt": True}}))

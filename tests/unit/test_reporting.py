@@ -29,6 +29,8 @@ from rlhf.reporting.collect import (
 )
 from rlhf.reporting.memory_figure import largest_peaks, memory
 from rlhf.reporting.plots import Curve, best_of_n_curve, learning_curves, mean_curve, reward_vs_kl, root_of_kl
+from rlhf.reporting.reward_figure import pooled, reward_model
+from rlhf.reporting.reward_table import COLUMNS, reward_rows
 from rlhf.reporting.samples import TEXT_LIMIT, samples_html, samples_markdown
 from rlhf.reporting.style import PALETTE, colours
 from rlhf.reporting.summary import summarise
@@ -88,7 +90,19 @@ def _supervised(root: Path, seed: int) -> None:
         _stage(folder, kind, "sha256:past" if kind == "sft" else CODE, ("load", "train", "evaluate", "save"))
         _write(folder / "metrics.jsonl", *rows, lines=True)
     _write(root / f"results/evaluate_sft/tiny-s{seed}/evaluation.json", {"loss": 1.1, "perplexity": 3.0 + seed / 10})
-    judged = {"accuracy": 0.8 + seed / 100, "gold_accuracy": 0.85, "pairs": 900}
+    judged = {"accuracy": 0.8 + seed / 100, "gold_accuracy": 0.85, "pairs": 900, "longer_accuracy": 0.55}
+    part = {"pairs": 300 * seed, "accuracy": 0.7 + seed / 10, "accuracy_low": 0.7, "accuracy_high": 0.95}
+    judged |= {
+        "calibration_error": 0.02,
+        "calibration": [
+            {"from": p, "to": p + 0.05, "pairs": 100 * seed, "predicted": p + seed / 100}
+            | {"observed": p, "observed_low": p - 0.1, "observed_high": p + 0.1}
+            for p in (0.6, 0.85, 0.95)
+        ],
+        "by_subset": [{"subset": "chat", "longer_accuracy": 0.5, **part}],
+        "by_longer": [{"chosen": "longer", **part}],
+        "by_length_difference": [{"from": -9, "to": -2, **part}, {"from": -1, "to": 4, **part}],
+    }
     _write(root / f"results/evaluate_reward/tiny-s{seed}/evaluation.json", judged)
 
 
@@ -337,6 +351,33 @@ def test_html_is_escaped() -> None:
     assert "<script>" not in page and "a &amp; b" in page
 
 
+def test_reward_models_have_a_row_for_each_part_of_the_pairs(experiment: Experiment) -> None:
+    rows = [row for row in reward_rows(experiment) if row["id"] == "tiny-s2"]
+    assert [(row["part"], row.get("value"), row["pairs"]) for row in rows] == [
+        ("all", None, 900),
+        ("subset", "chat", 600),
+        ("chosen answer", "longer", 600),
+        ("length difference", "-9 to -2", 600),
+        ("length difference", "-1 to 4", 600),
+    ]
+    assert rows[0]["accuracy"] == pytest.approx(0.82) and rows[0]["calibration_error"] == 0.02
+    assert len(reward_rows(experiment)) == 10
+    table = to_markdown(rows, COLUMNS)
+    assert "0.900" in table.splitlines()[3] and "choosing the longer" in table.splitlines()[0]
+
+
+def test_bins_of_seeds_are_pooled_by_their_pairs() -> None:
+    low, high = {"from": 0.6, "to": 0.65}, {"from": 0.95, "to": 1.0}
+    one = [
+        {**high, "pairs": 10, "predicted": 1.0, "observed": 1.0},
+        {**low, "pairs": 100, "predicted": 0.61, "observed": 0.5},
+    ]
+    two = [{**low, "pairs": 300, "predicted": 0.63, "observed": 0.7}]
+    curve = pooled([one, two], lambda row: row["predicted"], "observed")
+    assert curve.x.tolist() == pytest.approx([0.625, 1.0])
+    assert curve.y.tolist() == pytest.approx([0.65, 1.0])
+
+
 def test_samples_are_cut_limited_and_headed(experiment: Experiment) -> None:
     text = samples_markdown(experiment, 1)
     assert text.count("## kl_coefficient = ") == 2 and "(seed 1)" in text and "(seed 2)" not in text
@@ -375,7 +416,7 @@ def _svg_size(text: str) -> tuple[float, float]:
 
 
 def test_figures_are_deterministic_svg_without_date(experiment: Experiment) -> None:
-    for draw in (learning_curves, reward_vs_kl, memory):
+    for draw in (learning_curves, reward_vs_kl, reward_model, memory):
         text = draw(experiment)
         assert draw(experiment) == text
         assert ElementTree.fromstring(text).tag.endswith("svg")
@@ -390,11 +431,12 @@ def test_gold_panel_is_left_out_where_gold_is_not_defined(experiment: Experiment
 
 
 def test_figures_without_data_say_so() -> None:
-    roles = ("sft", "reward", "ppo", "baseline", "evaluate_ppo")
+    roles = ("sft", "reward", "evaluate_reward", "ppo", "baseline", "evaluate_ppo")
     stages = {(role, "x"): StageFiles(role, "x", Path("x")) for role in roles}
     nothing = Experiment("none", [ExperimentRun({}, 1, dict.fromkeys(roles, "x"))], stages, Path("."))
     assert "no training metrics" in learning_curves(nothing)
     assert "no memory was measured" in memory(nothing)
+    assert "no calibration was measured" in reward_model(nothing)
     assert ElementTree.fromstring(reward_vs_kl(nothing)) is not None
 
 

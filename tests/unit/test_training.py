@@ -14,7 +14,7 @@ from rlhf.models.loading import dropout_keys, load_policy, load_reward_backbone
 from rlhf.models.lora import add_lora, merged_weights
 from rlhf.models.scores import TokenScorer
 from rlhf.training.engine import EngineSettings, Trainer, parameter_groups
-from rlhf.training.reward import PairPreference, pair_loss, pair_scores, score_statistics
+from rlhf.training.reward import GroupPreference, pair_loss, score_statistics
 from rlhf.training.sft import AnswerLikelihood, collate_answers
 from rlhf.training.supervised import mean_loss, steps_per_epoch
 
@@ -77,32 +77,41 @@ def test_sft_loss_is_the_mean_over_answer_tokens(family_folder, list_corpus, gro
 
 def test_pair_loss_is_bradley_terry():
     chosen, rejected = torch.tensor([1.0, -0.5]), torch.tensor([0.2, 0.3])
-    expected = sum(-math.log(1 / (1 + math.exp(-(c - r)))) for c, r in ((1.0, 0.2), (-0.5, 0.3)))
-    assert float(pair_loss(chosen, rejected)) == pytest.approx(expected, rel=1e-6)
+    for margins in ((0.0, 0.0), (0.5, 2.0)):
+        pairs = zip((1.0, -0.5), (0.2, 0.3), margins, strict=True)
+        expected = [-math.log(1 / (1 + math.exp(-(c - r - m)))) for c, r, m in pairs]
+        assert pair_loss(chosen, rejected, torch.tensor(margins)).tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_pair_scores_are_read_at_the_eos(gpt2_folder, list_corpus):
-    scorer = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=0)).eval()
+def scores_alone(scorer, corpus) -> list[float]:
+    """Score of every answer at its EOS, one forward pass each."""
+    scores = []
     with torch.no_grad():
-        chosen, rejected = pair_scores(scorer, list_corpus, np.array([0, 1, 2]))
-        for row in range(3):
-            for scores, answer in ((chosen, list_corpus.chosen(row)), (rejected, list_corpus.rejected(row))):
-                ids = torch.from_numpy(np.concatenate([list_corpus.prompt(row), answer]))[None]
+        for row in range(len(corpus)):
+            for answer in corpus.answers(row):
+                ids = torch.from_numpy(np.concatenate([corpus.prompt(row), answer]))[None]
                 assert int(ids[0, -1]) == 1
-                alone = scorer.model.score(scorer.body(ids).last_hidden_state)[0, -1, 0]
-                assert float(scores[row]) == pytest.approx(float(alone), abs=1e-5)
+                scores.append(float(scorer.model.score(scorer.body(ids).last_hidden_state)[0, -1, 0]))
+    return scores
 
 
-def test_score_statistics_cover_both_answers(gpt2_folder, list_corpus, group):
+def test_scores_are_read_at_the_eos(gpt2_folder, group_corpus):
     scorer = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=0)).eval()
     with torch.no_grad():
-        scores = torch.cat(pair_scores(scorer, list_corpus, np.arange(16))).double().numpy()
-    mean, std = score_statistics(scorer, list_corpus, batch_size=5)
+        scores = GroupPreference().scores(scorer, group_corpus, np.arange(10))
+    assert scores.tolist() == pytest.approx(scores_alone(scorer, group_corpus), abs=1e-5)
+
+
+def test_score_statistics_count_every_answer_once(gpt2_folder, group_corpus, group):
+    scorer, objective = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=0)).eval(), GroupPreference()
+    scores = np.array(scores_alone(scorer, group_corpus))
+    assert len(scores) == 2 + 4 + 3 + 5 + 2 + 4 + 3 + 5 + 2 + 4
+    mean, std = score_statistics(scorer, group_corpus, objective, batch_size=3)
     assert mean == pytest.approx(scores.mean(), abs=1e-5)
     assert std == pytest.approx(scores.std(), abs=1e-5)
     scorer.model.score.weight.data.zero_()
     with pytest.raises(UserError, match="same score"):
-        score_statistics(scorer, list_corpus, batch_size=5)
+        score_statistics(scorer, group_corpus, objective, batch_size=3)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -139,11 +148,12 @@ def test_gradient_checkpointing_changes_nothing(gpt2_folder, list_corpus, group)
 
 def test_reward_training_ranks_what_it_was_shown(gpt2_folder, list_corpus, group):
     scorer = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=0))
-    before = mean_loss(scorer, PairPreference(), list_corpus, 8)
-    train(scorer, list_corpus, 8, steps=30, objective=PairPreference())
-    after = mean_loss(scorer, PairPreference(), list_corpus, 8)
+    objective = GroupPreference()
+    before = mean_loss(scorer, objective, list_corpus, 8)
+    train(scorer, list_corpus, 8, steps=30, objective=objective)
+    after = mean_loss(scorer, objective, list_corpus, 8)
     assert after["loss"] < 0.5 * before["loss"]
-    assert after["accuracy"] == 1.0
+    assert objective.summary(after)["accuracy"] == 1.0
 
 
 def test_biases_and_norms_are_not_decayed(gpt2_folder):

@@ -76,9 +76,10 @@ rule tokenize_dataset:
         runtime=60,
     params:
         dataset=lambda wildcards: f"resources/datasets/{stage('tokens', wildcards.id).upstream['dataset']}",
+        chat_template=lambda wildcards: stage("tokens", wildcards.id).settings.get("chat_template", ""),
     shell:
         "exec python {SCRIPTS:q}/tokenize_dataset.py --dataset {params.dataset:q} --model {input.model:q}"
-        " --output {output.tokens:q} --workers {threads} > {log:q} 2>&1"
+        " --chat-template={params.chat_template:q} --output {output.tokens:q} --workers {threads} > {log:q} 2>&1"
 
 
 rule split_dataset:

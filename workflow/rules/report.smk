@@ -43,6 +43,20 @@ rule summarise:
             subcategory="Quality",
             labels={"result": "Sample answers"},
         ),
+        reward_parts=report(
+            "results/experiments/{name}/reward_parts.html",
+            caption="../report/reward_parts.rst",
+            category="{name}",
+            subcategory="Quality",
+            labels={"result": "Reward model by subset and length"},
+        ),
+        reward_model=report(
+            "results/experiments/{name}/reward_model.svg",
+            caption="../report/reward_model.rst",
+            category="{name}",
+            subcategory="Quality",
+            labels={"result": "Reward model: calibration"},
+        ),
         reward_vs_kl=report(
             "results/experiments/{name}/reward_vs_kl.svg",
             caption="../report/reward_vs_kl.rst",

@@ -14,6 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="resources/datasets/ID")
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with the tokenizer")
+    parser.add_argument("--chat-template", default="", help="`tokenizer`, or a Jinja template; empty: plain text")
     parser.add_argument("--output", type=Path, required=True, help="results/tokens/ID, where the ids go")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     return parser.parse_args()
@@ -21,7 +22,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Tokenise."""
-    tokenize(args.dataset, args.model, args.output, args.workers)
+    tokenize(args.dataset, args.model, args.output, args.workers, args.chat_template or None)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlhf.config.schema import ExperimentSettings
-from rlhf.config.stages import PpoSettings
+from rlhf.config.stages import PpoSettings, RewardSettings
 from rlhf.errors import UserError
 
 # What was tried, family by family: docs/from-deepspeed-chat.md.
@@ -29,7 +29,11 @@ def require_consistency(settings: ExperimentSettings, place: str) -> None:
     Raises:
         UserError: naming every contradiction.
     """
-    mistakes = list(_data(settings, place)) + [f"{place}.ppo: {mistake}" for mistake in _ppo(settings.ppo)]
+    mistakes = [
+        *_data(settings, place),
+        *(f"{place}.reward: {mistake}" for mistake in _reward(settings.reward)),
+        *(f"{place}.ppo: {mistake}" for mistake in _ppo(settings.ppo)),
+    ]
     if mistakes:
         raise UserError("\n  ".join(mistakes))
 
@@ -37,6 +41,13 @@ def require_consistency(settings: ExperimentSettings, place: str) -> None:
 def _data(settings: ExperimentSettings, place: str) -> Iterator[str]:
     if not settings.data_path:
         yield f"{place}.data_path: name at least one dataset of `datasets`"
+    for name in settings.data_weights.keys() - set(settings.data_path):
+        yield f"{place}.data_weights: {name!r} is not in data_path: {', '.join(settings.data_path)}"
+
+
+def _reward(reward: RewardSettings) -> Iterator[str]:
+    if reward.loss == "token_wise" and reward.execution.share_prompt:
+        yield "execution.share_prompt: loss token_wise compares padded sequences; set it to false, or loss: last_token"
 
 
 def _ppo(ppo: PpoSettings) -> Iterator[str]:

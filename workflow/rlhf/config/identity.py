@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2  # raised when results of older code are of a form that this code cannot read
 
 
 def slug(text: str, length: int = 32) -> str:

@@ -70,15 +70,18 @@ class _Resolver:
             self._split(dataset, share, settings.split_seed)
             for dataset, share in zip(datasets, proportions, strict=True)
         ]
-        policy_data = {"tokens": [self._tokens(dataset, policy) for dataset in datasets], "split": splits}
-        reward_data = {"tokens": [self._tokens(dataset, reward_base) for dataset in datasets], "split": splits}
+        policy_data = {"tokens": self._tokens(settings.data_path, datasets, policy), "split": splits}
+        reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
         gold = self._gold(settings.data_path)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
-        ids["sft"] = self._train("sft", settings.sft, seed, {"model": policy, **policy_data})
+        weights = {"data_weights": [settings.data_weights.get(name, 1.0) for name in settings.data_path]}
+        ids["sft"] = self._train("sft", settings.sft, seed, {"model": policy, **policy_data}, weights)
         backbone = {"sft": ids["sft"]} if settings.reward.start_from == "sft" else {"model": reward_base}
-        ids["reward"] = self._train("reward", settings.reward, seed, {**backbone, **reward_data})
+        ids["reward"] = self._train("reward", settings.reward, seed, {**backbone, **reward_data}, weights)
         trained = {"sft": ids["sft"], "reward": ids["reward"]}
-        ids["ppo"] = self._train("ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold})
+        ids["ppo"] = self._train(
+            "ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold, **weights}
+        )
         ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
         return ids
 
@@ -137,7 +140,9 @@ class _Resolver:
 
     def _dataset(self, name: str, place: str) -> str:
         dataset: DatasetSettings = self._named(self._configuration.datasets, name, place, "datasets")
-        settings = dataset.model_dump(mode="json", exclude={"gold_reward", "data_split"})
+        settings = dataset.model_dump(mode="json", exclude={"gold_reward", "data_split", "chat_template"})
+        if dataset.chat_template is not None:
+            settings["turns"] = True  # which template writes them is up to the tokens
         files = _paths(dataset.source.path)
         if files:
             key = f"datasets.{name}.source.path"
@@ -180,9 +185,14 @@ class _Resolver:
             )
         )
 
-    def _tokens(self, dataset: str, model: str) -> str:
-        upstream = {"dataset": dataset, "model": model}
-        return self._plan.add(Stage("tokens", stage_id(_label(dataset, model), "tokens", {}, upstream), {}, upstream))
+    def _tokens(self, names: list[str], datasets: list[str], model: str) -> list[str]:
+        stages = []
+        for name, dataset in zip(names, datasets, strict=True):
+            template = self._configuration.datasets[name].chat_template
+            own = {} if template is None else {"chat_template": template}
+            upstream = {"dataset": dataset, "model": model}
+            stages.append(Stage("tokens", stage_id(_label(dataset, model), "tokens", own, upstream), own, upstream))
+        return [self._plan.add(stage) for stage in stages]
 
     def _proportions(self, settings: ExperimentSettings) -> list[str]:
         """The `data_split` of each dataset; together they must give every phase something."""
@@ -200,13 +210,11 @@ class _Resolver:
         own = {"data_split": data_split, "split_seed": seed}
         return self._plan.add(Stage("split", stage_id(_label(dataset), "split", own, upstream), own, upstream))
 
-    def _train(
-        self, kind: str, settings: Any, seed: int, upstream: dict[str, Any], extra: dict[str, Any] | None = None
-    ) -> str:
+    def _train(self, kind: str, settings: Any, seed: int, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
         own, execution = _divide(settings)
         label = _label(upstream["model"]) + f"-s{seed}" if "model" in upstream else _label(upstream["sft"])
-        identifier = stage_id(label, kind, {**own, **(extra or {}), "seed": seed}, upstream)
-        return self._plan.add(Stage(kind, identifier, {**own, **(extra or {})}, upstream, seed, execution))
+        identifier = stage_id(label, kind, {**own, **extra, "seed": seed}, upstream)
+        return self._plan.add(Stage(kind, identifier, {**own, **extra}, upstream, seed, execution))
 
     def _evaluate(self, kind: str, settings: Any, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
         own, execution = _divide(settings)

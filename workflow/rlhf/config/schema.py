@@ -24,6 +24,11 @@ class ExperimentSettings(Section):
         "given still win. `docs/from-deepspeed-chat.md` lists them.",
     )
     data_path: list[str] = Field([], description="Names under `datasets`, used together.")
+    data_weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="Dataset -> how often an epoch sees its training rows, default 1; at 0.5, half of them, and the "
+        "other half in the next epoch.",
+    )
     data_split: DataSplit = Field("2,4,4", description="Proportions of the rows for SFT, reward, PPO.")
     split_seed: int = Field(1234, ge=0, description="Seed of the partition; the same for all training seeds.")
     policy: str | None = Field(None, description="Name under `models`: the model that becomes the policy.")

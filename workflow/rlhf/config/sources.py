@@ -38,14 +38,30 @@ class DatasetSettings(Section):
     """A dataset and how its rows become prompt / chosen / rejected."""
 
     source: DatasetSource = Field(description="Where the rows come from.")
-    shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons"] | None = Field(
-        None, description="Shape of a row; unset uses the ready mapping of a known hub dataset, else `pairs`."
+    shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons", "ranked"] | None = Field(
+        None,
+        description="Shape of a row; unset uses the ready mapping of a known hub dataset, else `pairs`. `ranked` has a "
+        "list `answers`, best first, or with a list `ratings` (higher is better) or `ranks` (lower is better); equal "
+        "ones are ties. `ratings` has one rated answer per row. Both give one group per prompt.",
     )
-    columns: dict[str, str] = Field({}, description="Role -> column; dots reach into nested fields.")
+    columns: dict[str, str] = Field(
+        {},
+        description="Role -> column; dots reach into nested fields. Optional roles: `subset`, a name for the reports; "
+        "`margin` of `pairs`, `dialogues` and `messages`, a number of at least 0.",
+    )
     prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
     answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
+        "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
+        "turn; the text of a turn is stripped. Unset: plain text.",
+    )
     data_split: DataSplit | None = Field(
-        None, description="Overrides the experiment's `data_split` for this dataset; `1,0,0` is for SFT only."
+        None,
+        description="Overrides the experiment's `data_split` for this dataset. `1,0,0` is for SFT only, as "
+        "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
     gold_reward: str | None = Field(

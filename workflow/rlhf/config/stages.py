@@ -99,12 +99,33 @@ class _TrainingExecution(Execution):
 class TrainExecution(_TrainingExecution):
     """How an SFT or reward stage runs."""
 
-    per_device_train_batch_size: int = Field(8, ge=1, description="Sequences (SFT) or pairs (reward) per micro-batch.")
+    per_device_train_batch_size: int = Field(
+        8, ge=1, description="Sequences (SFT) or groups of answers to one prompt (reward) per micro-batch."
+    )
     per_device_eval_batch_size: int = Field(16, ge=1, description="The same in evaluation.")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
     offload: bool = Field(False, description="Keep optimizer state (and ZeRO-3 parameters) in host memory.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     saving: Saving = Field(Saving(), description="How the model is saved.")
+
+
+class RewardExecution(TrainExecution):
+    """How a reward stage runs."""
+
+    share_prompt: bool = Field(
+        False,
+        description="Compute the prompt once for all its answers, in one sequence with a mask; not with `token_wise`.",
+    )
+
+
+class SftExecution(TrainExecution):
+    """How an SFT stage runs."""
+
+    packing: bool = Field(
+        False,
+        description="Put several rows into one sequence of at most `max_seq_len` tokens, each attending to itself "
+        "only; batch sizes per device then count such sequences.",
+    )
 
 
 class PpoExecution(_TrainingExecution):
@@ -126,7 +147,9 @@ class PpoExecution(_TrainingExecution):
 
 
 class _Supervised(Optimization):
-    global_batch_size: int = Field(32, ge=1, description="Sequences (SFT) or pairs (reward) per optimizer step.")
+    global_batch_size: int = Field(
+        32, ge=1, description="Sequences (SFT) or groups of answers to one prompt (reward) per optimizer step."
+    )
     num_train_epochs: int = Field(1, ge=1, description="Passes over the training data.")
     max_seq_len: int = Field(512, ge=2, description="Longest prompt + answer, in tokens; longer rows are counted out.")
     max_eval_rows: int = Field(1000, ge=1, description="Unseen rows used to evaluate, at most.")
@@ -146,15 +169,22 @@ class SftSettings(_Supervised):
     loss_on: Literal["completion", "all"] = Field(
         "completion", description="Tokens that the loss counts: those of the answer, or (as DeepSpeed-Chat) all."
     )
+    execution: SftExecution = Field(SftExecution(), description="How the stage runs.")
 
 
 class RewardSettings(_Supervised):
-    """Reward model: Bradley-Terry loss on pairs."""
+    """Reward model: Bradley-Terry loss on all comparisons among the answers to a prompt."""
 
     loss: Literal["last_token", "token_wise"] = Field(
         "last_token",
         description="Compare the scores at the answers' ends, or (as DeepSpeed-Chat) at each position from the first "
         "difference on.",
+    )
+    margin_coefficient: float = Field(
+        0.0,
+        ge=0,
+        description="Factor of the margin by which the better answer shall win (as Llama 2): the `margin` of a pair, "
+        "or the difference of two ratings; 0: none.",
     )
     start_from: Literal["pretrained", "sft"] = Field(
         "pretrained", description="Backbone: the model `reward_model`, or the SFT model of the same run."
@@ -162,6 +192,7 @@ class RewardSettings(_Supervised):
 
     learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not applied to biases and norms.")
+    execution: RewardExecution = Field(RewardExecution(), description="How the stage runs.")
 
 
 class PpoSettings(Section):

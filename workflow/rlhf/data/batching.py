@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -13,14 +14,22 @@ from rlhf.runtime.seeds import derive_seed
 MEGA_BATCHES = 32
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:
-    """Global batches of one epoch: every row once, rows of like length together, batches in random order.
+class EpochRows(Protocol):
+    """What says which rows an epoch sees; `rlhf.data.corpus.Corpus` does."""
+
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        """Row indices, repeated where a row is seen several times."""
+
+
+def epoch_batches(rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:
+    """Global batches of one epoch: rows of like length together, batches in random order.
 
     Rows are shuffled, cut into windows of `MEGA_BATCHES` batches, sorted by length inside a window, and cut into
     batches; the batches are shuffled again. The last batch may be smaller.
 
     Args:
-        lengths: tokens of each row, [rows].
+        rows: row indices of the epoch.
+        lengths: tokens of each row of the corpus.
         batch_size: rows per optimizer step, over all processes.
         seed: of this epoch's order.
 
@@ -28,7 +37,7 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.nd
         Arrays of row indices.
     """
     generator = np.random.default_rng(seed)
-    order = generator.permutation(len(lengths))
+    order = generator.permutation(rows)
     window = batch_size * MEGA_BATCHES
     batches = []
     for start in range(0, len(order), window):
@@ -38,10 +47,10 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.nd
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
-def shuffled_rows(rows: int, seed: int) -> Iterator[int]:
-    """All rows in a new random order in each pass, without end."""
+def shuffled_rows(corpus: EpochRows, seed: int) -> Iterator[int]:
+    """The rows of each epoch in a new random order, without end."""
     for epoch in itertools.count():
-        yield from np.random.default_rng(derive_seed(seed, epoch)).permutation(rows).tolist()
+        yield from np.random.default_rng(derive_seed(seed, epoch)).permutation(corpus.epoch_rows(seed, epoch)).tolist()
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,10 @@ class MicroBatch:
     weight: float
 
 
-def micro_batches(batch: np.ndarray, lengths: np.ndarray, size: int, rank: int, world_size: int) -> list[MicroBatch]:
-    """One process's share of a global batch, longest rows first.
+def micro_batches(
+    batch: np.ndarray, lengths: np.ndarray, size: int, rank: int, world_size: int, capacity: int | None = None
+) -> list[MicroBatch]:
+    """One process's share of a global batch, longest rows (or fullest sequences) first.
 
     Every process gets the same number of micro-batches. Where the rows do not suffice, a process repeats the
     shortest row with weight 0.
@@ -61,17 +72,46 @@ def micro_batches(batch: np.ndarray, lengths: np.ndarray, size: int, rank: int, 
     Args:
         batch: row indices of the global batch.
         lengths: tokens of each row of the corpus.
-        size: rows per micro-batch, at most.
+        size: rows per micro-batch, at most; where rows are packed, sequences.
         rank: this process.
         world_size: number of processes.
+        capacity: tokens of a sequence into which rows are packed; None: each row is a sequence of its own.
     """
     ordered = batch[np.argsort(-lengths[batch], kind="stable")]
-    size = min(size, -(-len(ordered) // world_size))
-    chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    if capacity is None:
+        sequences = [ordered[place : place + 1] for place in range(len(ordered))]
+    else:
+        packed = [batch[places] for places in pack(lengths[batch], capacity)]
+        sequences = sorted(packed, key=lambda rows: -int(lengths[rows].sum()))
+    size = min(size, -(-len(sequences) // world_size))
+    chunks = [np.concatenate(sequences[start : start + size]) for start in range(0, len(sequences), size)]
     mine = [MicroBatch(chunk, 1.0) for chunk in chunks[rank::world_size]]
     if len(mine) < -(-len(chunks) // world_size):
         mine.append(MicroBatch(ordered[-1:], 0.0))
     return mine
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
+    """First-fit decreasing: each row, longest first, goes into the first sequence that has room for it.
+
+    Packing the rows of some of these sequences again gives the same sequences, up to rows of equal length.
+
+    Args:
+        lengths: tokens of each row, none above `capacity`, [rows].
+        capacity: tokens of a sequence.
+
+    Returns:
+        Places in `lengths` of each sequence's rows.
+    """
+    room = np.full(len(lengths), capacity)  # of every sequence there can be
+    sequences: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        place = int(np.argmax(room[: len(sequences) + 1] >= lengths[row]))
+        if place == len(sequences):
+            sequences.append([])
+        sequences[place].append(row)
+        room[place] -= lengths[row]
+    return [np.array(rows) for rows in sequences]
 
 
 @dataclass(frozen=True)

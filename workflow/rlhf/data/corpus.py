@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rlhf.data.tokens import TokenStore
 from rlhf.errors import UserError
+from rlhf.runtime.seeds import derive_seed
 
 
 class Corpus:
@@ -19,12 +20,21 @@ class Corpus:
         splits: results/split/<id>/ folders, in the same order.
         split: `train` or `eval`.
         phase: `sft`, `reward` or `ppo`.
+        weights: how often an epoch sees each dataset's rows; None: once.
 
     Raises:
         UserError: there is no row, or the folders were made with different tokenizers.
     """
 
-    def __init__(self, tokens: Sequence[Path], splits: Sequence[Path], split: str, phase: str) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[Path],
+        splits: Sequence[Path],
+        split: str,
+        phase: str,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self._weights = [1.0] * len(tokens) if weights is None else weights
         self._stores = [TokenStore(folder, split) for folder in tokens]
         rows = [np.load(folder / f"{split}.{phase}.npy") for folder in splits]
         self._places = np.array([(i, row) for i, part in enumerate(rows) for row in part], np.int64).reshape(-1, 2)
@@ -51,6 +61,12 @@ class Corpus:
         """Hash of the tokenizer that made the ids."""
         return self._stores[0].tokenizer_fingerprint
 
+    @property
+    def chat_template(self) -> str | None:
+        """The configuration's chat template, where all datasets have the same."""
+        templates = {store.chat_template for store in self._stores}
+        return templates.pop() if len(templates) == 1 else None
+
     def prompt(self, index: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
         store, row = self._places[index]
@@ -61,10 +77,20 @@ class Corpus:
         store, row = self._places[index]
         return self._stores[store].chosen(row)
 
-    def rejected(self, index: int) -> np.ndarray:
-        """Ids of the rejected answer, EOS included: [length] int64."""
+    def answers(self, index: int) -> list[np.ndarray]:
+        """Ids of each answer to a prompt, EOS included, the best first: [length] int64 each."""
         store, row = self._places[index]
-        return self._stores[store].rejected(row)
+        return self._stores[store].answers(row)
+
+    def judgements(self, index: int) -> np.ndarray:
+        """`length`, `rank` (0 is best) and `rating` (NaN where unknown) of each answer: [answers], structured."""
+        store, row = self._places[index]
+        return self._stores[store].judgements(row)
+
+    def subset(self, index: int) -> str | None:
+        """The part of its dataset that a row belongs to, where the data names one."""
+        store, row = self._places[index]
+        return self._stores[store].subset(row)
 
     def place(self, index: int) -> tuple[int, int]:
         """(number of the dataset, row in its cached split) of an index."""
@@ -72,9 +98,57 @@ class Corpus:
         return int(store), int(row)
 
     def lengths(self, field: str) -> np.ndarray:
-        """Token counts of `prompt`, `chosen` or `rejected` of all rows: [rows] int64."""
-        tables = [store.lengths(field) for store in self._stores]
-        return np.array([tables[store][row] for store, row in self._places], dtype=np.int64)
+        """Token counts of `prompt` or `chosen` of all rows: [rows] int64."""
+        return self._of_rows([store.lengths(field) for store in self._stores])
+
+    def longest_answers(self) -> np.ndarray:
+        """Tokens of the longest answer of each row: [rows] int64."""
+        return self._of_rows([store.longest_answers() for store in self._stores])
+
+    def _of_rows(self, tables: list[np.ndarray]) -> np.ndarray:
+        values = np.empty(len(self), dtype=np.int64)
+        for number, table in enumerate(tables):
+            own = self._places[:, 0] == number
+            values[own] = table[self._places[own, 1]]
+        return values
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that an epoch sees, the same in all epochs.
+
+        Raises:
+            UserError: a weight leaves nothing of its dataset.
+        """
+        return sum(copies * len(rows) + part for rows, copies, part in self._shares())
+
+    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
+        """Rows that an epoch sees: a dataset of weight 2.5 gives each row twice, and half of its rows once more.
+
+        That half is random, and each epoch's begins where that of the epoch before ends, so that all rows are seen
+        equally often in the long run.
+
+        Args:
+            seed: of the training.
+            epoch: counted from 0.
+
+        Returns:
+            Row indices, [rows_per_epoch] int64.
+        """
+        seen = []
+        for number, (rows, copies, part) in enumerate(self._shares()):
+            order = np.random.default_rng(derive_seed(seed, "weights", number)).permutation(rows)
+            seen += [rows] * copies + [np.roll(order, -epoch * part)[:part]]
+        return np.concatenate(seen)
+
+    def _shares(self) -> Iterator[tuple[np.ndarray, int, int]]:
+        """For each dataset: its rows, how often all of them are seen, and how many once more."""
+        for number, weight in enumerate(self._weights):
+            rows = np.flatnonzero(self._places[:, 0] == number)
+            copies = int(weight)
+            part = round((weight - copies) * len(rows))
+            if len(rows) and not copies and not part:
+                raise UserError(f"data_weights: {weight:g} of {len(rows)} rows of dataset {number + 1} leaves none")
+            yield rows, copies, part
 
     def keep(self, mask: np.ndarray, limit: str) -> int:
         """Keep the rows where `mask` is true; returns how many were dropped.

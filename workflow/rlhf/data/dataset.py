@@ -1,4 +1,4 @@
-"""The dataset cache: rows of any source and shape as prompt / chosen / rejected, with a report of what was left out."""
+"""The dataset cache: rows of any source and shape as prompt and answers, with a report of what was left out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import numpy as np
 
+from rlhf.data.example import Example
 from rlhf.data.examples import examples
 from rlhf.data.mappings import with_mapping
-from rlhf.data.shapes import Example
 from rlhf.data.sources import load_rows
 from rlhf.errors import UserError
 from rlhf.runtime.files import atomic_directory, write_json
@@ -26,8 +26,11 @@ FEATURES = datasets.Features(
     {
         "prompt": datasets.Value("string"),
         "chosen": datasets.Value("string"),
-        "rejected": datasets.Value("string"),
+        "rejected": datasets.List(datasets.Value("string")),  # better ones first
         "subset": datasets.Value("string"),
+        "ranks": datasets.List(datasets.Value("int32")),  # of chosen and rejected
+        "ratings": datasets.List(datasets.Value("float64")),  # of the same, or null
+        "turns": datasets.Value("string"),
         "row": datasets.Value("int64"),
     }
 )
@@ -86,7 +89,7 @@ def load_cached(path: Path, split: str) -> datasets.Dataset:
 def cached_texts(path: Path) -> Iterator[str]:
     """Every training text of a cached dataset, for a new tokenizer."""
     for row in load_cached(path, "train"):
-        yield from (row[field] for field in ("prompt", "chosen", "rejected") if row[field])
+        yield from (row["prompt"], row["chosen"], *row["rejected"])
 
 
 def _read(
@@ -151,13 +154,18 @@ def _hold_out(
 def _describe(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts and lengths that a reader wants to know of usable rows."""
     prompts = [row["prompt"] for row in rows]
-    texts = {field: [len(row[field]) for row in rows if row[field]] for field in ("prompt", "chosen", "rejected")}
+    texts = {field: [row[field] for row in rows] for field in ("prompt", "chosen")}
+    texts["rejected"] = [answer for row in rows for answer in row["rejected"]]
     return {
-        "without_rejected": sum(row["rejected"] is None for row in rows),
+        "without_rejected": sum(not row["rejected"] for row in rows),
+        "with_margin": sum(row["ratings"] is not None for row in rows),
+        "most_answers": 1 + max(len(row["rejected"]) for row in rows),
         "repeated_prompts": len(prompts) - len(set(prompts)),
-        "non_ascii_rows": sum(not all((row[field] or "").isascii() for field in texts) for row in rows),
+        "non_ascii_rows": sum(not "".join((row["prompt"], row["chosen"], *row["rejected"])).isascii() for row in rows),
         "characters": {
-            field: {"mean": float(np.mean(lengths)), "max": max(lengths)} for field, lengths in texts.items() if lengths
+            field: {"mean": float(np.mean(lengths)), "max": max(lengths)}
+            for field, lengths in ((field, list(map(len, column))) for field, column in texts.items())
+            if lengths
         },
     }
 

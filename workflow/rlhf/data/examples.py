@@ -1,13 +1,15 @@
-"""From the rows of a source to examples: columns are looked up, rows read, ratings paired, bad rows given a reason."""
+"""From the rows of a source to examples: columns are looked up, rows read, ratings grouped, bad rows given a reason."""
 
 from __future__ import annotations
 
 import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from rlhf.data.shapes import SHAPES, BadRow, Example, Formats, Row, Shape, as_number, checked
+from rlhf.data.example import BadRow, Example, Formats, Row, as_number, checked, in_order
+from rlhf.data.shapes import SHAPES, Shape
 from rlhf.errors import UserError
 
 MISSING = object()
@@ -29,7 +31,7 @@ def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Itera
     """
     shape = SHAPES[settings["shape"]]
     columns = _columns(shape, settings, place)
-    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"])
+    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"], settings["turns"])
     _require_formats(settings, place)
     seen: set[str] = set()
     available: dict[str, None] = {}
@@ -63,30 +65,37 @@ def _read(shape: Shape, row: Any, fields: Row, formats: Formats) -> Example | st
 
 
 def _rated(rows: list[tuple[int, Any, Row]], formats: Formats) -> Iterator[tuple[int, Example | str]]:
-    """Pair the answers of each prompt: best with worst, second with second worst, and so on."""
-    groups: dict[str, list[tuple[float, int, Example]]] = defaultdict(list)
+    """One example per prompt, with all its answers in the order of their ratings."""
+    groups: dict[str, dict[str, tuple[float, int, Example]]] = defaultdict(dict)
     for number, row, fields in rows:
         example = _read(SHAPES["ratings"], row, fields, formats)
         if isinstance(example, str):
             yield number, example
             continue
         try:
-            groups[example.prompt].append((as_number(fields["rating"]), number, example))
+            rating = as_number(fields["rating"])
         except BadRow as reason:
             yield number, str(reason)
-    for answers in groups.values():
-        answers.sort(key=lambda answer: (-answer[0], answer[1]))
-        for best, worst in zip(answers[: len(answers) // 2], reversed(answers), strict=False):
-            yield best[1], _paired(best, worst)
-        if len(answers) % 2:
-            yield answers[len(answers) // 2][1], "no partner"
+            continue
+        if example.chosen in groups[example.prompt]:
+            yield number, "repeated answer"
+        else:
+            groups[example.prompt][example.chosen] = (rating, number, example)
+    for group in groups.values():
+        yield _best_first(list(group.values()))
 
 
-def _paired(best: tuple[float, int, Example], worst: tuple[float, int, Example]) -> Example | str:
-    if best[0] == worst[0]:
-        return "tie"
-    example = Example(best[2].prompt, best[2].chosen, worst[2].chosen, best[2].subset)
-    return "identical pair" if example.chosen == example.rejected else example
+def _best_first(answers: list[tuple[float, int, Example]]) -> tuple[int, Example | str]:
+    """The number of the best answer's row, and the rated answers of one prompt as an example."""
+    _, number, best = max(answers, key=lambda answer: answer[0])
+    if len(answers) == 1:
+        return number, "no partner"
+    texts, ratings = [example.chosen for _, _, example in answers], [rating for rating, _, _ in answers]
+    try:
+        example = in_order(best.prompt, texts, ratings, best.subset, rated=True)
+        return number, replace(example, turns=best.turns)
+    except BadRow as reason:
+        return number, str(reason)
 
 
 def _columns(shape: Shape, settings: dict[str, Any], place: str) -> dict[str, str]:
@@ -100,6 +109,10 @@ def _columns(shape: Shape, settings: dict[str, Any], place: str) -> dict[str, st
 
 
 def _require_formats(settings: dict[str, Any], place: str) -> None:
+    if settings["turns"] and settings["prompt_format"] and settings["shape"] in ("messages", "dialogues"):
+        raise UserError(
+            f"{place}.prompt_format: the chat template formats the turns of {settings['shape']}; leave it out"
+        )
     prompt_fields = ("instruction", "input") if settings["shape"] == "instructions" else ("prompt",)
     for key, fields in (("prompt_format", prompt_fields), ("answer_format", ("answer",))):
         try:

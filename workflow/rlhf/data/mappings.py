@@ -64,9 +64,12 @@ def with_mapping(settings: dict[str, Any]) -> dict[str, Any]:
         settings: `DatasetSettings` as a dictionary; not changed.
 
     Returns:
-        The same keys, `shape` set, and `remove`: a pattern deleted from answers, or None.
+        The same keys, `shape` set, `remove`: a pattern deleted from answers, or None, and `turns`: whether prompts are
+        kept as the turns of a chat, which need no `Human:` and `Assistant:`.
     """
     known = KNOWN.get(settings["source"]["hub"] or "", {})
+    turns = settings.get("turns", False)
+    formats = {} if turns else known
     source = dict(settings["source"])
     source["eval_split"] = source["eval_split"] or known.get("eval_split")
     return {
@@ -74,7 +77,8 @@ def with_mapping(settings: dict[str, Any]) -> dict[str, Any]:
         "source": source,
         "shape": settings["shape"] or known.get("shape", "pairs"),
         "columns": known.get("columns", {}) | settings["columns"],
-        "prompt_format": settings["prompt_format"] or known.get("prompt_format"),
-        "answer_format": settings["answer_format"] or known.get("answer_format"),
+        "prompt_format": settings["prompt_format"] or formats.get("prompt_format"),
+        "answer_format": settings["answer_format"] or formats.get("answer_format"),
         "remove": known.get("remove"),
+        "turns": turns,
     }

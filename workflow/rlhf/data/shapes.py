@@ -1,4 +1,4 @@
-"""The shapes in which datasets come, and how one row of each becomes prompt / chosen / rejected; pure functions."""
+"""The shapes in which datasets come, and how one row of each becomes a prompt with answers; pure functions."""
 
 from __future__ import annotations
 
@@ -7,21 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt with a chosen and perhaps a rejected answer."""
-
-    prompt: str
-    chosen: str
-    rejected: str | None
-    subset: str | None = None
-
-
-class BadRow(Exception):
-    """A row that cannot be used; the argument is the reason, under which it is counted."""
+from rlhf.data.example import BadRow, Example, Formats, Messages, Row, as_number, in_order
 
 
 @dataclass(frozen=True)
@@ -33,60 +19,10 @@ class Shape:
     read: Callable[[Row, Formats], Example]
 
 
-@dataclass(frozen=True)
-class Formats:
-    """Templates of prompt and answer, and a pattern removed from answers."""
-
-    prompt: str | None
-    answer: str | None
-    remove: str | None
-
-    def format_prompt(self, default: str, **fields: str) -> str:
-        """The prompt text."""
-        return (self.prompt or default).format(**fields)
-
-    def format_answer(self, answer: str) -> str:
-        """The answer text.
-
-        Raises:
-            BadRow: the answer is empty.
-        """
-        if self.remove:
-            answer = re.sub(self.remove, "", answer)
-        if not answer.strip():
-            raise BadRow("empty answer")
-        return (self.answer or "{answer}").format(answer=answer)
-
-
-def checked(example: Example) -> Example:
-    """The example, if it can be used.
-
-    Raises:
-        BadRow: the prompt is empty, or both answers are the same.
-    """
-    if not example.prompt.strip():
-        raise BadRow("empty prompt")
-    if example.chosen == example.rejected:
-        raise BadRow("identical pair")
-    return example
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise BadRow("wrong type")
     return value
-
-
-def as_number(value: Any) -> float:
-    """A number, also where it is written as text.
-
-    Raises:
-        BadRow: it is no number.
-    """
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise BadRow("wrong type") from None
 
 
 def _subset(fields: Row) -> str | None:
@@ -97,7 +33,18 @@ def _pairs(fields: Row, formats: Formats) -> Example:
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
     chosen = formats.format_answer(_text(fields["chosen"]))
     rejected = formats.format_answer(_text(fields["rejected"])) if "rejected" in fields else None
-    return Example(prompt, chosen, rejected, _subset(fields))
+    return _pair(prompt, chosen, rejected, fields, formats.turns(prompt))
+
+
+def _pair(prompt: str, chosen: str, rejected: str | None, fields: Row, turns: str | None) -> Example:
+    """A pair with its margin, where the row has one; a margin is the rating of the better answer above a zero."""
+    if rejected is None:
+        return Example(prompt, chosen, subset=_subset(fields), turns=turns)
+    margin = as_number(fields["margin"]) if "margin" in fields else None
+    if margin is not None and margin < 0:
+        raise BadRow("negative margin")
+    ratings = None if margin is None else (margin, 0.0)
+    return Example(prompt, chosen, (rejected,), _subset(fields), (0, 1), ratings, turns)
 
 
 def _dialogues(fields: Row, formats: Formats) -> Example:
@@ -106,7 +53,18 @@ def _dialogues(fields: Row, formats: Formats) -> Example:
     if chosen_prompt != rejected_prompt:
         raise BadRow("prompt differs")
     prompt = formats.format_prompt("{prompt}", prompt=chosen_prompt)
-    return Example(prompt, formats.format_answer(chosen), formats.format_answer(rejected), _subset(fields))
+    turns = formats.turns(prompt, _marked_turns(prompt)) if formats.chat else None
+    return _pair(prompt, formats.format_answer(chosen), formats.format_answer(rejected), fields, turns)
+
+
+def _marked_turns(dialogue: str) -> Messages:
+    """The turns before the answer; chat templates want users and assistants by turns."""
+    first, *parts, _ = re.split(r"\n\n(Human|Assistant):", dialogue)
+    names, texts = parts[0::2], parts[1::2]  # the last mark is the answer's
+    if first.strip() or names != ["Human", "Assistant"] * (len(names) // 2):
+        raise BadRow("roles do not alternate")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [(roles[name], text) for name, text in zip(names, texts, strict=False)]
 
 
 def _last_turn(dialogue: str) -> tuple[str, str]:
@@ -120,11 +78,15 @@ def _last_turn(dialogue: str) -> tuple[str, str]:
 
 def _instructions(fields: Row, formats: Formats) -> Example:
     instruction, extra = _text(fields["instruction"]), _text(fields.get("input", ""))
-    default = "Human: {instruction}\n{input}\n\nAssistant:" if extra else "Human: {instruction}\n\nAssistant:"
+    default = "{instruction}\n{input}" if extra else "{instruction}"
+    if not formats.chat:
+        default = f"Human: {default}\n\nAssistant:"
     prompt = formats.format_prompt(default, instruction=instruction, input=extra)
     # Templates end without a space; the answer brings it, as a tokenizer sees words with their leading space.
     answer = formats.format_answer(_text(fields["output"]))
-    return Example(prompt, answer if formats.answer else " " + answer.lstrip(), None, _subset(fields))
+    if not formats.answer and not formats.chat:
+        answer = " " + answer.lstrip()
+    return Example(prompt, answer, subset=_subset(fields), turns=formats.turns(prompt))
 
 
 def _messages(fields: Row, formats: Formats) -> Example:
@@ -136,7 +98,9 @@ def _messages(fields: Row, formats: Formats) -> Example:
             raise BadRow("prompt differs")
         rejected = formats.format_answer(rejected)
     prompt = formats.format_prompt("{prompt}", prompt=prompt)
-    return Example(prompt, formats.format_answer(chosen), rejected, _subset(fields))
+    messages = [(message["role"], message["content"]) for message in fields["messages"][:-1]]
+    turns = formats.turns(prompt, messages)
+    return _pair(prompt, formats.format_answer(chosen), rejected, fields, turns)
 
 
 def _turns(messages: Any) -> tuple[str, str]:
@@ -153,29 +117,55 @@ def _turns(messages: Any) -> tuple[str, str]:
 
 
 def _comparisons(fields: Row, formats: Formats) -> Example:
-    first, second = as_number(fields.get("score_0", 0.5)), as_number(fields["score_1"])
-    if first == second:
+    grades = [as_number(fields.get("score_0", 0.5)), as_number(fields["score_1"])]
+    if grades[0] == grades[1]:
         raise BadRow("tie")
     answers = [formats.format_answer(_text(fields[role])) for role in ("answer_0", "answer_1")]
-    chosen, rejected = answers if first > second else reversed(answers)
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return Example(prompt, chosen, rejected, _subset(fields))
+    # A label alone says which answer is better, not by how much.
+    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated="score_0" in fields)
 
 
 def _ratings(fields: Row, formats: Formats) -> Example:
-    """One rated answer; `rejected` is filled in when the answers of a prompt are paired."""
+    """One rated answer; `rejected` is filled in when the answers of a prompt are put in order."""
     prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return Example(prompt, formats.format_answer(_text(fields["answer"])), None, _subset(fields))
+    return Example(
+        prompt, formats.format_answer(_text(fields["answer"])), subset=_subset(fields), turns=formats.turns(prompt)
+    )
+
+
+def _ranked(fields: Row, formats: Formats) -> Example:
+    """Answers best first, unless ratings (higher is better) or ranks (lower is better) give another order."""
+    answers = [formats.format_answer(_text(answer)) for answer in _list(fields["answers"])]
+    if not answers:
+        raise BadRow("empty answer")
+    grades = [float(-place) for place in range(len(answers))]
+    if "ratings" in fields:
+        grades = [as_number(rating) for rating in _list(fields["ratings"])]
+    elif "ranks" in fields:
+        grades = [-as_number(rank) for rank in _list(fields["ranks"])]
+    if len(grades) != len(answers):
+        raise BadRow("lists of different length")
+    prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
+    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated="ratings" in fields)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadRow("wrong type")
+    return value
 
 
 SHAPES = {
     "pairs": Shape(
-        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "subset": "subset"},
-        frozenset({"rejected", "subset"}),
+        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "margin": "margin", "subset": "subset"},
+        frozenset({"rejected", "margin", "subset"}),
         _pairs,
     ),
     "dialogues": Shape(
-        {"chosen": "chosen", "rejected": "rejected", "subset": "subset"}, frozenset({"subset"}), _dialogues
+        {"chosen": "chosen", "rejected": "rejected", "margin": "margin", "subset": "subset"},
+        frozenset({"margin", "subset"}),
+        _dialogues,
     ),
     "instructions": Shape(
         {"instruction": "instruction", "input": "input", "output": "output", "subset": "subset"},
@@ -183,14 +173,19 @@ SHAPES = {
         _instructions,
     ),
     "messages": Shape(
-        {"messages": "messages", "rejected": "rejected", "subset": "subset"},
-        frozenset({"rejected", "subset"}),
+        {"messages": "messages", "rejected": "rejected", "margin": "margin", "subset": "subset"},
+        frozenset({"rejected", "margin", "subset"}),
         _messages,
     ),
     "ratings": Shape(
         {"prompt": "prompt", "answer": "answer", "rating": "rating", "subset": "subset"},
         frozenset({"subset"}),
         _ratings,
+    ),
+    "ranked": Shape(
+        {"prompt": "prompt", "answers": "answers", "ranks": "ranks", "ratings": "ratings", "subset": "subset"},
+        frozenset({"ranks", "ratings", "subset"}),
+        _ranked,
     ),
     "comparisons": Shape(
         {

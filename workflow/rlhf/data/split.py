@@ -43,8 +43,9 @@ def exact_partition(rows: int, proportions: Sequence[float], seed: int) -> list[
 def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> None:
     """Write `<split>.<phase>.npy` index files and `split.json` into `output`.
 
-    Training rows are divided among the phases; unseen rows serve all phases that have a share. A row without a
-    rejected answer cannot serve the reward phase: it is left out there, and counted.
+    Training rows are divided among the phases; unseen rows serve all phases that have a share. All answers of a prompt
+    are one row, so they stay together. A row without a rejected answer cannot serve the reward phase: it is left out
+    there, and counted.
 
     Args:
         dataset: resources/datasets/<id>/.
@@ -67,7 +68,7 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
     }
     left_out = {}
     for name, table in (("train", train), ("eval", unseen)):
-        paired = np.array([rejected is not None for rejected in table["rejected"]])
+        paired = np.array([bool(rejected) for rejected in table["rejected"]])
         rows = indices[f"{name}.reward"]
         indices[f"{name}.reward"] = rows[paired[rows]]
         left_out[name] = int((~paired[rows]).sum())

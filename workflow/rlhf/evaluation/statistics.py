@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +26,12 @@ class Interval(NamedTuple):
     high: float | None
 
 
-def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson score interval of a proportion.
 
     Args:
         successes: number of successes, 0 to `n`.
-        n: number of trials, at least 1.
+        n: number of trials, at least 1; an effective number need not be whole.
         confidence: coverage, between 0 and 1.
 
     Returns:
@@ -39,10 +40,40 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
     Raises:
         ValueError: `n` is below 1, or `successes` is outside 0 to `n`.
     """
-    from scipy.stats import binomtest
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes in {n} trials are not possible")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, spread = successes / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
-    interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+
+def clustered_interval(
+    values: npt.ArrayLike, clusters: npt.ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Wilson interval of a share whose trials come in clusters, such as the pairs among the answers to one prompt.
+
+    The number of trials is divided by the design effect: the variance of the mean as the clusters show it, over that
+    of independent trials. Clusters of one trial give the plain interval; what is never and what is always so has one
+    trial per cluster. The number is never raised, and is at least 1.
+
+    Args:
+        values: 1 for a success, 0 for none, 0.5 for a tie, [trials].
+        clusters: number of each trial's cluster, [trials] int.
+        confidence: coverage, between 0 and 1.
+
+    Returns:
+        (low, high), both within [0, 1].
+    """
+    outcome, names = np.asarray(values, dtype=np.float64), np.asarray(clusters)
+    places = np.unique(names, return_inverse=True)[1]
+    n, share = outcome.size, float(outcome.mean())
+    variance = float((np.bincount(places, weights=outcome - share) ** 2).sum()) / n**2
+    independent = share * (1 - share) / n
+    effective = places.max() + 1.0 if independent == 0 else n * independent / max(variance, independent)
+    effective = max(1.0, effective)
+    return wilson_interval(share * effective, effective, confidence)
 
 
 def outcomes(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rlhf.data.batching import micro_batches
+from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
 from rlhf.evaluation.frame import Evaluation, decode
-from rlhf.evaluation.statistics import wilson_interval
+from rlhf.evaluation.preferences import (
+    JudgedPairs,
+    accuracy,
+    by_length_difference,
+    by_longer,
+    by_subset,
+    calibration,
+    gold_agreement,
+    longer_accuracy,
+)
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.experience import Judge
 from rlhf.training.distributed import device
-from rlhf.training.reward import PairPreference, pair_scores
+from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.supervised import mean_loss
 
@@ -42,87 +53,87 @@ def evaluate_sft(evaluation: Evaluation, model_folder: Path) -> None:
 
 
 def evaluate_reward(evaluation: Evaluation, model_folder: Path) -> None:
-    """Accuracy with its interval, score statistics, and agreement with the gold reward where there is one."""
-    objective = PairPreference()
+    """How well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
+    objective = GroupPreference()
     corpus = evaluation.paths.corpus("eval", "reward")
     limit = evaluation.settings["max_seq_len"]
     dropped = corpus.keep(objective.lengths(corpus) <= limit, f"reward.max_seq_len: {limit}")
-    model = TokenScorer.normalised(load_reward(model_folder, "fp32")).eval().to(device())
-    scores = unseen_scores(model, corpus, evaluation.batch_size)
+    model = load_reward(model_folder, "fp32")
+    raw = unseen_scores(TokenScorer(model).eval().to(device()), corpus, evaluation.batch_size)
     evaluation.write(
         {
             "rows_too_long": dropped,
-            **reward_accuracy(scores, corpus.lengths("chosen"), corpus.lengths("rejected")),
-            **_against_gold(scores, corpus, model_folder, evaluation.judge()),
+            **reward_report(judged_pairs(corpus, raw), raw, model.config.reward_mean, model.config.reward_std),
+            **_against_gold(corpus, raw, model_folder, evaluation.judge()),
         }
     )
 
 
 def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.ndarray:
-    """Scores of chosen and rejected answers: [pairs, 2] float64."""
-    scores = np.zeros((len(corpus), 2))
-    lengths = PairPreference().lengths(corpus)
+    """Scores of all answers of all rows, one after the other: [answers] float64."""
+    objective, rows = GroupPreference(), np.arange(len(corpus))
+    scores: list[np.ndarray] = [np.empty(0)] * len(corpus)
     with torch.no_grad():
-        for micro in micro_batches(np.arange(len(corpus)), lengths, batch_size, rank=0, world_size=1):
-            chosen, rejected = pair_scores(model, corpus, micro.rows)
-            scores[micro.rows, 0], scores[micro.rows, 1] = chosen.cpu().numpy(), rejected.cpu().numpy()
-    return scores
+        for micro in micro_batches(rows, objective.lengths(corpus), batch_size, rank=0, world_size=1):
+            counts = [len(corpus.judgements(row)) for row in micro.rows]
+            parts = objective.scores(model, corpus, micro.rows).split(counts)
+            for row, part in zip(micro.rows, parts, strict=True):
+                scores[row] = part.double().cpu().numpy()
+    return np.concatenate(scores)
 
 
-def reward_accuracy(scores: np.ndarray, chosen_lengths: np.ndarray, rejected_lengths: np.ndarray) -> dict[str, float]:
-    """Share of pairs ranked right with its 95 % Wilson interval, and score statistics.
+def judged_pairs(corpus: Corpus, scores: np.ndarray) -> JudgedPairs:
+    """All comparisons of a corpus with their scores.
 
     Args:
-        scores: [pairs, 2]: chosen, rejected.
-        chosen_lengths: tokens of the chosen answers, [pairs].
-        rejected_lengths: tokens of the rejected answers, [pairs].
+        corpus: preferences.
+        scores: of all answers of all rows, [answers].
     """
-    margin = scores[:, 0] - scores[:, 1]
-    right = int((margin > 0).sum())
-    low, high = wilson_interval(right, len(margin))
-    difference = chosen_lengths - rejected_lengths
+    rows = range(len(corpus))
+    pairs = compare(corpus, np.arange(len(corpus)))
+    lengths = np.concatenate([corpus.judgements(row)["length"] for row in rows])
+    subsets = np.array([corpus.subset(row) for row in rows], dtype=np.object_)
+    return JudgedPairs(
+        chosen=scores[pairs.better],
+        rejected=scores[pairs.worse],
+        length_difference=lengths[pairs.better] - lengths[pairs.worse],
+        group=pairs.group,
+        subset=subsets[pairs.group],
+    )
+
+
+def reward_report(pairs: JudgedPairs, raw: np.ndarray, mean: float, std: float) -> dict[str, Any]:
+    """What evaluation.json says of a reward model.
+
+    Args:
+        pairs: comparisons, with raw scores.
+        raw: raw scores of all answers, each once, [answers].
+        mean, std: normalisation stored with the model; scores and margins are reported with it, probabilities
+            without.
+    """
+    table, error = calibration(pairs)
     return {
-        "pairs": len(margin),
-        "accuracy": right / len(margin),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "score_mean": float(scores.mean()),
-        "score_std": float(scores.std()),
-        "chosen_mean": float(scores[:, 0].mean()),
-        "rejected_mean": float(scores[:, 1].mean()),
-        "margin_mean": float(margin.mean()),
-        "longer_accuracy": float(((difference > 0) + 0.5 * (difference == 0)).mean()),
+        "prompts": len(np.unique(pairs.group)),
+        **accuracy(pairs),
+        "longer_accuracy": longer_accuracy(pairs),
+        "score_mean": float((raw.mean() - mean) / std),
+        "score_std": float(raw.std() / std),
+        "chosen_mean": float((pairs.chosen.mean() - mean) / std),
+        "rejected_mean": float((pairs.rejected.mean() - mean) / std),
+        "margin_mean": float(pairs.margin.mean() / std),
+        "calibration_error": error,
+        "calibration": table,
+        "by_subset": by_subset(pairs),
+        "by_longer": by_longer(pairs),
+        "by_length_difference": by_length_difference(pairs),
     }
 
 
-def _against_gold(scores: np.ndarray, corpus: Corpus, folder: Path, judge: Judge | None) -> dict[str, float | None]:
+def _against_gold(corpus: Corpus, scores: np.ndarray, folder: Path, judge: Judge | None) -> dict[str, float | None]:
     if judge is None:
         return {}
     tokenizer, rows = load_tokenizer(folder), range(len(corpus))
-    prompts = decode(tokenizer, [corpus.prompt(row) for row in rows])
-    gold = np.zeros_like(scores)
-    for column, field in enumerate((corpus.chosen, corpus.rejected)):
-        answers = decode(tokenizer, [field(row) for row in rows])
-        gold[:, column] = [judge(prompt, answer, True) for prompt, answer in zip(prompts, answers, strict=True)]
-    return gold_agreement(scores, gold)
-
-
-def gold_agreement(scores: np.ndarray, gold: np.ndarray) -> dict[str, float | None]:
-    """Share of pairs that reward model and gold reward rank alike (gold ties left out), and their correlation.
-
-    Args:
-        scores: [pairs, 2].
-        gold: [pairs, 2].
-
-    Returns:
-        Entries are None where they are not defined: only gold ties, or no variation.
-    """
-    gold_margin, margin = gold[:, 0] - gold[:, 1], scores[:, 0] - scores[:, 1]
-    differ = gold_margin != 0
-    alike = (margin * gold_margin > 0)[differ]
-    varies = gold.std() > 0 and scores.std() > 0
-    return {
-        "gold_pairs": int(differ.sum()),
-        "gold_accuracy": float(alike.mean()) if differ.any() else None,
-        "gold_correlation": float(np.corrcoef(scores.ravel(), gold.ravel())[0, 1]) if varies else None,
-    }
+    prompts = decode(tokenizer, [corpus.prompt(row) for row in rows for _ in corpus.judgements(row)])
+    answers = decode(tokenizer, [answer for row in rows for answer in corpus.answers(row)])
+    gold = np.array([judge(prompt, answer, True) for prompt, answer in zip(prompts, answers, strict=True)])
+    return gold_agreement(judged_pairs(corpus, scores), judged_pairs(corpus, gold), scores, gold)

@@ -82,19 +82,20 @@ class TokenScorer(nn.Module):
         """The transformer below the head."""
         return getattr(self.model, self._body_name)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Normalised scores.
 
         Args:
             input_ids: [batch, seq] int64.
-            attention_mask: [batch, seq] int64, 1 on real tokens.
+            attention_mask: [batch, seq] int64, 1 on real tokens; or additive, [batch, 1, seq, seq], with `positions`.
+            positions: [batch, seq] int64; None: they follow from the mask.
 
         Returns:
             [batch, seq] float32.
         """
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if self._takes_positions:
-            arguments["position_ids"] = position_ids(attention_mask)
+            arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
         hidden = self.body(**arguments).last_hidden_state
         return (self.model.score(hidden).squeeze(-1).float() - self.mean) / self.std
 

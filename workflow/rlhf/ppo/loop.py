@@ -63,7 +63,7 @@ class Ppo:
         self._models, self._prompts, self._judge = models, prompts, judge
         self._iterations = iterations
         self._mix, self._average = mix, average
-        self._order: Iterator[int] = shuffled_rows(len(prompts), derive_seed(stage.seed, "prompts"))
+        self._order = shuffled_rows(prompts, derive_seed(stage.seed, "prompts"))
         self._kl = KlController(settings["kl_coefficient"], settings["kl_target"], settings["kl_horizon"])
         faults = FaultCounter(stage.paths.state, settings["dtype"], settings["on_nonfinite"])
         self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, faults, mix, average)
@@ -214,13 +214,13 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         UserError: a model folder is damaged, no prompt is short enough, or a check of `rlhf.ppo.checks` fails.
     """
     settings = stage.settings
-    prompts = stage.paths.corpus("train", "ppo")
+    prompts = stage.paths.corpus("train", "ppo", settings["data_weights"])
     total = len(prompts)
     fits = prompts.lengths("prompt") <= settings["max_prompt_seq_len"]
     dropped = prompts.keep(fits, f"ppo.max_prompt_seq_len: {settings['max_prompt_seq_len']}")
     logger.info("%d of %d prompts; %d are too long", len(prompts), total, dropped)
     iterations = settings["iterations"] or max(
-        1, settings["num_train_epochs"] * len(prompts) // settings["prompts_per_rollout"]
+        1, settings["num_train_epochs"] * prompts.rows_per_epoch // settings["prompts_per_rollout"]
     )
     with stage.memory.phase("load"):
         total_steps = iterations * settings["ppo_epochs"] * settings["minibatches"]
@@ -249,7 +249,7 @@ def _pretraining_mix(stage: Stage) -> PretrainingMix | None:
     settings = stage.settings
     if settings["ptx_coefficient"] == 0:
         return None
-    corpus = stage.paths.corpus("train", "sft")
+    corpus = stage.paths.corpus("train", "sft", settings["data_weights"])
     limit = settings["max_prompt_seq_len"] + settings["max_answer_seq_len"]
     fits = corpus.lengths("prompt") + corpus.lengths("chosen") <= limit
     dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len + max_answer_seq_len: {limit}")

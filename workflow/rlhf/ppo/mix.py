@@ -35,7 +35,7 @@ class PretrainingMix:
         self._rows_per_step = rows_per_step
         self._objective = AnswerLikelihood()
         self._lengths = self._objective.lengths(corpus)
-        self._order: Iterator[int] = shuffled_rows(len(corpus), derive_seed(seed, "ptx"))
+        self._order = shuffled_rows(corpus, derive_seed(seed, "ptx"))
         self._count = 0
         self.drawn = 0  # batches so far
 

@@ -68,7 +68,7 @@ def learning_curves(experiment: Experiment) -> str:
         figure, axes = panels(len(shown), columns=4, width=3.1, height=2.5)
         points, shared = groups(experiment), False
         for panel, axis in zip(shown, axes, strict=True):
-            drawn = _groups_of_stage(experiment, panel.stage, points)
+            drawn = groups_of_stage(experiment, panel.stage, points)
             shared |= len(drawn) < len(points)
             for group in drawn:
                 _draw_group(axis, [experiment.files(run, panel.stage) for run in group.runs], panel.key, group.colour)
@@ -91,7 +91,7 @@ def groups(experiment: Experiment) -> list[Group]:
     ]
 
 
-def _groups_of_stage(experiment: Experiment, role: str, points: list[Group]) -> list[Group]:
+def groups_of_stage(experiment: Experiment, role: str, points: list[Group]) -> list[Group]:
     """The groups, or one neutral group where all sweep points share the same stages and lines would hide each other."""
     sets = {frozenset(run.stages[role] for run in group.runs) for group in points}
     if len(sets) == 1 and len(points) > 1:
@@ -153,7 +153,7 @@ def reward_vs_kl(experiment: Experiment) -> str:
         figure, axes = panels(len(judges), columns=2, width=4.4, height=3.6)
         points = groups(experiment)
         for axis, (key, label) in zip(axes, judges, strict=True):
-            for group in _groups_of_stage(experiment, "baseline", points):
+            for group in groups_of_stage(experiment, "baseline", points):
                 _draw_best_of_n(axis, [experiment.files(run, "baseline") for run in group.runs], key, group.colour)
             for group in points:
                 _draw_trajectory(axis, [experiment.files(run, "ppo") for run in group.runs], key, group.colour)

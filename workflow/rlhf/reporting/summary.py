@@ -17,6 +17,10 @@ from rlhf.reporting.check_tables import (
 from rlhf.reporting.collect import Experiment, Row, provenance
 from rlhf.reporting.memory_figure import memory
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
+from rlhf.reporting.reward_figure import reward_model
+from rlhf.reporting.reward_table import COLUMNS as REWARD_COLUMNS
+from rlhf.reporting.reward_table import NOTE as REWARD_NOTE
+from rlhf.reporting.reward_table import reward_rows
 from rlhf.reporting.samples import samples_html, samples_markdown
 from rlhf.reporting.tables import (
     MEMORY_COLUMNS,
@@ -37,12 +41,14 @@ DESCRIPTIONS = {
     "quality": "every metric of each sweep point: mean, standard deviation and 95 % interval over seeds",
     "runs": "every metric of each run",
     "checks": "the inequalities that every PPO run is checked against, with values and bounds",
+    "reward_parts": "accuracy of the reward models over all pairs, by subset and by length",
     "resources": "time, memory and speed of each stage",
     "samples": "answers of the SFT model and the policy side by side",
 }
 FIGURES = {
     "learning_curves.svg": "Training metrics of the three phases",
     "reward_vs_kl.svg": "Score and gold reward against the distance from the SFT model",
+    "reward_model.svg": "Calibration of the reward model, and its accuracy by length difference",
     "memory.svg": "Measured peak memory of each phase",
 }
 
@@ -66,6 +72,7 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
         "samples.html": samples_html(experiment, samples),
         "learning_curves.svg": learning_curves(experiment),
         "reward_vs_kl.svg": reward_vs_kl(experiment),
+        "reward_model.svg": reward_model(experiment),
         "memory.svg": memory(experiment),
         "stages.json": json.dumps(links, indent=2, allow_nan=False) + "\n",
         "index.md": _index(experiment, links, output),
@@ -76,6 +83,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     runs, run_heads = run_rows(experiment), run_columns(experiment)
     quality, quality_heads = quality_table(experiment)
     resources, checks = resource_rows(experiment), check_table(experiment)
+    rewards = reward_rows(experiment)
     name = experiment.name
     return {
         "runs.csv": to_csv(runs, [column.key for column in run_heads]),
@@ -87,6 +95,9 @@ def _tables(experiment: Experiment) -> dict[str, str]:
         "checks.csv": to_csv(check_rows(experiment), CHECK_COLUMNS),
         "checks.md": f"{to_markdown(checks, TABLE_COLUMNS)}\n{CHECK_NOTE}\n",
         "checks.html": to_html(checks, TABLE_COLUMNS, f"Checks of {name}", CHECK_NOTE),
+        "reward_parts.csv": to_csv(rewards, [column.key for column in REWARD_COLUMNS]),
+        "reward_parts.md": f"{to_markdown(rewards, REWARD_COLUMNS)}\n{REWARD_NOTE}\n",
+        "reward_parts.html": to_html(rewards, REWARD_COLUMNS, f"Reward models of {name}", REWARD_NOTE),
         "resources.csv": to_csv(resources, [column.key for column in RESOURCE_COLUMNS]),
         "resources.md": to_markdown(resources, RESOURCE_COLUMNS),
         "resources.html": to_html(resources, RESOURCE_COLUMNS, f"Resources of {name}"),

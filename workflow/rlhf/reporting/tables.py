@@ -40,6 +40,8 @@ METRICS = (
     Metric("sft_eos_share", "SFT EOS share", "baseline", "eos_share"),
     Metric("sft_perplexity", "SFT perplexity", "evaluate_sft", "perplexity", 2),
     Metric("reward_accuracy", "reward accuracy", "evaluate_reward", "accuracy"),
+    Metric("reward_longer_accuracy", "choosing the longer", "evaluate_reward", "longer_accuracy"),
+    Metric("reward_calibration_error", "calibration error", "evaluate_reward", "calibration_error"),
     Metric("reward_gold_accuracy", "reward accuracy (gold)", "evaluate_reward", "gold_accuracy"),
 )
 

@@ -1,4 +1,4 @@
-"""Phase 2: a reward model from preference pairs."""
+"""Phase 2: a reward model from preferences among the answers to a prompt."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf.data.batching import micro_batches, pad
+from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
+from rlhf.models.attention import PADDING, segment_mask, segment_positions, supports_segments
 from rlhf.models.loading import load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import TokenScorer, inference_device, last_token
@@ -26,108 +29,204 @@ from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
 
 logger = get_logger(__name__)
 
-
-def pair_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Bradley-Terry loss -log sigmoid(chosen - rejected), summed over pairs: [pairs], [pairs] -> scalar."""
-    return -F.logsigmoid(chosen - rejected).sum()
+PROMPT = 0
 
 
-def token_wise_loss(scores: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """DeepSpeed-Chat's loss: mean of -log sigmoid(r_t(chosen) - r_t(rejected)) over a window, summed over pairs.
-
-    The window of a pair goes from the first position where its sequences differ to the end of the longer one, so the
-    shorter one takes part with its padding. DeepSpeed-Chat finds the ends by its padding id; here they follow from the
-    mask, which is the same where padding and EOS are two tokens.
+def pair_loss(better: Tensor, worse: Tensor, margin: Tensor) -> Tensor:
+    """Bradley-Terry loss with a margin (Touvron et al. 2023, "Llama 2"): -log sigmoid(better - worse - margin).
 
     Args:
-        scores: of every position, chosen answers first: [2 x pairs, seq] float32.
-        ids: [2 x pairs, seq] int64, right-padded.
-        mask: [2 x pairs, seq] int64, 1 on real tokens.
+        better, worse, margin: [pairs] float32.
+
+    Returns:
+        [pairs] float32.
     """
-    chosen, rejected = scores.chunk(2)
-    chosen_ids, rejected_ids = ids.chunk(2)
-    start = (chosen_ids != rejected_ids).int().argmax(1, keepdim=True)
-    end = torch.maximum(*mask.sum(1, keepdim=True).chunk(2))
-    columns = torch.arange(ids.shape[1], device=ids.device)
-    window = (columns >= start) & (columns < end)
-    return -((F.logsigmoid(chosen - rejected) * window).sum(1) / window.sum(1)).sum()
+    return -F.logsigmoid(better - worse - margin)
 
 
-class PairPreference:
-    """Bradley-Terry loss; accuracy compares the scores at the answers' EOS.
+def token_wise_loss(better: Tensor, worse: Tensor, margin: Tensor, window: Tensor) -> Tensor:
+    """DeepSpeed-Chat's loss: the mean of `pair_loss` over the positions of a window.
+
+    Args:
+        better, worse: scores of every position, [pairs, seq] float32.
+        margin: [pairs] float32, the same at each position.
+        window: positions that count, [pairs, seq] bool.
+
+    Returns:
+        [pairs] float32.
+    """
+    losses = pair_loss(better, worse, margin.unsqueeze(1))
+    return (losses * window).sum(1) / window.sum(1)
+
+
+def difference_window(better: Tensor, worse: Tensor, better_mask: Tensor, worse_mask: Tensor) -> Tensor:
+    """Positions from the first at which two sequences differ to the end of the longer one.
+
+    So the shorter one takes part with its padding. DeepSpeed-Chat finds the ends by its padding id; here they follow
+    from the mask, which is the same where padding and EOS are two tokens.
+
+    Args:
+        better, worse: right-padded ids, [pairs, seq] int64.
+        better_mask, worse_mask: 1 on real tokens, [pairs, seq] int64.
+
+    Returns:
+        [pairs, seq] bool.
+    """
+    start = (better != worse).int().argmax(1, keepdim=True)
+    end = torch.maximum(better_mask.sum(1, keepdim=True), worse_mask.sum(1, keepdim=True))
+    columns = torch.arange(better.shape[1], device=better.device)
+    return (columns >= start) & (columns < end)
+
+
+class GroupPreference:
+    """Bradley-Terry loss on all comparisons among the answers to a prompt (Ouyang et al. 2022, "InstructGPT").
+
+    The answers of a row are a group: each is scored once, and the loss of the group is the mean over its pairs. A plain
+    pair is a group of two. Accuracy compares the scores at the answers' EOS, whatever the loss.
 
     Args:
         loss: `last_token` or `token_wise`.
+        margin_coefficient: factor of the margin that the data gives for a pair; a pair without one has margin 0.
+        share_prompt: compute the prompt of a group once; not with `token_wise`, which compares padded sequences.
     """
 
-    statistics: tuple[str, ...] = ("accuracy",)
+    statistics: tuple[str, ...] = ("right", "pairs")
+    capacity: int | None = None
 
-    def __init__(self, loss: str = "last_token") -> None:
+    def __init__(self, loss: str = "last_token", margin_coefficient: float = 0.0, share_prompt: bool = False) -> None:
         self._token_wise = loss == "token_wise"
+        self._coefficient = margin_coefficient
+        self._share_prompt = share_prompt
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
-        """Tokens of the longer sequence of each pair, [rows]."""
-        return corpus.lengths("prompt") + np.maximum(corpus.lengths("chosen"), corpus.lengths("rejected"))
+        """Tokens of the longest sequence of each group, [rows]."""
+        return corpus.lengths("prompt") + corpus.longest_answers()
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
-        """Number of pairs."""
+        """Number of groups."""
         return len(rows)
 
+    def scores(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> Tensor:
+        """Score of every answer at its EOS, over the answers of all rows one after the other: [answers] float32.
+
+        Args:
+            model: `TokenScorer`, or an engine around one.
+            corpus: groups of answers.
+            rows: rows of the corpus.
+        """
+        if self._share_prompt:
+            return _scores_after_shared_prompt(model, corpus, rows)
+        ids, mask = answer_inputs(corpus, rows, inference_device(model))
+        return last_token(model(ids, mask), mask)
+
     def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
-        """Summed loss, and the number of pairs ranked right (ties count one half)."""
-        ids, mask = pair_inputs(corpus, rows, inference_device(model))
-        scores = model(ids, mask)
-        chosen, rejected = last_token(scores, mask).chunk(2)
-        with torch.no_grad():
-            margin = chosen - rejected
-            right = (margin > 0).sum() + 0.5 * (margin == 0).sum()
-        loss = token_wise_loss(scores, ids, mask) if self._token_wise else pair_loss(chosen, rejected)
-        return loss, [float(right)]
+        """Summed loss of the groups, the number of pairs ranked right (ties count one half), and of pairs."""
+        device, pairs = inference_device(model), compare(corpus, rows)
+        margin = torch.from_numpy(np.nan_to_num(pairs.margin) * np.float32(self._coefficient)).to(device)
+        better, worse = (torch.from_numpy(places).to(device) for places in (pairs.better, pairs.worse))
+        if self._token_wise:
+            ids, mask = answer_inputs(corpus, rows, device)
+            table = model(ids, mask)
+            window = difference_window(ids[better], ids[worse], mask[better], mask[worse])
+            losses = token_wise_loss(table[better], table[worse], margin, window)
+            scores = last_token(table, mask)
+        else:
+            scores = self.scores(model, corpus, rows)
+            losses = pair_loss(scores[better], scores[worse], margin)
+        ahead = (scores[better] - scores[worse]).detach()
+        right = (ahead > 0).sum() + 0.5 * (ahead == 0).sum()
+        return (losses * torch.from_numpy(pairs.weights()).to(device)).sum(), [float(right), float(len(ahead))]
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """Loss in nats per pair, and accuracy."""
-        return means
+        """Loss in nats per pair, each group counting once, and the share of all pairs that is ranked right."""
+        return {"loss": means["loss"], "accuracy": means["right"] / means["pairs"]}
 
 
-def pair_scores(model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Scores of the chosen and the rejected answers: two tensors [rows] float32.
-
-    Args:
-        model: `TokenScorer`, or an engine around one.
-        corpus: preference pairs.
-        rows: rows of the corpus.
-    """
-    ids, mask = pair_inputs(corpus, rows, inference_device(model))
-    chosen, rejected = last_token(model(ids, mask), mask).chunk(2)
-    return chosen, rejected
-
-
-def pair_inputs(corpus: Corpus, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask of prompt + chosen, then of prompt + rejected, right-padded: two tensors [2 x rows, seq] int64."""
-    answers = [corpus.chosen(row) for row in rows] + [corpus.rejected(row) for row in rows]
-    prompts = [corpus.prompt(row) for row in rows] * 2
-    padded = pad([np.concatenate(pair) for pair in zip(prompts, answers, strict=True)], corpus.pad_token_id, "right")
+def answer_inputs(corpus: Corpus, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompt + answer, for each answer of each row, right-padded: two tensors [answers, seq] int64."""
+    sequences = [np.concatenate([corpus.prompt(row), answer]) for row in rows for answer in corpus.answers(row)]
+    padded = pad(sequences, corpus.pad_token_id, "right")
     return torch.from_numpy(padded.input_ids).to(device), torch.from_numpy(padded.attention_mask).to(device)
 
 
-def score_statistics(model: nn.Module, corpus: Corpus, batch_size: int) -> tuple[float, float]:
+def shared_inputs(corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Each prompt once, followed by all its answers.
+
+    Returns:
+        ids and segments ([rows, seq] int64; 0 on the prompt, 1, 2, ... on the answers, -1 on padding), and the
+        places of the answers' ends in the flattened table ([answers] int64).
+    """
+    texts = [[corpus.prompt(row), *corpus.answers(row)] for row in rows]
+    padded = pad([np.concatenate(parts) for parts in texts], corpus.pad_token_id, "right")
+    segments = np.full_like(padded.input_ids, PADDING)
+    ends = []
+    for place, parts in enumerate(texts):
+        lengths = np.array([len(part) for part in parts])
+        segments[place, : lengths.sum()] = np.repeat(PROMPT + np.arange(len(parts)), lengths)
+        ends.append(place * segments.shape[1] + lengths.cumsum()[1:] - 1)
+    return torch.from_numpy(padded.input_ids), torch.from_numpy(segments), torch.from_numpy(np.concatenate(ends))
+
+
+def _scores_after_shared_prompt(model: nn.Module, corpus: Corpus, rows: np.ndarray) -> Tensor:
+    """As `GroupPreference.scores`; answers see their prompt and themselves only, at the positions they have alone."""
+    device, dtype = inference_device(model), next(model.parameters()).dtype
+    ids, segments, ends = (part.to(device) for part in shared_inputs(corpus, rows))
+    table = model(ids, segment_mask(segments, dtype, PROMPT), segment_positions(segments, PROMPT))
+    return table.flatten()[ends]
+
+
+def score_statistics(
+    model: nn.Module, corpus: Corpus, objective: GroupPreference, batch_size: int
+) -> tuple[float, float]:
     """Mean and standard deviation of the scores of all answers of a corpus, by all processes together.
 
-    They are stored with the model and make its scores mean 0 and deviation 1 in PPO (Ziegler et al. 2019).
+    Every answer of a group counts once. The two are stored with the model and make its scores mean 0 and deviation 1
+    in PPO (Ziegler et al. 2019).
 
     Raises:
         UserError: all scores are equal; the reward model has learnt nothing.
     """
-    rows, objective = np.arange(len(corpus)), PairPreference()
+    rows = np.arange(len(corpus))
     own: list[float] = []
     with torch.no_grad():
         for micro in micro_batches(rows, objective.lengths(corpus), batch_size, rank(), world_size()):
-            for scores in pair_scores(model, corpus, micro.rows):
-                own += scores.tolist() if micro.weight else []
+            scores = objective.scores(model, corpus, micro.rows).tolist()
+            own += scores if micro.weight else []
     gathered = np.concatenate([np.asarray(part, dtype=np.float64) for part in all_gather(own)])
     if gathered.std() == 0:
         raise UserError("the reward model gives every unseen answer the same score; check its data and learning rate")
     return float(gathered.mean()), float(gathered.std())
+
+
+def require_margins(corpus: Corpus, coefficient: float) -> None:
+    """Refuse margins that no row has; rows without one among others are counted in the log.
+
+    Raises:
+        UserError: `margin_coefficient` is above 0, and no pair has a margin.
+    """
+    if coefficient == 0:
+        return
+    missing = np.isnan(compare(corpus, np.arange(len(corpus))).margin)
+    if missing.all():
+        raise UserError(
+            f"reward.margin_coefficient: {coefficient}, but no pair of the data has a margin; map a column to `margin` "
+            "(pairs) or `ratings` (ranked), or set it to 0"
+        )
+    if missing.any():
+        logger.warning("%d of %d training pairs have no margin and get 0", missing.sum(), len(missing))
+
+
+def require_segments(model: PreTrainedModel, execution: dict[str, Any], max_seq_len: int) -> None:
+    """Refuse a shared prompt where the family cannot keep the answers of a sequence apart.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if execution["share_prompt"] and not supports_segments(model.base_model, max_seq_len):
+        raise UserError(
+            f"reward.execution.share_prompt: {model.config.model_type} cannot keep the answers of one sequence apart "
+            "by mask and positions; set it to false"
+        )
 
 
 def train_reward(stage: Stage, model_folder: Path) -> None:
@@ -138,23 +237,27 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
         model_folder: Hugging Face folder of the language model to start from: pretrained, or of phase 1.
 
     Raises:
-        UserError: the family has no score head, the LoRA pattern matches nothing, or no pair is short enough.
+        UserError: the family has no score head or cannot share a prompt, the LoRA pattern matches nothing, no group is
+            short enough, or no pair has the margin that is asked for.
     """
     settings: dict[str, Any] = stage.settings
-    objective = PairPreference(settings["loss"])
+    objective = GroupPreference(settings["loss"], settings["margin_coefficient"], stage.execution["share_prompt"])
     with stage.memory.phase("load"):
         train, unseen = load_rows(stage, objective, "reward")
+        require_margins(train, settings["margin_coefficient"])
         tokenizer = load_tokenizer(model_folder)
         head_seed = derive_seed(stage.seed, "score head")
         model = load_reward_backbone(model_folder, settings["dtype"], head_seed, settings["dropout"])
+        require_segments(model, stage.execution, settings["max_seq_len"])
         adapted = add_lora(model, settings, "reward")
-        steps = settings["num_train_epochs"] * steps_per_epoch(len(train), settings["global_batch_size"])
+        steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])
         trainer = Trainer(TokenScorer(model), settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
     with stage.memory.phase("normalise"), trainer.evaluation():
         batch_size = stage.execution["per_device_eval_batch_size"]
-        model.config.reward_mean, model.config.reward_std = score_statistics(trainer.engine, unseen, batch_size)
+        statistics = score_statistics(trainer.engine, unseen, objective, batch_size)
+        model.config.reward_mean, model.config.reward_std = statistics
     logger.info("unseen scores: mean %.4f, deviation %.4f", model.config.reward_mean, model.config.reward_std)
     inputs = {"tokenizer": train.tokenizer_fingerprint}
     rows = {"train": len(train), "eval": len(unseen)}

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlhf.data.batching import pad
+from rlhf.data.batching import pack, pad
 from rlhf.data.corpus import Corpus
+from rlhf.errors import UserError
+from rlhf.models.attention import PADDING, segment_mask, segment_positions, supports_segments
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import inference_device, token_logprobs
@@ -29,12 +31,14 @@ class AnswerLikelihood:
     Args:
         loss_on: `completion`: the prompt is context only; `all`: its tokens count too, but the first, which has no
             context.
+        capacity: tokens of a sequence into which rows are packed; None: each row is a sequence of its own.
     """
 
     statistics: tuple[str, ...] = ()
 
-    def __init__(self, loss_on: str = "completion") -> None:
+    def __init__(self, loss_on: str = "completion", capacity: int | None = None) -> None:
         self._all = loss_on == "all"
+        self.capacity = capacity
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of prompt and answer, [rows]."""
@@ -48,11 +52,22 @@ class AnswerLikelihood:
 
     def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
         """Summed negative log-likelihood in nats."""
-        batch = collate_answers([(corpus.prompt(row), corpus.chosen(row)) for row in rows], corpus.pad_token_id)
-        ids, mask, answer = (part.to(inference_device(model)) for part in batch)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        pairs = [(corpus.prompt(row), corpus.chosen(row)) for row in rows]
+        if self.capacity is None:
+            batch = collate_answers(pairs, corpus.pad_token_id)
+            ids, mask, answer = (part.to(inference_device(model)) for part in batch)
+            context, counted = {"attention_mask": mask}, mask if self._all else answer
+        else:
+            batch = collate_packed(pairs, corpus.pad_token_id, self.capacity)
+            ids, segments, answer = (part.to(inference_device(model)) for part in batch)
+            positions = segment_positions(segments)
+            mask = segment_mask(segments, next(model.parameters()).dtype)
+            context = {"attention_mask": mask, "position_ids": positions}
+            # A first token has no context; what stands before it belongs to another row.
+            counted = (positions > 0) & ((segments != PADDING) if self._all else answer)
+        logits = model(input_ids=ids, use_cache=False, **context).logits
         logprobs = token_logprobs(logits[:, :-1], ids[:, 1:])  # position t - 1 predicts token t
-        return -(logprobs * (mask if self._all else answer)[:, 1:]).sum(), []
+        return -(logprobs * counted[:, 1:]).sum(), []
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Loss in nats per counted token, and perplexity."""
@@ -76,12 +91,36 @@ def collate_answers(pairs: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> 
     return torch.from_numpy(padded.input_ids), torch.from_numpy(padded.attention_mask), torch.from_numpy(answer)
 
 
+def collate_packed(
+    pairs: list[tuple[np.ndarray, np.ndarray]], pad_id: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows packed into sequences, which are padded on the right.
+
+    Args:
+        pairs: (prompt ids, answer ids).
+        pad_id: filler id.
+        capacity: tokens of a sequence, at most.
+
+    Returns:
+        input ids and number of the segment (-1 on padding), each [batch, seq] int64, and whether a token belongs to an
+        answer, [batch, seq] bool.
+    """
+    lengths = np.array([len(prompt) + len(answer) for prompt, answer in pairs])
+    sequences = [[pairs[place] for place in places] for places in pack(lengths, capacity)]
+    ids = [np.concatenate([part for pair in sequence for part in pair]) for sequence in sequences]
+    segments = [np.repeat(np.arange(len(part)), [len(p) + len(a) for p, a in part]) for part in sequences]
+    answer = [np.concatenate([np.arange(len(p) + len(a)) >= len(p) for p, a in part]) for part in sequences]
+    columns = ((ids, pad_id), (segments, PADDING), (answer, 0))
+    filled = [torch.from_numpy(pad(rows, filler, "right").input_ids) for rows, filler in columns]
+    return filled[0], filled[1], filled[2].bool()
+
+
 def load_rows(stage: Stage, objective: Any, phase: str) -> tuple[Corpus, Corpus]:
     """Training and unseen rows of a phase; over-long rows are left out and counted in the log."""
     settings = stage.settings
     corpora = []
     for split in ("train", "eval"):
-        corpus = stage.paths.corpus(split, phase)
+        corpus = stage.paths.corpus(split, phase, settings["data_weights"] if split == "train" else None)
         total = len(corpus)
         fits = objective.lengths(corpus) <= settings["max_seq_len"]
         dropped = corpus.keep(fits, f"{phase}.max_seq_len: {settings['max_seq_len']}")
@@ -115,15 +154,24 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
         model_folder: Hugging Face folder of the model to start from.
 
     Raises:
-        UserError: the model folder is damaged, the LoRA pattern matches nothing, or no row is short enough.
+        UserError: the model folder is damaged, cannot be trained on packed rows where that is asked for, the LoRA
+            pattern matches nothing, or no row is short enough.
     """
-    settings, objective = stage.settings, AnswerLikelihood(stage.settings["loss_on"])
+    settings = stage.settings
+    objective = AnswerLikelihood(settings["loss_on"], settings["max_seq_len"] if stage.execution["packing"] else None)
     with stage.memory.phase("load"):
         train, unseen = load_rows(stage, objective, "sft")
         tokenizer = load_tokenizer(model_folder)
+        if train.chat_template is not None:
+            tokenizer.chat_template = train.chat_template  # saved with the model, so that others prompt it as it learnt
         model = load_policy(model_folder, settings["dtype"], settings["dropout"])
+        if objective.capacity is not None and not supports_segments(model, objective.capacity):
+            raise UserError(
+                f"sft.execution.packing: {model.config.model_type} cannot keep the rows of a sequence of "
+                f"{objective.capacity} tokens apart; set it to false"
+            )
         adapted = add_lora(model, settings, "sft")
-        steps = settings["num_train_epochs"] * steps_per_epoch(len(train), settings["global_batch_size"])
+        steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])
         trainer = Trainer(model, settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()

@@ -44,9 +44,9 @@ class StagePaths:
     output: Path
     state: Path
 
-    def corpus(self, split: str, phase: str) -> Corpus:
-        """The rows of one split and phase."""
-        return Corpus(self.tokens, self.splits, split, phase)
+    def corpus(self, split: str, phase: str, weights: list[float] | None = None) -> Corpus:
+        """The rows of one split and phase; `weights`: how often an epoch sees those of each dataset."""
+        return Corpus(self.tokens, self.splits, split, phase, weights)
 
 
 def read_spec(path: Path, execution: dict[str, Any]) -> dict[str, Any]:

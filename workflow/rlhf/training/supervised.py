@@ -28,6 +28,7 @@ class Objective(Protocol):
     """What is optimised: a sum over rows, and the count it is divided by."""
 
     statistics: tuple[str, ...]
+    capacity: int | None  # tokens of a sequence into which rows are packed; None: each row is a sequence of its own
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of each row, [rows]."""
@@ -97,7 +98,7 @@ class SupervisedTraining:
         self._trainer, self._objective, self._metrics = trainer, objective, metrics
         self._train, self._unseen = train, unseen
         self._lengths = objective.lengths(train)
-        self._epoch_steps = steps_per_epoch(len(train), self._settings["global_batch_size"])
+        self._epoch_steps = steps_per_epoch(train.rows_per_epoch, self._settings["global_batch_size"])
         self._steps = self._settings["num_train_epochs"] * self._epoch_steps
         self._best = WeightCopy(trainer.module, device="cpu") if self._settings["keep_best"] else None
         self._progress = Progress()
@@ -181,7 +182,8 @@ class SupervisedTraining:
     def _batches(self, epoch: int) -> list[np.ndarray]:
         if self._epoch[0] != epoch:
             seed = derive_seed(self._seed, "order", epoch)
-            self._epoch = epoch, epoch_batches(self._lengths, self._settings["global_batch_size"], seed)
+            rows = self._train.epoch_rows(self._seed, epoch)
+            self._epoch = epoch, epoch_batches(rows, self._lengths, self._settings["global_batch_size"], seed)
         return self._epoch[1]
 
     def _optimise(self, batch: np.ndarray) -> dict[str, float]:
@@ -189,7 +191,7 @@ class SupervisedTraining:
         trainer, objective, corpus = self._trainer, self._objective, self._train
         count = objective.count(corpus, batch)
         micro_size = self._execution["per_device_train_batch_size"]
-        share = micro_batches(batch, self._lengths, micro_size, rank(), world_size())
+        share = micro_batches(batch, self._lengths, micro_size, rank(), world_size(), objective.capacity)
         sums = _Sums(objective)
 
         def losses() -> Iterator[Tensor]:
@@ -224,7 +226,7 @@ def mean_loss(
         between: called before each batch.
     """
     rows = np.arange(len(corpus))
-    share = micro_batches(rows, objective.lengths(corpus), batch_size, rank(), world_size())
+    share = micro_batches(rows, objective.lengths(corpus), batch_size, rank(), world_size(), objective.capacity)
     sums = _Sums(objective)
     for micro in share:
         between()

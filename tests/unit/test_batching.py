@@ -1,0 +1,142 @@
+"""Which rows an epoch sees, how often, and how rows are packed into sequences."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from rlhf.data.batching import epoch_batches, micro_batches, pack, shuffled_rows
+from rlhf.data.corpus import Corpus
+from rlhf.errors import UserError
+from rlhf.runtime.files import write_json
+
+
+@pytest.fixture
+def two_datasets(tmp_path):
+    """Makes a corpus of ten and seven rows with weights."""
+    for name, rows in (("a", 10), ("b", 7)):
+        (tmp_path / name).mkdir()
+        facts = {"rows": {"train": rows}, "eos_token_id": 1, "pad_token_id": 0, "tokenizer_fingerprint": "t"}
+        write_json(tmp_path / name / "tokens.json", facts | {"dtype": "uint16"})
+        np.save(tmp_path / name / "train.sft.npy", np.arange(rows))
+        for number, field in enumerate(("prompt", "chosen", "rejected"), start=1):
+            np.save(tmp_path / name / f"train.{field}.offsets.npy", np.arange(rows + 1) * number)
+            np.zeros(rows * number, dtype="uint16").tofile(tmp_path / name / f"train.{field}.bin")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    return lambda *weights: Corpus(folders, folders, "train", "sft", weights or None)
+
+
+def test_without_weights_an_epoch_sees_every_row_once(two_datasets):
+    corpus = two_datasets()
+    assert corpus.rows_per_epoch == 17
+    assert corpus.epoch_rows(seed=5, epoch=3).tolist() == list(range(17))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0), (0.5, 1.0), (2.5, 0.4), (0.3, 3.0)])
+def test_weights_are_exact_in_every_epoch(two_datasets, weights):
+    corpus = two_datasets(*weights)
+    expected = [int(weight) * rows + round(weight % 1 * rows) for weight, rows in zip(weights, (10, 7), strict=True)]
+    seen = [collections.Counter(), collections.Counter()]
+    for epoch in range(10):
+        rows = corpus.epoch_rows(7, epoch)
+        assert len(rows) == corpus.rows_per_epoch == sum(expected)
+        parts = [rows[rows < 10], rows[rows >= 10]]
+        assert [len(part) for part in parts] == expected
+        for total, part, weight in zip(seen, parts, weights, strict=True):
+            counts = collections.Counter(part.tolist())
+            assert set(counts.values()) <= {int(weight), int(weight) + 1}  # no row more than once beyond the others
+            total.update(counts)
+    for total, count, rows in zip(seen, expected, (10, 7), strict=True):
+        assert total.total() == 10 * count
+        assert max(total.values()) - min(total[row] for row in total) <= 1
+        assert len(total) == rows
+
+
+def test_half_a_dataset_is_followed_by_the_other_half(two_datasets):
+    corpus = two_datasets(0.5, 1.0)
+    halves = [set(corpus.epoch_rows(1, epoch).tolist()) & set(range(10)) for epoch in range(3)]
+    assert halves[0] | halves[1] == set(range(10))
+    assert halves[0] == halves[2] != halves[1]
+    assert halves != [set(corpus.epoch_rows(2, epoch).tolist()) & set(range(10)) for epoch in range(3)]
+
+
+def test_weights_count_the_rows_that_were_kept(two_datasets):
+    corpus = two_datasets(2.0, 1.0)
+    corpus.keep(np.arange(17) >= 4, "a limit")
+    assert corpus.rows_per_epoch == 2 * 6 + 7
+    assert collections.Counter(corpus.epoch_rows(0, 0).tolist()) == {row: 2 if row < 6 else 1 for row in range(13)}
+
+
+def test_a_weight_that_leaves_nothing_is_refused(two_datasets):
+    with pytest.raises(UserError, match=r"data_weights: 0\.01 of 10 rows of dataset 1 leaves none"):
+        two_datasets(0.01, 1.0).rows_per_epoch  # noqa: B018
+
+
+def test_a_dataset_for_another_phase_only_gives_nothing(two_datasets, tmp_path):
+    """As rows for SFT alone (`data_split: 1,0,0`) do in reward training, whatever their weight."""
+    np.save(tmp_path / "b" / "train.sft.npy", np.arange(0))
+    corpus = two_datasets(1.5, 3.5)
+    assert corpus.rows_per_epoch == 15
+    assert set(corpus.epoch_rows(0, 1).tolist()) == set(range(10))
+
+
+def test_lengths_are_those_of_each_row(two_datasets):
+    corpus = two_datasets()
+    assert corpus.lengths("chosen").tolist() == [len(corpus.chosen(row)) for row in range(17)] == [2] * 17
+
+
+def test_batches_hold_the_rows_of_the_epoch(two_datasets):
+    rows = two_datasets(2.0, 0.5).epoch_rows(0, 0)
+    lengths = np.random.default_rng(0).integers(2, 30, 17)
+    batches = epoch_batches(rows, lengths, 5, seed=3)
+    assert [len(batch) for batch in batches].count(5) == len(rows) // 5
+    assert sorted(np.concatenate(batches)) == sorted(rows)
+    again = epoch_batches(rows, lengths, 5, seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_prompts_come_in_the_same_proportions(two_datasets):
+    corpus = two_datasets(2.0, 0.5)
+    count = corpus.rows_per_epoch
+    drawn = list(itertools.islice(shuffled_rows(corpus, 9), 2 * count))
+    for epoch in range(2):
+        part = drawn[epoch * count : (epoch + 1) * count]
+        assert sorted(part) == sorted(corpus.epoch_rows(9, epoch).tolist())
+    assert drawn[:count] != drawn[count:]
+    assert drawn == list(itertools.islice(shuffled_rows(corpus, 9), 2 * count))
+
+
+def first_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
+    """The textbook's loop; returns the lengths in each sequence."""
+    sequences: list[list[int]] = []
+    for length in sorted(lengths, reverse=True):
+        home = next((sequence for sequence in sequences if sum(sequence) + length <= capacity), None)
+        if home is None:
+            sequences.append(home := [])
+        home.append(length)
+    return sequences
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packing_is_first_fit_decreasing(seed):
+    lengths = np.random.default_rng(seed).integers(1, 33, 60)
+    sequences = pack(lengths, 32)
+    assert sorted(np.concatenate(sequences)) == list(range(60))
+    assert [lengths[rows].tolist() for rows in sequences] == first_fit_decreasing(lengths.tolist(), 32)
+    some = np.concatenate(sequences[1::3])  # as in a micro-batch
+    again = pack(lengths[some], 32)
+    assert [sorted(lengths[some][rows]) for rows in again] == [sorted(lengths[rows]) for rows in sequences[1::3]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_micro_batches_count_packed_sequences(world_size):
+    lengths = np.random.default_rng(1).integers(1, 33, 80)
+    batch = np.random.default_rng(2).permutation(80)[:50]
+    shares = [micro_batches(batch, lengths, 4, rank, world_size, capacity=32) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    rows = np.concatenate([micro.rows for share in shares for micro in share if micro.weight])
+    assert sorted(rows) == sorted(batch)
+    sizes = [len(pack(lengths[micro.rows], 32)) for share in shares for micro in share if micro.weight]
+    assert max(sizes) == 4
+    assert sum(sizes) == len(pack(lengths[batch], 32))

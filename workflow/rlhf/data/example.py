@@ -1,0 +1,139 @@
+"""A prompt with its answers, and what turns the texts of a row into it; pure functions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+Messages = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its answers: the best one, and those it was preferred to.
+
+    Attributes:
+        prompt: text before every answer.
+        chosen: the best answer.
+        rejected: the others, better ones first; empty where there is none.
+        subset: part of the dataset it belongs to, if the data names one.
+        ranks: of chosen and rejected answers; 0 is best, equal ranks are ties.
+        ratings: of the same answers, where the data measures by how much one is better: differences are margins.
+        turns: the prompt for a chat template, as JSON, where one will write it.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: tuple[str, ...] = ()
+    subset: str | None = None
+    ranks: tuple[int, ...] = (0,)
+    ratings: tuple[float, ...] | None = None
+    turns: str | None = None
+
+
+class BadRow(Exception):
+    """A row that cannot be used; the argument is the reason, under which it is counted."""
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Templates of prompt and answer, a pattern removed from answers, and whether a chat template follows."""
+
+    prompt: str | None
+    answer: str | None
+    remove: str | None
+    chat: bool = False
+
+    def format_prompt(self, default: str, **fields: str) -> str:
+        """The prompt text."""
+        return (self.prompt or default).format(**fields)
+
+    def format_answer(self, answer: str) -> str:
+        """The answer text.
+
+        Raises:
+            BadRow: the answer is empty.
+        """
+        if self.remove:
+            answer = re.sub(self.remove, "", answer)
+        if not answer.strip():
+            raise BadRow("empty answer")
+        text = (self.answer or "{answer}").format(answer=answer)
+        return text.strip() if self.chat else text
+
+    def turns(self, prompt: str, messages: Messages | None = None) -> str | None:
+        """The turns before the answer as JSON, where a chat template will write them.
+
+        Args:
+            prompt: the user's only turn, where there are no messages.
+            messages: (role, text) of each turn.
+        """
+        if not self.chat:
+            return None
+        turns = [("user", prompt)] if messages is None else messages
+        return json.dumps([{"role": role, "content": text.strip()} for role, text in turns], ensure_ascii=False)
+
+
+def checked(example: Example) -> Example:
+    """The example, if it can be used.
+
+    Raises:
+        BadRow: the prompt is empty, or two answers are the same.
+    """
+    if not example.prompt.strip():
+        raise BadRow("empty prompt")
+    answers = (example.chosen, *example.rejected)
+    if len(set(answers)) < len(answers):
+        raise BadRow("identical pair" if len(answers) == 2 else "identical answers")
+    return example
+
+
+def in_order(
+    prompt: str,
+    answers: Sequence[str],
+    grades: Sequence[float],
+    subset: str | None = None,
+    turns: str | None = None,
+    rated: bool = False,
+) -> Example:
+    """The answers of a prompt from the highest grade to the lowest; answers of equal grade share a rank.
+
+    Args:
+        prompt: text before every answer.
+        answers: at least one.
+        grades: of each answer; higher is better.
+        subset: part of the dataset, or None.
+        turns: the prompt for a chat template, or None.
+        rated: whether differences of grades say by how much an answer is better.
+
+    Raises:
+        BadRow: there are several answers, and all of one grade.
+    """
+    order = sorted(range(len(answers)), key=lambda place: -grades[place])
+    levels = sorted(set(grades), reverse=True)
+    if len(answers) > len(levels) == 1:
+        raise BadRow("tie")
+    best, *others = (answers[place] for place in order)
+    ranks = tuple(levels.index(grades[place]) for place in order)
+    ratings = tuple(grades[place] for place in order) if rated else None
+    return Example(prompt, best, tuple(others), subset, ranks, ratings, turns)
+
+
+def as_number(value: Any) -> float:
+    """A finite number, also where it is written as text.
+
+    Raises:
+        BadRow: it is no number, or not finite.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise BadRow("wrong type") from None
+    if not math.isfinite(number):
+        raise BadRow("number not finite")
+    return number
