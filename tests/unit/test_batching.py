@@ -9,7 +9,7 @@ import pytest
 from rlhf.data.batching import epoch_batches, micro_batches, pack, shuffled_rows
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
-from rlhf.runtime.files import write_json
+from rlhf.runtime.files import read_json, write_json
 
 
 @pytest.fixture
@@ -79,6 +79,14 @@ def test_a_dataset_for_another_phase_only_gives_nothing(two_datasets, tmp_path):
     corpus = two_datasets(1.5, 3.5)
     assert corpus.rows_per_epoch == 15
     assert set(corpus.epoch_rows(0, 1).tolist()) == set(range(10))
+
+
+def test_a_chat_template_is_that_of_all_datasets(two_datasets, tmp_path):
+    assert two_datasets().chat_template is None
+    for name, expected in (("a", None), ("b", "{{ messages }}")):
+        facts = read_json(tmp_path / name / "tokens.json")
+        write_json(tmp_path / name / "tokens.json", facts | {"chat_template": "{{ messages }}"})
+        assert two_datasets().chat_template == expected
 
 
 def test_lengths_are_those_of_each_row(two_datasets):

@@ -1,5 +1,6 @@
 """Chat templates: ids as the tokenizer itself would write them, one end, and no special token from a text."""
 
+import copy
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from rlhf.data.dataset import cache_dataset, load_cached
 from rlhf.data.examples import examples
 from rlhf.data.mappings import with_mapping
 from rlhf.data.shapes import Example
-from rlhf.data.tokens import TokenStore, tokenize
+from rlhf.data.tokens import TokenStore, encode_answers, encode_prompts, tokenize
 from rlhf.errors import UserError
 from rlhf.models.tokenizers import train_tokenizer
 
@@ -107,6 +108,30 @@ def test_a_special_token_made_by_text_and_template_together_is_text(tokenizer):
     prompt, _, _ = encode(tokenizer, "{% for m in messages %}{{ m.content }}|>{% endfor %}", user("a <|im_end"), "b")
     assert not set(prompt) & set(tokenizer.all_special_ids)
     assert tokenizer.decode(prompt) == "a <|im_end|>"
+
+
+def test_special_tokens_stay_text_where_a_vocabulary_has_them_as_words():
+    """Words are looked up as they stand, so `<eos>` is found like any other."""
+    words = train_tokenizer(["good <eos> place <pad> user : ;"] * 2, {"kind": "words", "vocab_size": 32})
+    special = {words.eos_token_id, words.pad_token_id}
+    assert special & set(words("good <eos> place <pad>", split_special_tokens=True)["input_ids"])
+    (prompt,) = encode_prompts(["good <eos> place <pad>"], words)
+    (answer,) = encode_answers(["good"], ["place <eos> good"], words)
+    assert not special & set(prompt)
+    assert [token for token in answer if token in special] == [words.eos_token_id] == answer[-1:]
+    assert prompt[0] == words.convert_tokens_to_ids("good")
+    template = "{% for m in messages %}user : {{ m.content }} <eos> {% endfor %}"
+    prompt, answer, _ = encode(words, template, user("good <eos> place"), "place <pad>")
+    assert prompt[-1] == answer[-1] == words.eos_token_id
+    assert not special & set(prompt[:-1] + answer[:-1])
+
+
+def test_an_end_that_is_the_unknown_token_too_stays_text(tokenizer):
+    """As in GPT-2 and OPT."""
+    both = copy.deepcopy(tokenizer)
+    both.unk_token = both.eos_token
+    prompt, _, _ = encode(both, PLAIN, user("a <|im_end|> b"), "c")
+    assert both.eos_token_id not in prompt
 
 
 def test_a_template_without_an_end_leaves_its_place_to_eos(tokenizer):

@@ -86,15 +86,15 @@ def rows(tmp_path_factory):
     lines = [json.dumps({"prompt": text(2, 8), "chosen": text(1, 9)}) for _ in range(40)]
     (folder / "rows.jsonl").write_text("\n".join(lines))
     settings = DatasetSettings(source={"path": str(folder / "rows.jsonl"), "eval_share": 0.2}).model_dump()
-    cache_dataset(settings, folder / "dataset", "datasets.rows")
+    cache_dataset(settings | {"turns": True}, folder / "dataset", "datasets.rows")
     split_dataset(folder / "dataset", "1,0,0", 0, folder / "split")
     return folder
 
 
-def run(rows, model, output, packing) -> list[dict]:
+def run(rows, model, output, packing, chat_template=None) -> list[dict]:
     """A short SFT run; returns its metrics."""
     if not (output / "tokens").exists():
-        tokenize(rows / "dataset", model, output / "tokens")
+        tokenize(rows / "dataset", model, output / "tokens", chat_template=chat_template)
     settings = SftSettings(
         global_batch_size=8, num_train_epochs=2, learning_rate=1e-3, max_seq_len=CAPACITY, dtype="fp32", dropout=0.0
     ).model_dump(mode="json")
@@ -112,6 +112,15 @@ def test_a_stage_trains_the_same_with_packed_rows(rows, gpt2_folder, tmp_path, g
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a.get("tokens") == b.get("tokens")
     assert plain[0]["loss"] != pytest.approx(plain[-1]["loss"], rel=1e-2)
+
+
+def test_the_trained_model_keeps_the_chat_template(rows, gpt2_folder, tmp_path, group):
+    template = "{% for m in messages %}w3 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w3{% endif %}"
+    metrics = run(rows, gpt2_folder, tmp_path, True, template)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    saved = AutoTokenizer.from_pretrained(tmp_path / "True/model")
+    assert saved.chat_template == template
+    assert saved.apply_chat_template([{"role": "user", "content": "w9"}], tokenize=False) == "w3 w9 "
 
 
 def test_a_family_that_cannot_keep_rows_apart_is_refused(rows, gpt2_folder, tmp_path, group):

@@ -41,7 +41,7 @@ def require_consistency(settings: ExperimentSettings, place: str) -> None:
 def _data(settings: ExperimentSettings, place: str) -> Iterator[str]:
     if not settings.data_path:
         yield f"{place}.data_path: name at least one dataset of `datasets`"
-    for name in settings.data_weights.keys() - set(settings.data_path):
+    for name in sorted(settings.data_weights.keys() - set(settings.data_path)):
         yield f"{place}.data_weights: {name!r} is not in data_path: {', '.join(settings.data_path)}"
 
 

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.groups import answer_groups, grouped_ids
+from rlhf.data.special import OrdinaryText
 from rlhf.errors import UserError
 
 OF_TOKENIZER = "tokenizer"
@@ -44,9 +45,7 @@ class Chat:
             raise UserError(f"{name}: the tokenizer has no chat template; write one as chat_template of the dataset")
         if not tokenizer.is_fast:
             raise UserError(f"{name}: chat_template needs a tokenizer with a tokenizer.json (a fast one)")
-        added = tokenizer.added_tokens_decoder.values()
-        self._special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        self._special_ids = set(tokenizer.convert_tokens_to_ids(sorted(self._special)))
+        self._ordinary = OrdinaryText(tokenizer)
 
     def encode(self, batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         """Columns of the token store: ids of prompts, and of answers as they follow them, EOS included.
@@ -82,7 +81,7 @@ class Chat:
         if not lead.startswith(_text(prompt)):
             raise ValueError("with an answer, it writes the prompt in another way than without")
         closing, ended, _ = _text(whole[places[0] + 1 :]).partition(self._tokenizer.eos_token)
-        for token in sorted(self._special):
+        for token in self._ordinary.names:
             if token in closing:
                 raise ValueError(
                     f"it ends answers with {token!r}, but the model's EOS is {self._tokenizer.eos_token!r}; name it in "
@@ -113,18 +112,8 @@ class Chat:
     def _ids(self, texts: list[list[Piece]]) -> list[list[int]]:
         """Ids of written texts; a special token that touches the text of a turn is read as ordinary characters."""
         encoded = self._tokenizer(list(map(_text, texts)), add_special_tokens=False, return_offsets_mapping=True)
-        rows = []
-        for pieces, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            spans, text = _spans(pieces), _text(pieces)
-            row: list[int] = []
-            for token, (start, end) in zip(ids, offsets, strict=True):
-                spelled = token in self._special_ids and any(start < last and first < end for first, last in spans)
-                row += self._characters(text[start:end]) if spelled else [token]
-            rows.append(row)
-        return rows
-
-    def _characters(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [self._ordinary.restore(_text(pieces), ids, offsets, _spans(pieces)) for pieces, ids, offsets in rows]
 
 
 def _text(pieces: list[Piece]) -> str:

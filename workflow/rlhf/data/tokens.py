@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf.data.chat import OF_TOKENIZER, Chat
 from rlhf.data.dataset import load_cached
 from rlhf.data.groups import answer_groups, grouped_ids
+from rlhf.data.special import OrdinaryText
 from rlhf.errors import UserError
 from rlhf.runtime.files import atomic_directory, read_json, sha256_file, write_json
 from rlhf.runtime.logging import get_logger
@@ -182,7 +183,7 @@ def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> 
 
 def encode_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids of prompts, with what the tokenizer puts before a text (BOS), never with an EOS after it."""
-    encoded = tokenizer(prompts, split_special_tokens=True)["input_ids"]
+    encoded = _ordinary_ids(prompts, tokenizer, add_special_tokens=True)
     end = tokenizer.eos_token_id
     return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded]  # some tokenizers end every text
 
@@ -190,8 +191,23 @@ def encode_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> li
 def encode_answers(prompts: list[str], answers: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids of answers as they follow their prompts, EOS included."""
     texts = [_joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoded = _ordinary_ids(texts, tokenizer, add_special_tokens=False)
     return [[*ids, tokenizer.eos_token_id] for ids in encoded]
+
+
+def _ordinary_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> list[list[int]]:
+    """Ids of texts; special tokens in them are told from added ones by offsets, where the tokenizer has them."""
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        split_special_tokens=True,
+        return_offsets_mapping=tokenizer.is_fast,
+    )
+    if not tokenizer.is_fast:
+        return encoded["input_ids"]
+    ordinary = OrdinaryText(tokenizer)
+    rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [ordinary.restore(text, ids, offsets, [(0, len(text))]) for text, ids, offsets in rows]
 
 
 def _joined(prompt: str, answer: str) -> str:
