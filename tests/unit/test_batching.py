@@ -8,6 +8,7 @@ import pytest
 
 from rlhf.data.batching import epoch_batches, micro_batches, pack, shuffled_rows
 from rlhf.data.corpus import Corpus
+from rlhf.data.tokens import ANSWER
 from rlhf.errors import UserError
 from rlhf.runtime.files import read_json, write_json
 
@@ -18,11 +19,14 @@ def two_datasets(tmp_path):
     for name, rows in (("a", 10), ("b", 7)):
         (tmp_path / name).mkdir()
         facts = {"rows": {"train": rows}, "eos_token_id": 1, "pad_token_id": 0, "tokenizer_fingerprint": "t"}
-        write_json(tmp_path / name / "tokens.json", facts | {"dtype": "uint16"})
+        write_json(tmp_path / name / "tokens.json", facts | {"dtype": "uint16", "subsets": {"train": []}})
         np.save(tmp_path / name / "train.sft.npy", np.arange(rows))
         for number, field in enumerate(("prompt", "chosen", "rejected"), start=1):
             np.save(tmp_path / name / f"train.{field}.offsets.npy", np.arange(rows + 1) * number)
             np.zeros(rows * number, dtype="uint16").tofile(tmp_path / name / f"train.{field}.bin")
+        np.save(tmp_path / name / "train.answers.npy", np.array([(2, 0, 1.0), (3, 1, 0.0)] * rows, ANSWER))
+        np.save(tmp_path / name / "train.answers.offsets.npy", np.arange(0, 2 * rows + 1, 2))
+        np.save(tmp_path / name / "train.subset.npy", np.full(rows, -1, np.int32))
     folders = [tmp_path / "a", tmp_path / "b"]
     return lambda *weights: Corpus(folders, folders, "train", "sft", weights or None)
 

@@ -101,7 +101,9 @@ def run(rows, model, output, packing, chat_template=None) -> list[dict]:
     execution = settings.pop("execution") | {"packing": packing, "per_device_train_batch_size": 2}
     spec = {"stage": "sft", "id": "x-00000000", "seed": 1, "settings": settings | {"data_weights": [1.5]}}
     paths = StagePaths([output / "tokens"], [rows / "split"], output / str(packing), output / f"state-{packing}")
-    train_sft(Stage(spec | {"upstream": {}, "execution": execution}, paths), model)
+    upstream = {"model": "m-00000000", "tokens": [], "split": []}
+    with Stage(spec | {"upstream": upstream, "execution": execution}, paths) as stage:
+        train_sft(stage, model)
     return list(read_jsonl(output / str(packing) / "metrics.jsonl"))
 
 
