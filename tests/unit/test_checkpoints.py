@@ -207,7 +207,8 @@ def test_an_error_beside_the_training_is_not_lost(make, monkeypatch):
 
 def test_the_time_limit_stops_a_stage_before_it_is_reached(make):
     made = make(every=None)
-    made.checkpoints._interruption = Interruption(limit_seconds=30.0)  # less than the reserve
+    made.checkpoints._interruption = Interruption(limit_seconds=30.0)
+    made.checkpoints._step_seconds = 25.0
     with pytest.raises(Interrupted, match="time limit"):
         made.checkpoints.boundary({"step": 3})
 

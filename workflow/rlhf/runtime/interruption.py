@@ -14,6 +14,8 @@ from rlhf.runtime.logging import get_logger
 logger = get_logger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Of a time limit, what is left for what is not measured: the end of the process and of its job.
+RESERVE_SECONDS, RESERVE_SHARE = 60.0, 0.1
 # Slurm and launchers deliver one request twice within a moment; a second request is a person's.
 REPEAT_SECONDS = 1.0
 
@@ -28,7 +30,9 @@ class Interruption:
     def __init__(self, limit_seconds: float | None = None) -> None:
         self.reason: str | None = None
         self._first = 0.0
-        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+        self._deadline: float | None = None
+        if limit_seconds is not None:
+            self._deadline = time.monotonic() + limit_seconds - min(RESERVE_SECONDS, RESERVE_SHARE * limit_seconds)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -41,7 +45,7 @@ class Interruption:
                 signal.signal(number, handler)
 
     def expect(self, seconds: float) -> None:
-        """Ask for a stop if the time limit would not leave `seconds`."""
+        """Ask for a stop if what comes next takes `seconds` and the time limit does not leave them."""
         if self.reason is None and self._deadline is not None and time.monotonic() + seconds > self._deadline:
             self.reason = "the time limit is near"
 

@@ -32,8 +32,6 @@ logger = get_logger(__name__)
 
 FORMAT = 1
 KEPT = 2
-# Seconds that a stop before a time limit leaves for what is not measured: the end of the process and of its job.
-RESERVE_SECONDS = 60.0
 
 
 class Part(Protocol):
@@ -130,7 +128,7 @@ class Checkpoints:
         self._step_seconds, self._boundary_at = max(self._step_seconds, now - self._boundary_at), now
         self._state = dict(state)
         self._random.capture()
-        self._interruption.expect(RESERVE_SECONDS + 2 * self._write_seconds + 1.5 * self._step_seconds)
+        self._interruption.expect(2 * self._write_seconds + 1.5 * self._step_seconds)
         stop, due = self._agree(self._interruption.reason is not None, self._is_due(now))
         if stop:
             self._stop()
