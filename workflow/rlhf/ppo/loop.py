@@ -25,6 +25,7 @@ from rlhf.ppo.scoring import score_samples
 from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
+from rlhf.training.recomputation import checkpoint_activations
 from rlhf.training.stage import Stage, save_model
 
 logger = get_logger(__name__)
@@ -151,7 +152,7 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         if checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(model)
 
 
 def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None) -> None:
@@ -185,7 +186,8 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         with average.in_place():
             save_model(models.policy, models.adapted, models.tokenizer, stage.paths.output / "model_ema")
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
-    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)})
+    facts = {"actor": models.actor.facts()} | ({"critic": models.critic.facts()} if models.critic else {})
+    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, rows={"train": len(prompts)}, training=facts)
 
 
 def _pretraining_mix(stage: Stage) -> PretrainingMix | None:

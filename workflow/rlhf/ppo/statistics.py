@@ -26,8 +26,9 @@ class UpdateStatistics:
     value_loss: float = 0.0
     ptx_tokens: float = 0.0
     ptx_loss: float = 0.0
-    actor_norms: list[float] = field(default_factory=list)
-    critic_norms: list[float] = field(default_factory=list)
+    # One entry for each step; None where fp16 gradients overflowed and the step was skipped.
+    actor_norms: list[float | None] = field(default_factory=list)
+    critic_norms: list[float | None] = field(default_factory=list)
 
     def add_policy(self, loss: Tensor, log_ratios: Tensor, mask: Tensor, clip_range: float) -> None:
         """Count one micro-batch of the policy."""
@@ -66,15 +67,20 @@ class UpdateStatistics:
         return means | {
             "ratio_max": max(all_gather(self.ratio_max)),
             "first_ratio_error": self.first_ratio_error,
-            "grad_norm": float(np.mean(self.actor_norms)),
+            **_mean_norm("grad_norm", self.actor_norms),
         }
 
     def _value(self) -> dict[str, float]:
         if not self.critic_norms:
             return {}
         tokens, loss = all_sum(self.value_tokens, self.value_loss)
-        return {"value_loss": loss / tokens, "critic_grad_norm": float(np.mean(self.critic_norms))}
+        return {"value_loss": loss / tokens, **_mean_norm("critic_grad_norm", self.critic_norms)}
 
     def _mix(self) -> dict[str, float]:
         tokens, loss = all_sum(self.ptx_tokens, self.ptx_loss)
         return {"ptx_loss": loss / tokens} if tokens else {}
+
+
+def _mean_norm(name: str, norms: list[float | None]) -> dict[str, float]:
+    known = [norm for norm in norms if norm is not None]
+    return {name: float(np.mean(known))} if known else {}

@@ -84,7 +84,7 @@ class PpoUpdate:
 
     def _step_policy(
         self, experience: Experience, shares: list[MicroBatch], count: float, statistics: UpdateStatistics, first: bool
-    ) -> float:
+    ) -> float | None:
         losses, micro_steps = self._policy_losses(experience, shares, count, statistics, first), len(shares)
         if self._mix is not None:
             rows = self._mix.next_rows()

@@ -157,4 +157,5 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
         model.config.reward_mean, model.config.reward_std = score_statistics(trainer.engine, unseen, batch_size)
     logger.info("unseen scores: mean %.4f, deviation %.4f", model.config.reward_mean, model.config.reward_std)
     inputs = {"tokenizer": train.tokenizer_fingerprint}
-    stage.finish(model, adapted, tokenizer, inputs, rows={"train": len(train), "eval": len(unseen)})
+    rows = {"train": len(train), "eval": len(unseen)}
+    stage.finish(model, adapted, tokenizer, inputs, rows=rows, **trainer.facts())

@@ -128,4 +128,5 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         train_supervised(trainer, objective, train, unseen, settings, stage.execution, stage.seed, metrics)
     inputs = {"tokenizer": train.tokenizer_fingerprint}
-    stage.finish(model, adapted, tokenizer, inputs, rows={"train": len(train), "eval": len(unseen)})
+    rows = {"train": len(train), "eval": len(unseen)}
+    stage.finish(model, adapted, tokenizer, inputs, rows=rows, **trainer.facts())

@@ -69,7 +69,7 @@ def train_supervised(
                 "train",
                 **objective.summary(means),
                 learning_rate=rate,
-                grad_norm=norm,
+                **({} if norm is None else {"grad_norm": norm}),
                 epoch=epoch + 1,
                 tokens=tokens,
                 tokens_per_second=tokens / (time.monotonic() - start),
@@ -98,7 +98,7 @@ def mean_loss(model: nn.Module, objective: Objective, corpus: Corpus, batch_size
 
 def _step(
     trainer: Trainer, objective: Objective, corpus: Corpus, lengths: np.ndarray, batch: np.ndarray, micro_size: int
-) -> tuple[dict[str, float], float]:
+) -> tuple[dict[str, float], float | None]:
     count = objective.count(corpus, batch)
     share = micro_batches(batch, lengths, micro_size, rank(), world_size())
     sums = _Sums(objective)
