@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ class WeightAverage:
     def _write(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self._parameters, values, strict=True):
             _local(parameter).copy_(value)
+        # ZeRO-3 keeps small parameters whole beside their partitions; those copies must follow.
+        whole: list[Any] = [parameter for parameter in self._parameters if getattr(parameter, "ds_persist", False)]
+        if whole:
+            whole[0].partition(whole)
+            whole[0].all_gather(whole)
 
 
 def _local(parameter: nn.Parameter) -> Tensor:
