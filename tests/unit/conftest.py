@@ -37,8 +37,49 @@ FAMILIES = {
 }
 
 
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+LOCAL = {"sliding_window": 6}  # shorter than the test's sequences
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# Name -> (model type, its configuration): everything that is trained through all three stages.
+EVERY_FAMILY = {family: (family, sizes) for family, sizes in FAMILIES.items() if family != "opt"} | {
+    "opt": ("opt", {**FAMILIES["opt"], "word_embed_proj_dim": 32, "do_layer_norm_before": True}),
+    "opt-350m": ("opt", FAMILIES["opt"]),
+    "gpt_neox": ("gpt_neox", SIZES),
+    "bloom": ("bloom", {"n_layer": 2, "hidden_size": 32, "n_head": 4}),
+    "llama-3": ("llama", GROUPED | {"rope_parameters": LLAMA_3_ROPE}),
+    "mistral": ("mistral", GROUPED | LOCAL),
+    "qwen2": ("qwen2", GROUPED | LOCAL | {"use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": ("qwen3", GROUPED),
+    "gemma": ("gemma", GROUPED),
+    "gemma-2": ("gemma2", GROUPED | LOCAL | {"query_pre_attn_scalar": 8}),
+    "gemma-3": ("gemma3_text", GROUPED | LOCAL | {"query_pre_attn_scalar": 8}),
+    "glm": ("glm", GROUPED),
+    "glm-4": ("glm4", GROUPED),
+}
+
+
 def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
     """A random model with a tokenizer of the words w3..w49, padding 0 and EOS 1."""
+    keys = {
+        "gpt2": ("attn_pdrop", "embd_pdrop", "resid_pdrop"),
+        "opt": ("dropout", "attention_dropout"),
+        "llama": ("attention_dropout",),
+    }
+    save_random_model(folder, family, FAMILIES[family] | dict.fromkeys(keys[family], dropout), VOCABULARY)
     names = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -49,19 +90,14 @@ def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     )
-    keys = {
-        "gpt2": ("attn_pdrop", "embd_pdrop", "resid_pdrop"),
-        "opt": ("dropout", "attention_dropout"),
-        "llama": ("attention_dropout",),
-    }
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_random_model(folder: Path, model_type: str, sizes: dict[str, Any], vocabulary: int) -> None:
+    """Weights of a random causal language model with padding 0 and EOS 1."""
     config = AutoConfig.for_model(
-        family,
-        **FAMILIES[family],
-        **dict.fromkeys(keys[family], dropout),
-        vocab_size=VOCABULARY,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
+        model_type, **sizes, vocab_size=vocabulary, pad_token_id=0, eos_token_id=1, bos_token_id=None
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -70,8 +106,6 @@ def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
             if parameter.ndim > 1:
                 parameter.mul_(5.0)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def edit_json(file: Path, **changes: Any) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlhf.config.deepspeed import deepspeed_mistakes
 from rlhf.config.schema import ExperimentSettings
-from rlhf.config.stages import PpoSettings, RewardSettings
+from rlhf.config.stages import PpoSettings, RewardSettings, SftSettings
 from rlhf.errors import UserError
 
 # What was tried, family by family: docs/from-deepspeed-chat.md.
@@ -33,6 +34,11 @@ def require_consistency(settings: ExperimentSettings, place: str) -> None:
         *_data(settings, place),
         *(f"{place}.reward: {mistake}" for mistake in _reward(settings.reward)),
         *(f"{place}.ppo: {mistake}" for mistake in _ppo(settings.ppo)),
+        *(
+            f"{place}.{stage}: {text}"
+            for stage in ("sft", "reward", "ppo")
+            for text in _engines(getattr(settings, stage))
+        ),
     ]
     if mistakes:
         raise UserError("\n  ".join(mistakes))
@@ -68,3 +74,18 @@ def _ppo(ppo: PpoSettings) -> Iterator[str]:
         yield "kl_target scales kl_coefficient, which is 0; start from a positive one, for example 0.1"
     if ppo.reference == "adapters_off" and not (ppo.actor.lora_dim and ppo.actor.only_optimize_lora):
         yield "reference: adapters_off needs actor.lora_dim and actor.only_optimize_lora, else other weights move too"
+
+
+def _engines(stage: SftSettings | RewardSettings | PpoSettings) -> Iterator[str]:
+    execution = stage.execution
+    if isinstance(stage, PpoSettings):
+        zero_stages = [stage.execution.actor_zero_stage]
+        zero_stages += [stage.execution.critic_zero_stage] if stage.advantage_estimator == "gae" else []
+    else:
+        zero_stages = [stage.execution.zero_stage]
+    if stage.dtype == "fp16" and execution.gpus_per_node == 0:
+        yield "dtype fp16 needs a GPU, and execution.gpus_per_node is 0; use bf16 or fp32"
+    if execution.offload and not any(zero_stages):
+        yield "execution.offload has no effect with ZeRO 0; set zero_stage (ppo: actor_zero_stage) to 1, 2 or 3"
+    for mistake in deepspeed_mistakes(execution.deepspeed_config, stage.dtype, zero_stages):
+        yield f"execution.deepspeed_config: {mistake}"

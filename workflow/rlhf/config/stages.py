@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rlhf.config.deepspeed import DeepSpeedSettings
 from rlhf.config.section import Section, Share
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -77,7 +78,6 @@ class Execution(Section):
     threads: int = Field(1, ge=1, description="CPU threads of each process.")
     mem_mb: int = Field(4000, ge=1, description="Host memory per node, in MB.")
     runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
-    deepspeed_config: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the generated ones.")
 
     @property
     def world_size(self) -> int:
@@ -86,6 +86,11 @@ class Execution(Section):
 
 
 class _TrainingExecution(Execution):
+    deepspeed_config: DeepSpeedSettings = Field(
+        {},
+        description="DeepSpeed settings merged over the generated ones, or the path of a JSON file with them; what the "
+        "trainer drives itself (batch sizes, optimizer, schedule, precision) is refused.",
+    )
     checkpoint_minutes: float | None = Field(
         10.0, gt=0, description="Save the training state after so many minutes; null: not by time."
     )
@@ -103,8 +108,8 @@ class TrainExecution(_TrainingExecution):
         8, ge=1, description="Sequences (SFT) or groups of answers to one prompt (reward) per micro-batch."
     )
     per_device_eval_batch_size: int = Field(16, ge=1, description="The same in evaluation.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
-    offload: bool = Field(False, description="Keep optimizer state (and ZeRO-3 parameters) in host memory.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; in bf16 and fp16, 0 runs as 1.")
+    offload: bool = Field(False, description="Keep optimizer state (and ZeRO-3 parameters) on the host; needs ZeRO.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     saving: Saving = Field(Saving(), description="How the model is saved.")
 
@@ -133,11 +138,11 @@ class PpoExecution(_TrainingExecution):
 
     per_device_generation_batch_size: int = Field(16, ge=1, description="Prompts per generation batch.")
     per_device_training_batch_size: int = Field(16, ge=1, description="Answers per scoring and training micro-batch.")
-    actor_zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage of the policy.")
-    critic_zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage of the value model.")
+    actor_zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage of the policy; see `sft`.")
+    critic_zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage of the value model; see `sft`.")
     actor_gradient_checkpointing: bool = Field(False, description="Recompute the policy's activations.")
     critic_gradient_checkpointing: bool = Field(False, description="Recompute the value model's activations.")
-    offload: bool = Field(False, description="Keep optimizer states (and ZeRO-3 parameters) in host memory.")
+    offload: bool = Field(False, description="Keep optimizer states (and ZeRO-3 parameters) on the host; needs ZeRO.")
     offload_reference_model: bool = Field(False, description="Keep the reference model in host memory.")
     offload_reward_model: bool = Field(False, description="Keep the reward model in host memory.")
     enable_hybrid_engine: bool = Field(

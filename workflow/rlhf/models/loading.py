@@ -21,6 +21,9 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -77,7 +80,10 @@ def load_reward_backbone(folder: Path, dtype: str, seed: int, dropout: float | N
     config = _config(folder, dropout)
     config.num_labels = 1
     model, loading = _classifier(folder, config, dtype)
-    _require_all_weights(folder, loading, missing={"score.weight"}, unexpected={"lm_head.weight"})
+    # The output layer stands beside the body, by a name of the family's own: lm_head, embed_out, with or without bias.
+    output_layer = {name for name in loading["unexpected_keys"] if not name.startswith(f"{model.base_model_prefix}.")}
+    logger.info("left out, because a reward model has another head: %s", ", ".join(sorted(output_layer)) or "nothing")
+    _require_all_weights(folder, loading, missing={"score.weight"}, unexpected=output_layer)
     generator = torch.Generator().manual_seed(seed)
     width = model.score.in_features
     with torch.no_grad():

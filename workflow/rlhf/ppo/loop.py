@@ -29,6 +29,7 @@ from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.checkpoints import Part
 from rlhf.training.faults import FaultCounter
+from rlhf.training.recomputation import checkpoint_activations
 from rlhf.training.stage import Stage
 
 logger = get_logger(__name__)
@@ -198,7 +199,7 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         if checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(model)
 
 
 def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None) -> None:
@@ -232,7 +233,9 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         with average.in_place():
             stage.save(models.policy, models.adapted, models.tokenizer, averaged=True, rows={"train": len(prompts)})
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
+    trainers = {"actor": models.actor, "critic": models.critic}
     facts = {
+        "training": {role: trainer.facts() for role, trainer in trainers.items() if trainer is not None},
         "rows": {"train": len(prompts)},
         "steps": {"planned": iterations, "done": iterations},
         "sampling": {  # no key for what would cut off the distribution

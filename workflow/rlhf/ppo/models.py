@@ -143,7 +143,8 @@ def _frozen(stage: Stage, model: nn.Module, role: str) -> nn.Module:
     if settings.zero_stage < 3:
         return model if offload else model.to(device())
     config = deepspeed_config(stage.settings[role], settings)
-    config["zero_optimization"] = {"stage": 3} | ({"offload_param": {"device": "cpu"}} if offload else {})
+    zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
+    config["zero_optimization"] = zero | ({"offload_param": {"device": "cpu"}} if offload else {})
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     return engine

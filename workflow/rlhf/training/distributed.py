@@ -19,6 +19,7 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from rlhf.errors import UserError
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -76,6 +77,19 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
+def require_dtype(dtype: str) -> None:
+    """Refuse a precision that DeepSpeed does not train in on this device.
+
+    Raises:
+        UserError: naming what works.
+    """
+    accelerator = get_accelerator()
+    supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported, "fp32": lambda: True}
+    if not supported[dtype]():
+        works = ", ".join(name for name, works in supported.items() if works())
+        raise UserError(f"dtype: {dtype} does not work on this device ({accelerator.device_name()}); choose {works}")
+
+
 def all_gather(value: Any) -> list[Any]:
     """The value of every process, in rank order; for small Python objects and CPU arrays."""
     gathered: list[Any] = [None] * world_size()
@@ -85,7 +99,7 @@ def all_gather(value: Any) -> list[Any]:
 
 def all_sum(*values: float) -> list[float]:
     """Sums over all processes."""
-    total = torch.tensor(values, dtype=torch.float64 if on_cpu() else torch.float32, device=device())
+    total = torch.tensor(values, dtype=torch.float64, device=device())  # token counts pass 2^24
     dist.all_reduce(total)
     return total.tolist()
 

@@ -11,11 +11,15 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import get_scheduler
 
 from rlhf.config.expand import deep_merge
 from rlhf.errors import UserError
-from rlhf.training.distributed import device, world_size
+from rlhf.runtime.logging import get_logger
+from rlhf.training.distributed import device, require_dtype, world_size
+from rlhf.training.recomputation import Recomputation
+
+logger = get_logger(__name__)
 
 CHECKPOINT_TAG = "engine"
 
@@ -31,6 +35,15 @@ class EngineSettings:
     gradient_checkpointing: bool
     overrides: dict[str, Any]
 
+    @property
+    def engine_stage(self) -> int:
+        """ZeRO stage that DeepSpeed is told: in half precision at least 1 (deepspeed 0.19.8).
+
+        Its optimizers for half precision without ZeRO start Adam with a step on zero gradients, and divide fp16
+        gradients by a loss scale that the loss was not multiplied with.
+        """
+        return self.zero_stage if self.dtype == "fp32" else max(1, self.zero_stage)
+
 
 class Trainer:
     """One model, its optimizer and its schedule behind a DeepSpeed engine.
@@ -43,13 +56,18 @@ class Trainer:
         optimization: `Optimization` settings.
         settings: how the engine runs.
         total_steps: optimizer steps of the whole run, for the schedule.
+
+    Raises:
+        UserError: the device cannot compute in this precision, or the family knows no gradient checkpointing.
     """
 
     def __init__(
         self, model: nn.Module, optimization: dict[str, Any], settings: EngineSettings, total_steps: int
     ) -> None:
-        if settings.gradient_checkpointing:
-            _checkpoint_activations(model)
+        require_dtype(settings.dtype)
+        if settings.offload and not settings.zero_stage:
+            logger.warning("execution.offload has no effect on a model with ZeRO 0: its optimizer stays on the device")
+        self._recomputation = Recomputation(model) if settings.gradient_checkpointing else None
         optimizer = torch.optim.AdamW(
             parameter_groups(model, optimization),
             betas=(optimization["adam_beta1"], optimization["adam_beta2"]),
@@ -58,7 +76,7 @@ class Trainer:
         scheduler = get_scheduler(
             optimization["lr_scheduler_type"], optimizer, optimization["num_warmup_steps"], total_steps
         )
-        self._clips_itself = settings.zero_stage == 0 and settings.dtype == "fp32"
+        self._measures_norm = settings.engine_stage == 0
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -66,7 +84,7 @@ class Trainer:
             model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
             config=deepspeed_config(optimization, settings),
         )
-        self.engine.train()  # a loaded model is in evaluation mode
+        self.engine.train()  # a loaded model is in evaluation mode: no dropout, no gradient checkpointing
 
     @property
     def module(self) -> nn.Module:
@@ -83,19 +101,29 @@ class Trainer:
         Returns:
             Gradient norm before clipping, or None where it is not finite and the step was therefore not applied. In
             fp32 with ZeRO, DeepSpeed applies such a step all the same: the norm is then not finite.
+
+        Raises:
+            UserError: gradient checkpointing has no effect (seen in the first step).
         """
         for number, loss in enumerate(losses, start=1):
             self.engine.set_gradient_accumulation_boundary(number == micro_steps)
-            # DeepSpeed averages gradients over processes; the loss is divided by the global count already.
-            self.engine.backward(loss * world_size(), scale_wrt_gas=False)
-        norm = self._own_norm() if self._clips_itself else None
+            with self._first_backward():
+                # DeepSpeed averages gradients over processes; the loss is divided by the global count already.
+                self.engine.backward(loss * world_size(), scale_wrt_gas=False)
+        norm = self._own_norm() if self._measures_norm else None
         if norm is not None and not norm.isfinite():
             self.engine.zero_grad()
             return None
         self.engine.step()
         if not self.engine.was_step_applied():
             return None
-        return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
+        return float(norm if norm is not None else self.engine.get_global_grad_norm())
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of this training: whether gradient checkpointing worked, where it was asked for."""
+        if self._recomputation is None or self._recomputation.effective is None:
+            return {}
+        return {"gradient_checkpointing_effective": self._recomputation.effective}
 
     def save(self, folder: Path) -> None:
         """Write trained weights, optimizer, schedule and loss scale; frozen weights are loaded from where they came."""
@@ -126,6 +154,17 @@ class Trainer:
         finally:
             self.engine.train()
 
+    @contextmanager
+    def _first_backward(self) -> Iterator[None]:
+        """The first backward pass of the run shows whether gradient checkpointing works."""
+        check = self._recomputation
+        if check is None or check.effective is not None:
+            yield
+            return
+        check.begin_backward()
+        yield
+        check.end_backward()
+
     def _own_norm(self) -> Tensor:
         # In fp32 without ZeRO DeepSpeed clips but keeps no norm.
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
@@ -139,7 +178,7 @@ def deepspeed_config(optimization: dict[str, Any], settings: EngineSettings) -> 
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimization["gradient_clipping"],
         "steps_per_print": 1_000_000_000,
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": {"stage": settings.engine_stage},
         # A client optimizer keeps DeepSpeed from compiling one of its own, and is what offload then needs.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -181,11 +220,3 @@ def parameter_groups(model: nn.Module, optimization: dict[str, Any]) -> list[dic
 def to_device(array: Any) -> Tensor:
     """A NumPy array on this process's device."""
     return torch.from_numpy(array).to(device())
-
-
-def _checkpoint_activations(model: nn.Module) -> None:
-    language_model: Any = model if isinstance(model, PreTrainedModel) else model.model
-    try:
-        language_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    except ValueError as error:
-        raise UserError(f"execution: gradient checkpointing is not possible: {error}") from None

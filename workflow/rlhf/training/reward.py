@@ -261,4 +261,4 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
     logger.info("unseen scores: mean %.4f, deviation %.4f", model.config.reward_mean, model.config.reward_std)
     inputs = {"tokenizer": train.tokenizer_fingerprint}
     rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps))
+    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts())

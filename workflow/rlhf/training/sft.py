@@ -177,4 +177,4 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
     inputs = {"tokenizer": train.tokenizer_fingerprint}
     rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps))
+    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,11 +37,9 @@ class WeightCopy:
         for kept, parameter in zip(self.copy, self.parameters, strict=True):
             kept.copy_(local(parameter))
 
-    @torch.no_grad()
     def put(self) -> None:
         """Make the model's weights equal to the copy."""
-        for kept, parameter in zip(self.copy, self.parameters, strict=True):
-            local(parameter).copy_(kept)
+        self._write(self.copy)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -50,8 +49,17 @@ class WeightCopy:
         try:
             yield
         finally:
-            for value, parameter in zip(own, self.parameters, strict=True):
-                local(parameter).copy_(value)
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            local(parameter).copy_(value)
+        # ZeRO-3 keeps small parameters whole beside their partitions; those copies must follow.
+        whole: list[Any] = [parameter for parameter in self.parameters if getattr(parameter, "ds_persist", False)]
+        if whole:
+            whole[0].partition(whole)
+            whole[0].all_gather(whole)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part."""

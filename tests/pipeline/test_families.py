@@ -1,0 +1,159 @@
+"""Every supported model family through all three stages: numbers, not only files."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf.data.corpus import Corpus
+from rlhf.models.loading import load_tokenizer
+from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
+from rlhf.ppo.loop import train_ppo
+from rlhf.ppo.rollout import collate
+from rlhf.runtime.files import read_json, read_jsonl
+from rlhf.training.reward import train_reward
+from rlhf.training.sft import AnswerLikelihood, train_sft
+from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.supervised import mean_loss
+from tests.project import Project
+from tests.unit.conftest import EVERY_FAMILY, save_random_model
+
+# One part of the names of the attention's linear modules: Conv1D in GPT-2, one fused matrix in BLOOM and GPT-NeoX.
+ADAPTED = {"bloom": "query_key_value", "gpt_neox": "query_key_value", "gpt2": "c_attn"}
+RUNS = [(family, False) for family in EVERY_FAMILY] + [
+    (family, True) for family in ("bloom", "gemma-3", "gpt2", "gpt_neox", "llama-3", "mistral", "opt-350m", "qwen2")
+]
+CPU = torch.device("cpu")
+
+
+class Trained:
+    """A random model of a family after SFT, reward training and PPO of a few steps each."""
+
+    def __init__(self, project: Project, folder: Path, family: str, lora: bool) -> None:
+        self._project, self.folder = project, folder
+        self._lora = {"lora_dim": 4, "lora_module_name": ADAPTED.get(family, "_proj"), "lora_learning_rate": 1e-2}
+        self._lora = self._lora | {"only_optimize_lora": True} if lora else {}
+        tokenizer = load_tokenizer(project.results("sft") / "model")
+        model_type, sizes = EVERY_FAMILY[family]
+        save_random_model(folder / "base", model_type, sizes, len(tokenizer))
+        tokenizer.save_pretrained(folder / "base")
+        supervised = self._lora | {"global_batch_size": 48, "num_train_epochs": 1, "max_eval_rows": 24}
+        checkpointing = {"gradient_checkpointing": True}
+        train_sft(self._stage("sft", supervised | {"learning_rate": 5e-3}, checkpointing), folder / "base")
+        train_reward(self._stage("reward", supervised, checkpointing), folder / "base")
+        train_ppo(
+            self._stage(
+                "ppo",
+                {"iterations": 2, "prompts_per_rollout": 8, "ppo_epochs": 1},
+                {"actor_gradient_checkpointing": True, "critic_gradient_checkpointing": True},
+            ),
+            folder / "sft/model",
+            folder / "reward/model",
+        )
+
+    def _stage(self, kind: str, settings: dict[str, Any], execution: dict[str, Any]) -> Stage:
+        stage = self._project.plan.stages[kind, self._project.results(kind).name]
+        spec = copy.deepcopy(stage.spec())
+        spec["settings"] |= settings
+        if kind == "ppo":
+            for role in ("actor", "critic"):
+                spec["settings"][role] |= self._lora
+        output = self.folder / kind
+        output.mkdir()
+        return Stage(spec | {"execution": stage.execution | execution}, self._paths(stage.upstream, output))
+
+    def _paths(self, upstream: dict[str, Any], output: Path) -> StagePaths:
+        results = self._project.folder / "results"
+        tokens = [results / "tokens" / id for id in upstream["tokens"]]
+        splits = [results / "split" / id / "rows" for id in upstream["split"]]
+        return StagePaths(tokens, splits, output, output / "state")
+
+    def unseen(self) -> Corpus:
+        """The rows that SFT was evaluated on."""
+        stage = self._project.plan.of_kind("sft")[0]
+        corpus = self._paths(stage.upstream, self.folder).corpus("eval", "sft")
+        corpus.keep(np.arange(len(corpus)) < 24, "test")
+        return corpus
+
+    def rows(self, kind: str, phase: str) -> list[dict[str, float]]:
+        return [row for row in read_jsonl(self.folder / kind / "metrics.jsonl") if row["phase"] == phase]
+
+    def manifest(self, kind: str) -> dict[str, Any]:
+        return read_json(self.folder / kind / "manifest.json")
+
+
+@pytest.fixture(scope="module", params=RUNS, ids=lambda run: run[0] + ("-lora" if run[1] else ""))
+def trained(
+    request: pytest.FixtureRequest, finished: Project, group: None, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """Each family in turn."""
+    family, lora = request.param
+    return Trained(finished, tmp_path_factory.mktemp(family), family, lora)
+
+
+def load_alone(auto_class: Any, folder: Path) -> Any:
+    """A saved model, read by transformers alone: no weight is missing or left over."""
+    model, report = auto_class.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+def test_a_family_learns_and_is_saved_as_a_plain_model(trained: Trained) -> None:
+    first, last = trained.rows("sft", "eval")
+    assert last["loss"] < first["loss"]
+    model = load_alone(AutoModelForCausalLM, trained.folder / "sft/model")
+    with torch.no_grad():
+        loss = mean_loss(model, AnswerLikelihood(), trained.unseen(), 5)["loss"]
+    assert loss == pytest.approx(last["loss"], rel=1e-4)  # adapters merged, head tied or not
+
+
+def test_ppo_samples_what_it_trains(trained: Trained) -> None:
+    first, second = trained.rows("ppo", "train")
+    for row in (first, second):
+        assert row["sampling_logprob_error"] <= 1e-4
+        assert row["first_ratio_error"] <= 1e-6
+        assert row["grad_norm"] > 0 and row["critic_grad_norm"] > 0
+    assert abs(first["kl"]) < 1e-4
+    assert abs(second["kl"]) > 1e-4
+
+
+def test_the_policy_does_not_see_padding(trained: Trained) -> None:
+    policy = load_alone(AutoModelForCausalLM, trained.folder / "ppo/model")
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(3, 60, length) for length in (3, 9, 5)]
+    answers = [generator.integers(3, 60, length) for length in (4, 2, 12)]
+    part = collate(prompts, answers, 0, CPU)
+    with torch.no_grad():
+        together = token_logprobs(answer_logits(policy, part.input_ids, part.attention_mask, part.width), part.answers)
+        for row, pair in enumerate(zip(prompts, answers, strict=True)):
+            ids = torch.from_numpy(np.concatenate(pair))[None]
+            alone = policy(ids).logits[0].double().log_softmax(-1)[len(pair[0]) - 1 : -1]
+            expected = alone.gather(-1, torch.from_numpy(pair[1])[:, None])[:, 0]
+            np.testing.assert_allclose(together[row, : len(pair[1])], expected, atol=1e-4)
+
+
+def test_left_padded_scores_are_those_of_transformers_without_padding(trained: Trained) -> None:
+    model = load_alone(AutoModelForSequenceClassification, trained.folder / "reward/model")
+    generator = np.random.default_rng(1)
+    texts = [generator.integers(3, 60, length) for length in (4, 17, 9)]
+    part = collate([ids[:-2] for ids in texts], [ids[-2:] for ids in texts], 0, CPU)
+    with torch.no_grad():
+        padded = last_token(TokenScorer(model)(part.input_ids, part.attention_mask), part.attention_mask)
+        alone = [float(model(torch.from_numpy(ids)[None]).logits) for ids in texts]
+    np.testing.assert_allclose(padded, alone, atol=1e-4)
+    assert np.ptp(alone) > 1e-2
+
+
+def test_checkpointing_was_seen_to_work_in_every_stage(trained: Trained) -> None:
+    for facts in (
+        trained.manifest("sft"),
+        trained.manifest("reward"),
+        *trained.manifest("ppo")["training"].values(),
+    ):
+        assert facts["gradient_checkpointing_effective"] is True
