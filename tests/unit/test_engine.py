@@ -1,6 +1,7 @@
 """The engine under every DeepSpeed option: the same training, or one clear refusal."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ from rlhf.data.batching import micro_batches
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
+from rlhf.models.saving import write_model
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.average import WeightAverage
 from rlhf.training import distributed
 from rlhf.training.engine import Trainer
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
-from rlhf.training.stage import save_model
+from rlhf.training.weights import whole
 from tests.unit.conftest import ListCorpus
 from tests.unit.test_training import OPTIMIZATION, engine_settings
 
@@ -50,12 +52,9 @@ def train(folder: Path, corpus: ListCorpus, output: Path, lora: bool = False, **
     average = WeightAverage(model, 0.5)
     norms = steps(trainer, corpus, 3, after=average.update)
     saved = []
-    for name in ("average", "last"):
-        if name == "average":
-            with average.in_place():
-                save_model(model, adapted, load_tokenizer(folder), output / name)
-        else:
-            save_model(model, adapted, load_tokenizer(folder), output / name)
+    for name, weights in (("average", average.in_place()), ("last", nullcontext())):
+        with weights, whole(model):
+            write_model(model, adapted, load_tokenizer(folder), output / name, "5GB", None, "card")
         saved.append(load_policy(output / name, "fp32").state_dict())
     return norms, *saved
 

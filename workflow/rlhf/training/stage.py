@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import deepspeed
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,6 +30,7 @@ from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.training.checkpoints import Checkpoints, Part
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
+from rlhf.training.weights import whole
 
 logger = get_logger(__name__)
 
@@ -190,7 +190,7 @@ class Stage:
         """
         output, saving = self.paths.output, self.execution["saving"]
         generation = None if self.spec["stage"] == "reward" else sampling_config(model, self.settings)
-        with _whole(model):
+        with whole(model):
             if rank() == 0:
                 manifest = describe(self.spec, {}, **self._facts(), **facts)
                 metrics = read_jsonl(self.paths.state / "metrics.jsonl")
@@ -210,11 +210,3 @@ class Stage:
             "dtype": self.settings["dtype"],
             "lineage": lineage(self.spec),
         }
-
-
-@contextmanager
-def _whole(model: PreTrainedModel) -> Iterator[None]:
-    """The block sees whole parameters, also where ZeRO-3 cut them into partitions; called by all processes."""
-    partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-        yield

@@ -1,4 +1,4 @@
-"""A second copy of a model's trained weights: an average of them, or the best so far."""
+"""Weights of a model in training: a second copy (an average, or the best so far), and the whole of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -77,3 +78,11 @@ def local(parameter: nn.Parameter) -> Tensor:
     """What this process holds of a parameter: all of it, or its ZeRO-3 partition."""
     partition: Tensor | None = getattr(parameter, "ds_tensor", None)
     return (parameter if partition is None else partition).detach()
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """The block sees whole parameters, also where ZeRO-3 cut them into partitions; called by all processes."""
+    partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+        yield
