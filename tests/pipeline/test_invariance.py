@@ -74,6 +74,14 @@ SUPERVISED = {
     "2 ranks, zero 3, checkpointing": zero(3, 2, gradient_checkpointing=True),
     "2 ranks, zero 3, partitioned, offload": zero(3, 2, offload=True, deepspeed_config=PARTITIONED),
 }
+PACKED = {
+    "packed": Member({"packing": True}),
+    "packed, 2 ranks, zero 3": zero(3, 2, packing=True),
+}
+SHARED_PROMPTS = {
+    "prompt computed once": Member({"share_prompt": True}),
+    "prompt computed once, 2 ranks, zero 2": zero(2, 2, share_prompt=True),
+}
 ADAPTERS = {
     "reference": Member(),
     "micro-batches of 1": Member({"per_device_train_batch_size": 1}),
@@ -103,9 +111,9 @@ PPO_ADAPTERS = {
 }
 # Class -> stage, settings that all its members share, members. Without dropout: its masks belong to a micro-batch.
 CLASSES: dict[str, tuple[str, dict[str, Any], dict[str, Member]]] = {
-    "sft": ("sft", {"dropout": 0.0, **CALM}, SUPERVISED),
+    "sft": ("sft", {"dropout": 0.0, **CALM}, SUPERVISED | PACKED),
     "sft with adapters": ("sft", {"dropout": 0.0, **CALM, **LORA}, ADAPTERS),
-    "reward": ("reward", {"dropout": 0.0, **CALM}, SUPERVISED),
+    "reward": ("reward", {"dropout": 0.0, **CALM}, SUPERVISED | SHARED_PROMPTS),
     "ppo": ("ppo", {"actor": CALM, "critic": CALM, "ema_decay": 0.5}, PPO),
     "ppo with adapters": ("ppo", {"actor": LORA | CALM, "critic": CALM, "ema_decay": 0.5}, PPO_ADAPTERS),
 }
