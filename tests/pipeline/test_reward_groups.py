@@ -62,7 +62,9 @@ def train(data: Path, output: Path, execution: dict[str, Any] | None = None, **s
     paths = StagePaths([data / "tokens"], [data / "split"], output, output / "state")
     output.mkdir()
     spec = {"stage": "reward", "id": "rated-12345678", "seed": 1, "settings": own, "execution": execution}
-    train_reward(Stage(spec, paths), data / "model")
+    spec["upstream"] = {"model": "model-12345678", "tokens": [], "split": []}
+    with Stage(spec, paths) as stage:
+        train_reward(stage, data / "model")
     return output
 
 
