@@ -118,4 +118,5 @@ def test_a_margin_that_the_data_lacks_stops_before_training(data: Path, group: N
     (tmp_path / "model").symlink_to(data / "model")
     with pytest.raises(UserError, match=r"reward\.margin_coefficient: 0\.1, but no pair of the data has a margin"):
         train(tmp_path, tmp_path / "reward")
-    assert not list((tmp_path / "reward").iterdir())
+    assert [path.name for path in (tmp_path / "reward").iterdir()] == ["state"]
+    assert not (tmp_path / "reward/state/metrics.jsonl").exists()
