@@ -1,0 +1,1 @@
+"""Memory of a stage before it runs: what its own loss code would hold."""

@@ -1,0 +1,36 @@
+"""Rows as long as the configuration allows, for dry runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class LongestRows:
+    """Stands in for a corpus: one row has the full length, the others are one token shorter, so that there is padding.
+
+    Args:
+        prompt: tokens of the prompt.
+        answer: tokens of the longest answer.
+    """
+
+    pad_token_id, eos_token_id = 0, 0
+
+    def __init__(self, prompt: int, answer: int) -> None:
+        self._prompt, self._answer = prompt, answer
+
+    @classmethod
+    def of_length(cls, length: int) -> LongestRows:
+        """Prompt and answer together have a length."""
+        return cls(length // 2, length - length // 2)
+
+    def prompt(self, row: int) -> np.ndarray:
+        """Ids of a prompt."""
+        return np.zeros(self._prompt, np.int64)
+
+    def chosen(self, row: int) -> np.ndarray:
+        """Ids of the chosen answer; all but the first row are shorter."""
+        return np.zeros(max(1, self._answer - (row > 0)), np.int64)
+
+    def rejected(self, row: int) -> np.ndarray:
+        """Ids of the rejected answer."""
+        return np.zeros(max(1, self._answer - 1), np.int64)
