@@ -2,9 +2,9 @@
 
     python benchmarks/memory/validate.py [published.csv] [--output results.json]
 
-Allocated peaks are compared with the expected allocation, reserved ones with that and the allocator's slack, readings of
-the device with the expected device memory. Where a source only says that a run fitted or did not, the verdict of the upper
-bound is compared.
+Allocated peaks are compared with the expected allocation, reserved ones with that and the allocator's slack, readings
+of the device with the expected device memory. Where a source only says that a run fitted or did not, the verdict of the
+upper bound is compared.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from rlhf.memory.states import host_states, host_step_extra
 from rlhf.memory.tracker import WEIGHTS, Tracker
 from rlhf.planning.rows import LongestRows
 from rlhf.planning.supervised import forecast_supervised
+from rlhf.planning.traces import Traces
 from rlhf.training.engine import Trainer
 from rlhf.training.sft import AnswerLikelihood, EngineSettings
 
@@ -78,7 +79,7 @@ def test_deepspeed_holds_what_is_predicted(group: None, zero_stage: int, dtype: 
         zero_stage=zero_stage, offload=offload, per_device_train_batch_size=MICRO, deepspeed_config=BUCKET
     )
     own, how = settings.model_dump(mode="json"), execution.model_dump(mode="json")
-    forecast = forecast_supervised("sft", own, how, CONFIG, cuda=False)
+    forecast = forecast_supervised("sft", own, how, CONFIG, Traces(cuda=False))
     parts = {part.name: part.total for part in forecast.parts}
     (model,) = forecast.models
     on_host = host_states(model.engine, model.counts, accumulates=True)

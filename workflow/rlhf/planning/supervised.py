@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 
-from rlhf.memory.blueprint import Blueprint, count
-from rlhf.memory.dryrun import Program, Run, dry_run
+from rlhf.memory.blueprint import Blueprint
+from rlhf.memory.dryrun import Program, Run
 from rlhf.memory.parts import Part, Resident, dynamic, largest, load_part, save_part, static, training_parts
 from rlhf.memory.states import Engine
 from rlhf.planning.rows import LongestRows
-from rlhf.training.engine import EngineSettings, deepspeed_config, parameter_groups
+from rlhf.planning.traces import Traces
+from rlhf.training.engine import EngineSettings, deepspeed_config
 from rlhf.training.reward import PairPreference
 from rlhf.training.sft import AnswerLikelihood
 
@@ -28,10 +28,16 @@ class Forecast:
 
     parts: list[Part]
     models: list[Resident]
+    accumulates: bool
+
+    @property
+    def largest(self) -> Part:
+        """The part that needs most."""
+        return max(self.parts, key=lambda part: part.total)
 
 
 def forecast_supervised(
-    kind: str, settings: dict[str, Any], execution: dict[str, Any], config: PreTrainedConfig, cuda: bool
+    kind: str, settings: dict[str, Any], execution: dict[str, Any], config: PreTrainedConfig, traces: Traces
 ) -> Forecast:
     """Memory of one process of an SFT or reward stage.
 
@@ -40,21 +46,22 @@ def forecast_supervised(
         settings: of the stage.
         execution: how it runs.
         config: of the model it starts from.
-        cuda: on GPUs.
+        traces: dry runs of this stage.
     """
     role, head = ("policy", "lm") if kind == "sft" else ("reward", "score")
     checkpointing = execution["gradient_checkpointing"]
     blueprint = Blueprint(config, head, settings["dtype"], settings, checkpointing, kind)
-    engine = make_engine(settings, execution, settings["dtype"], execution["zero_stage"], cuda)
+    engine = make_engine(settings, execution, settings["dtype"], execution["zero_stage"], traces.cuda)
     micro, steps = micro_batches(settings["global_batch_size"], execution, execution["per_device_train_batch_size"])
-    program = supervised_program(kind, settings, micro, steps > 1, execution["per_device_eval_batch_size"])
-    places = dry_run(blueprint, program, cuda, engine.gradient_share)
-    models = [resident(role, blueprint, engine)]
+    evaluated = execution["per_device_eval_batch_size"]
+    program = supervised_program(kind, settings, micro, steps > 1, evaluated)
+    places = traces.places(blueprint, kind, program, engine.gradient_share, micro, steps > 1, evaluated)
+    models = [resident(role, blueprint, engine, traces)]
     evaluation = dynamic(static("train", "evaluation", models, role), role, largest(places, EVALUATION))
     parts = [load_part(models), *training_parts(models, role, places, ("backward", "step"), (FIRST, LATER)), evaluation]
     if kind == "reward":
         parts.append(replace(evaluation, phase="normalise", name="normalise", bytes=dict(evaluation.bytes)))
-    return Forecast([*parts, save_part(models, role)], models)
+    return Forecast([*parts, save_part(models, role)], models, steps > 1)
 
 
 def supervised_program(kind: str, settings: dict[str, Any], micro: int, accumulates: bool, evaluated: int) -> Program:
@@ -94,12 +101,6 @@ def micro_batches(global_batch: int, execution: dict[str, Any], size: int) -> tu
     return size, -(-own // size)
 
 
-def resident(role: str, blueprint: Blueprint, engine: Engine, on_device: bool = True) -> Resident:
+def resident(role: str, blueprint: Blueprint, engine: Engine, traces: Traces, on_device: bool = True) -> Resident:
     """A model with its engine."""
-
-    def grouping(model: nn.Module) -> list[list[nn.Parameter]]:
-        if blueprint.optimization is None:
-            return []
-        return [group["params"] for group in parameter_groups(model, blueprint.optimization)]
-
-    return Resident(role, engine, count(blueprint, grouping), on_device)
+    return Resident(role, engine, traces.counts(blueprint), on_device)
