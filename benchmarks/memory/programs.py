@@ -60,6 +60,15 @@ class Sizes:
     parallel: bool  # attention and feed-forward read one input
     eager: bool
     lora: bool
+    quantised: float  # bytes of a parameter of a quantised linear; 0: none is
+
+    @property
+    def weights(self) -> float:
+        """Weights in 16 bit, or quantised but for the embeddings and the head."""
+        if not self.quantised:
+            return 2 * self.params
+        wide = 2 * self.vocabulary * self.width
+        return 2 * wide + self.quantised * (self.params - wide)
 
     @property
     def tokens(self) -> int:
@@ -81,6 +90,9 @@ class Prediction:
     varies: bool = False
 
 
+REQUIRED = ("params", "layers", "d_model", "heads", "d_ffn", "vocab")
+
+
 class NotPredicted(Exception):
     """The row does not say enough; the argument is what is missing."""
 
@@ -91,8 +103,9 @@ def sizes(row: Row) -> Sizes:
     Raises:
         NotPredicted: one is missing.
     """
-    required = ("params", "layers", "d_model", "heads", "d_ffn", "vocab", "zero_stage")
-    missing = [name for name in required if getattr(row, name) is None]
+    missing = [name for name in REQUIRED if getattr(row, name) is None]
+    if row.zero_stage is None and row.world_size != 1:
+        missing.append("zero_stage")
     if missing:
         raise NotPredicted(f"no {', '.join(missing)}")
     assert row.d_model and row.heads
@@ -117,14 +130,24 @@ def sizes(row: Row) -> Sizes:
         parallel=neox,
         eager=row.attention.startswith("eager"),
         lora="lora" in row.method,
+        quantised=_quantised(f"{row.dtype} {row.method} {row.notes}".lower()),
     )
+
+
+def _quantised(text: str) -> float:
+    """Bytes of a quantised parameter and its share of the scales: one of 4 bytes for 64, itself in 8 bit if doubled."""
+    if "-dq" in text or "double quant" in text or "qlora" in text or "q-lora" in text:
+        return 0.5 + 1 / 64 + 4 / (64 * 256)
+    if any(name in text for name in ("nf4", "fp4", "int4", "4-bit", "4bit")):
+        return 0.5 + 4 / 64
+    return 1.0 if any(name in text for name in ("int8-weights", "bnb.int8", "llm.int8")) else 0.0
 
 
 def litgpt(row: Row, s: Sizes) -> Prediction:
     """Lightning LitGPT, bf16-true: weights, gradients and AdamW in bf16, LoRA on queries and values."""
     wide = s.tokens * s.width
     if row.phase == "generation":
-        return Prediction(2 * s.params + 4 * s.layers * s.tokens * s.narrow)
+        return Prediction(s.weights + 4 * s.layers * s.tokens * s.narrow)
     norms = (8 if s.lora else 16) if s.gated else (2 if s.parallel else 4)  # RMSNorm computes in fp32
     # Values are a view of the fused query-key-value tensor and keep all of it, unless groups are expanded to copies.
     attention = 8 + (4 if s.narrow == s.width else 0)
@@ -138,7 +161,7 @@ def litgpt(row: Row, s: Sizes) -> Prediction:
         trained = s.params
     # Fabric converts the logits to fp32; the loss is computed in chunks, so gradients are small.
     logits = 8 * s.logits
-    states = 2 * s.params + 6 * trained
+    states = s.weights + (8 if s.lora else 6) * trained
     kept = s.layers * (2 * wide if s.checkpointing else layer) + (layer if s.checkpointing else 0)
     return Prediction(max(states + kept + logits, states + 2 * trained), logits)
 
@@ -153,13 +176,13 @@ def torchtune(row: Row, s: Sizes) -> Prediction:
     chunked = "chunked" in row.notes.lower()
     logits = 12 * s.logits / (8 if chunked else 1)  # log-softmax and its two gradients; chunks are eighths
     kept = s.layers * (2 * wide if s.checkpointing else layer) + (layer if s.checkpointing else 0)
-    without_gradients = 2 * s.params + 4 * trained
+    without_gradients = s.weights + (6 if s.lora else 4) * trained
     return Prediction(max(without_gradients + kept + logits, without_gradients + 2 * trained), logits)
 
 
 def coati(row: Row, s: Sizes) -> Prediction:
     """ColossalChat with LowLevelZero: 16-bit gradients and fp32 copies of them, flash attention, 16-bit loss."""
-    copies = 2 if row.phase.startswith(("dpo", "kto", "rm", "reward")) else 1  # chosen and rejected rows
+    copies = 2 if row.phase.startswith(("dpo", "orpo", "simpo", "rm", "reward")) else 1  # chosen and rejected rows
     tokens, logits_size = copies * s.tokens, copies * s.logits
     wide = tokens * s.width
     frozen = 2 * s.params if row.phase.startswith(("dpo", "kto")) else 0
@@ -172,6 +195,8 @@ def coati(row: Row, s: Sizes) -> Prediction:
     gradients = (2 if on_host else 6) * trained / s.world
     if row.phase.startswith(("rm", "reward")):
         kept_logits = loss = 0.0
+    elif row.phase.startswith(("orpo", "simpo")):
+        kept_logits, loss = 4.0 * logits_size, 20.0 * logits_size
     elif frozen:
         # fp32 logits of policy and reference, the policy's log-softmax, its gradient, and that of each half's slice
         kept_logits, loss = 8.0 * logits_size, 26.0 * logits_size
@@ -197,7 +222,7 @@ def trainer(row: Row, s: Sizes) -> Prediction:
     if s.lora:
         every = (6 * s.width + 2 * (s.width + s.ffn)) if "w1" in row.notes else 4 * s.width  # else queries to values
         trained = s.layers * s.rank * every
-        states = 2 * unit * s.params + 16 * trained
+        states = unit * s.weights + 16 * trained
         step = 0
     else:
         layer += 12 * unit * wide + 2 * unit * s.tokens * s.ffn
@@ -214,10 +239,13 @@ def trainer(row: Row, s: Sizes) -> Prediction:
 
 def classifier(row: Row, s: Sizes) -> Prediction:
     """BERT for classification in fp32 with dropout and eager attention; gradients are zeroed, not freed."""
-    wide = s.tokens * s.width
+    wide, notes, half = s.tokens * s.width, row.notes.lower(), row.dtype != "fp32"
     layer = 34 * wide + 8 * s.tokens * s.ffn + 9 * s.heads * s.length * s.tokens
+    if half:  # autocast: linears and products in 16 bit, softmax and norms in fp32, and a 16-bit copy of all weights
+        layer = 22 * wide + 4 * s.tokens * s.ffn + 7 * s.heads * s.length * s.tokens
     kept = s.layers * (4 * wide if s.checkpointing else layer) + (layer if s.checkpointing else 0)
-    return Prediction(16 * s.params + kept)
+    moments = 0 if "adafactor" in notes else 2 if "8bit" in notes or "8-bit" in notes else 8
+    return Prediction((8 + moments + (2 if half else 0)) * s.params + kept)
 
 
 def torchtitan(row: Row, s: Sizes) -> Prediction:

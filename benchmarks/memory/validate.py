@@ -39,9 +39,14 @@ def read_rows(path: Path) -> list[tuple[Row, dict[str, str]]]:
             values: dict[str, Any] = {}
             for field in fields(Row):
                 text = raw[field.name]
-                values[field.name] = (int(text) if text else None) if "int" in str(field.type) else text
+                values[field.name] = _integer(text) if "int" in str(field.type) else text
             rows.append((Row(**values), raw))
     return rows
+
+
+def _integer(text: str) -> int | None:
+    """A number, or None where the source gives none."""
+    return int(float(text)) if re.fullmatch(r"[\d.]+(e\d+)?", text) else None
 
 
 def on_device(row: Row, found: Prediction) -> DeviceMemory:
