@@ -34,7 +34,7 @@ DEPENDENCIES: dict[str, set[str]] = {
     "models": {"config", "errors", "runtime"},
     "training": {"config", "data", "errors", "memory", "models", "runtime"},
     "ppo": {"data", "errors", "models", "runtime", "training"},
-    "planning": {"config", "errors", "memory", "models", "ppo", "training"},
+    "planning": {"config", "errors", "memory", "models", "ppo", "runtime", "training"},
     "evaluation": {"data", "errors", "functions", "models", "ppo", "runtime", "training"},
     "reporting": {"errors", "evaluation", "runtime"},
 }

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf.config import resolve
 from rlhf.config.stages import PpoSettings, SftSettings
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
 from rlhf.memory.dryrun import dry_run, trace
+from rlhf.memory.parts import ALL_KINDS
 from rlhf.memory.tracker import CACHE
 from rlhf.planning.command import main
+from rlhf.planning.files import write_plan
 from rlhf.planning.ladder import ladder
 from rlhf.planning.plan import plan_stage
 from rlhf.planning.ppo import DECODE, FIRST, PREFILL, SCORE, generation_program, scoring_program, update_program
@@ -175,6 +179,29 @@ def test_three_numbers_of_a_device() -> None:
     assert find_device(None, 12).capacity == 12 * GIB
     with pytest.raises(UserError, match="gpu_memory_gib"):
         find_device("abacus")
+
+
+def test_how_memory_is_planned_is_no_part_of_a_stage() -> None:
+    config = yaml.safe_load((Path(__file__).resolve().parents[2] / "config/config.yaml").read_text())
+    plain = resolve(config, lambda path, key: "")
+    config["defaults"]["memory"] = {"gpu": "l4", "on_misfit": "refuse"}
+    planned = resolve(config, lambda path, key: "")
+    assert planned.stages.keys() == plain.stages.keys()
+    assert {stage.memory["gpu"] for stage in planned.of_kind("ppo")} == {"l4"}
+    assert all("memory" not in stage.spec()["settings"] for stage in planned.of_kind("sft"))
+
+
+def test_a_plan_is_made_from_the_files_of_a_stage(folder: Path, tmp_path: Path) -> None:
+    settings = SftSettings.model_validate({"dtype": "fp32", "max_seq_len": 32}).model_dump(mode="json")
+    execution = settings.pop("execution") | {"gpus_per_node": 1}
+    spec, output = tmp_path / "spec.yaml", tmp_path / "memory_plan.json"
+    spec.write_text(yaml.safe_dump({"stage": "sft", "id": "x-00000000", "settings": settings}))
+    memory = {"gpu": None, "gpu_memory_gib": 0.1, "on_misfit": "refuse"}
+    plan = write_plan(spec, execution, memory, [folder], output)
+    assert (plan["verdict"], plan["decision"]) == ("does not fit", "refuse")
+    written = json.loads(output.read_text())
+    assert written == json.loads(json.dumps({"id": "x-00000000", **plan}))
+    assert {row["kind"] for part in written["phases"] for row in part["rows"]} <= set(ALL_KINDS)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from rlhf.memory.devices import GIB
 from rlhf.memory.parts import Part, Resident
 from rlhf.memory.states import host_states, host_step_extra
 
-LIBRARIES = {True: 4 * GIB, False: GIB}  # of a process with and without CUDA
+LIBRARIES = {True: 4 * GIB, False: GIB // 2}  # of a process with and without CUDA
 RESERVE = 1.15  # of what is asked of the scheduler over what is expected
 
 

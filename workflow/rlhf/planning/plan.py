@@ -11,6 +11,7 @@ from rlhf.memory.article import article_activations, article_weights
 from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.closed_form import COEFFICIENTS, Shape, activations, cross_entropy
 from rlhf.memory.devices import GIB, TABLE, USABLE, Device, DeviceMemory
+from rlhf.memory.host import LIBRARIES
 from rlhf.memory.states import ELEMENT
 from rlhf.planning.forecast import forecast, on_device, on_host
 from rlhf.planning.ladder import Execution, Taken, descend
@@ -132,7 +133,7 @@ def plan_stage(
         "decision": _decision(verdict, on_misfit, chosen is not execution),
         "execution": chosen,
         **_numbers(on_device(found, device, chosen), found, chosen),
-        "phases": _phases(found),
+        "phases": _phases(found, cuda),
         "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
         "resources": {
             "nodes": chosen["nodes"],
@@ -166,12 +167,14 @@ def _entry(taken: Taken) -> dict[str, Any]:
     return {"name": step.name, "cost": step.cost, "change": change, "saves": taken.saves, "upper_device": taken.upper}
 
 
-def _phases(found: Forecast) -> list[dict[str, Any]]:
+def _phases(found: Forecast, cuda: bool) -> list[dict[str, Any]]:
+    """Bytes by phase and part; on the CPU, `peak_rss` is what the measurement of the process should show."""
     return [
         {
             "phase": part.phase,
             "part": part.name,
             "allocated": part.total,
+            "peak_rss": None if cuda else LIBRARIES[cuda] + part.total,
             "rows": [{"model": model, "kind": kind, "bytes": amount} for (model, kind), amount in part.bytes.items()],
         }
         for part in found.parts
