@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from rlhf.errors import UserError
 from rlhf.memory import dryrun
 from rlhf.memory.blueprint import Blueprint, count, count_parameters
 from rlhf.memory.dryrun import dry_run, trace
@@ -100,6 +101,32 @@ def test_few_layers_tell_of_many(family: str, lora: int, checkpointing: bool, mo
     middle = max(peak.total for place, peak in whole.items() if "middle" in place)
     assert middle <= max(peak.total for peak in short.values())
     assert counts == count_parameters(plan.build(), lambda model: [list(model.parameters())])
+
+
+def test_unequal_layers_are_all_traced() -> None:
+    plain, mixed = blueprint("llama", layers=8), blueprint("llama", layers=8)
+    assert plain.uniform()
+    mixed.config.layer_types = ["sliding_attention", "full_attention"] * 4
+    assert not mixed.uniform()
+    sparse = AutoConfig.for_model(
+        "qwen2_moe",
+        num_hidden_layers=8,
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        moe_intermediate_size=16,
+        mlp_only_layers=[0],
+        vocab_size=VOCABULARY,
+    )
+    assert not Blueprint(sparse, "lm", "bf16", None).uniform()
+
+
+def test_a_family_without_a_score_head_is_named() -> None:
+    config = AutoConfig.for_model("granite", num_hidden_layers=2, hidden_size=32, num_attention_heads=2)
+    with pytest.raises(UserError, match="granite"):
+        Blueprint(config, "score", "bf16", None).build()
 
 
 def test_gradients_wait_for_the_later_micro_batch() -> None:

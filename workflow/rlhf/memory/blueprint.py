@@ -11,12 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
+from rlhf.errors import UserError
+from rlhf.memory.layers import decoder_layers
 from rlhf.models.loading import DTYPES, dropout_keys
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import TokenScorer
 
 SHORT = (4, 5)  # numbers of layers that show first, second, penultimate and last, and what one more adds
 SMALL_PARAMETER = 100_000  # DeepSpeed's default of param_persistence_threshold
+
+
+_UNIFORM: dict[tuple[str, str], bool] = {}  # of configuration and head
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,13 @@ class Blueprint:
 
     def uniform(self) -> bool:
         """Whether all layers are of one kind, so that few of them tell of all."""
-        return len(set(getattr(self.config, "layer_types", None) or ["same"])) == 1
+        key = (self.config.to_json_string(use_diff=False), self.head)
+        if key not in _UNIFORM:
+            kinds = set(getattr(self.config, "layer_types", None) or ["same"])
+            layers = decoder_layers(Blueprint(self.config, self.head, "bf16", None).build(), self.layers)
+            shapes = {tuple(parameter.shape for parameter in layer.parameters()) for layer in layers}
+            _UNIFORM[key] = len(kinds) == len(shapes) == 1
+        return _UNIFORM[key]
 
     def build(self, layers: int | None = None, device: str = "meta") -> nn.Module:
         """The module that the stage's loss calls.
@@ -56,11 +67,14 @@ class Blueprint:
             device: `meta`: without storage; `cpu`: with random weights.
 
         Raises:
-            UserError: the LoRA pattern matches nothing.
+            UserError: the family has no such head, or the LoRA pattern matches nothing.
         """
         auto_class = AutoModelForCausalLM if self.head == "lm" else AutoModelForSequenceClassification
         with torch.device(device):
-            model = auto_class.from_config(self._shortened(layers), dtype=DTYPES[self.dtype])
+            try:
+                model = auto_class.from_config(self._shortened(layers), dtype=DTYPES[self.dtype])
+            except ValueError as error:
+                raise UserError(f"{self.config.model_type}: {str(error).splitlines()[0]}") from None
             if self.optimization is None:
                 model.requires_grad_(False)
             else:

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from rlhf.errors import UserError
 from rlhf.memory.blueprint import SHORT, Blueprint, materialise, weights
 from rlhf.memory.layers import MIDDLE, LayerClock, decoder_layers
 from rlhf.memory.tracker import GRADIENTS, KINDS, WEIGHTS, Peak, Tracker
@@ -54,11 +56,14 @@ def dry_run(blueprint: Blueprint, program: Program, cuda: bool = True, gradient_
         program: calls the stage's own loss; names its parts by `run.clock.start`.
         cuda: dropout and attention keep what they keep on CUDA.
         gradient_share: part of the finished gradients that stays, where an engine partitions them.
+
+    Raises:
+        UserError: the model's shapes depend on the data.
     """
 
     def traced(layers: int) -> Places:
         model = blueprint.build(layers)
-        with FakeTensorMode(allow_non_fake_inputs=True), _cuda_kernels(cuda):
+        with FakeTensorMode(allow_non_fake_inputs=True), _cuda_kernels(cuda), _values_needed(blueprint):
             return trace(materialise(model), blueprint, layers, program, gradient_share)
 
     if blueprint.layers <= SHORT[1] or not blueprint.uniform():
@@ -100,6 +105,16 @@ def _gradient_hook(tracker: Tracker) -> Callable[[Tensor], None]:
             tracker.count([parameter.grad], GRADIENTS)
 
     return hook
+
+
+@contextmanager
+def _values_needed(blueprint: Blueprint) -> Iterator[None]:
+    """A model whose shapes depend on values cannot be traced without values."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        family = blueprint.config.model_type
+        raise UserError(f"{family}: its memory depends on the data ({error}); it cannot be predicted") from None
 
 
 @contextmanager

@@ -31,6 +31,11 @@ class Step:
     cost: str
     change: Execution
 
+    @property
+    def moves_states(self) -> bool:
+        """Whether it changes where weights and states are; else it changes what is computed at a time."""
+        return any(key.endswith("zero_stage") or key.startswith("offload") for key in self.change)
+
     def apply(self, execution: Execution) -> Execution:
         """The changed settings."""
         return deep_merge(copy.deepcopy(execution), self.change)
@@ -124,7 +129,7 @@ class Taken:
 
 
 def descend(
-    kind: str, execution: Execution, trained: int, upper: Callable[[Execution], int], limit: int
+    kind: str, execution: Execution, trained: int, upper: Callable[[Execution], tuple[int, str]], limit: int
 ) -> tuple[Execution, list[Taken]]:
     """Take steps until the upper bound is within a limit, leaving out those that save nothing.
 
@@ -132,24 +137,24 @@ def descend(
         kind: of the stage.
         execution: how it runs.
         trained: parameters of its largest trained model.
-        upper: upper bound of a way of running, in bytes.
+        upper: upper bound of a way of running, in bytes, and the phase that needs it.
         limit: bytes that may be used.
 
     Returns:
         The last settings, whether they fit or not, and the steps that led there.
     """
     taken: list[Taken] = []
-    present = upper(execution)
+    present, phase = upper(execution)
     for step in ladder(kind, execution, trained):
         if present <= limit:
             break
-        if _undoes(step, execution):
+        if _undoes(step, execution) or (phase in ("load", "save") and not step.moves_states):
             continue
         changed = step.apply(execution)
-        reached = upper(changed)
+        reached, phase_then = upper(changed)
         if reached < present:
             taken.append(Taken(step, present - reached, reached))
-            execution, present = changed, reached
+            execution, present, phase = changed, reached, phase_then
     return execution, taken
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -20,6 +21,27 @@ from rlhf.planning.traces import Traces
 
 SCHEMA_VERSION = 1
 MAX_GPUS, GPUS_OF_A_NODE = 128, 8  # how far more of them are tried
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of a stage on a device.
+
+    Args:
+        verdict: `fits`, `does not fit` or `not judged`.
+        decision: `accept`, `adapt`, `warn` or `refuse`.
+        execution: how the stage shall run.
+        adaptations: steps that were taken.
+        advice: steps that would help.
+        remedy: what would do where all steps do not.
+    """
+
+    verdict: str
+    decision: str
+    execution: Execution
+    adaptations: list[dict[str, Any]] = field(default_factory=list)
+    advice: list[dict[str, Any]] = field(default_factory=list)
+    remedy: str | None = None
 
 
 class Planner:
@@ -56,12 +78,32 @@ class Planner:
 
     def upper(self, execution: Execution) -> int:
         """Upper bound of a device, in bytes."""
-        return on_device(self.forecast(execution), self._device, execution).upper_device
+        return self._upper_and_phase(execution)[0]
+
+    def _upper_and_phase(self, execution: Execution) -> tuple[int, str]:
+        found = self.forecast(execution)
+        return on_device(found, self._device, execution).upper_device, found.largest.phase
 
     def adapt(self, execution: Execution, limit: int) -> tuple[Execution, list[Taken]]:
         """Steps towards a limit."""
         trained = max(model.counts.trained for model in self.forecast(execution).models)
-        return descend(self._kind, execution, trained, self.upper, limit)
+        return descend(self._kind, execution, trained, self._upper_and_phase, limit)
+
+    def judge(self, execution: Execution, on_misfit: str) -> Judgement:
+        """Whether a way of running fits, and what follows."""
+        if self._device is None:
+            return Judgement("not judged", "accept", execution)
+        limit = int(USABLE * self._device.capacity)
+        if self.upper(execution) <= limit:
+            return Judgement("fits", "accept", execution)
+        adapted, taken = self.adapt(execution, limit)
+        steps = [_entry(step) for step in taken]
+        reached = self.upper(adapted) <= limit
+        if reached and on_misfit == "adapt":
+            return Judgement("fits", "adapt", adapted, adaptations=steps)
+        remedy = None if reached else self.remedy(adapted, limit)
+        decision = "warn" if on_misfit == "warn" else "refuse"
+        return Judgement("does not fit", decision, execution, advice=steps, remedy=remedy)
 
     def remedy(self, execution: Execution, limit: int) -> str:
         """Which number of GPUs, or which device, would do after all steps."""
@@ -99,57 +141,29 @@ def plan_stage(
         on_misfit: `refuse`, `adapt` or `warn`: what follows where it does not fit.
     """
     cuda = execution["gpus_per_node"] > 0
-    planner = Planner(kind, settings, configs, device if cuda else None, cuda)
-    found = planner.forecast(execution)
-    memory = on_device(found, device, execution)
-    plan: dict[str, Any] = {
+    device = device if cuda else None
+    planner = Planner(kind, settings, configs, device, cuda)
+    given = planner.forecast(execution)
+    judged = planner.judge(execution, on_misfit)
+    chosen = judged.execution
+    found = planner.forecast(chosen)
+    host = on_host(found, chosen)
+    gpus = chosen["nodes"] * chosen["gpus_per_node"]
+    return {
         "schema_version": SCHEMA_VERSION,
         "stage": kind,
         "method": "dry-run",
         "unit": "bytes",
-        "device": {"name": device.name, "capacity": device.capacity} if device and cuda else None,
-        "as_given": _numbers(memory, found, execution),
+        "device": {"name": device.name, "capacity": device.capacity} if device else None,
+        "as_given": _numbers(on_device(given, device, execution), given, execution),
         "on_misfit": on_misfit,
-        "adaptations": [],
-        "advice": [],
-        "remedy": None,
-    }
-    verdict, chosen = "not judged", execution
-    if cuda and device is not None:
-        limit = int(USABLE * device.capacity)
-        verdict = "fits" if memory.upper_device <= limit else "does not fit"
-        if verdict != "fits":
-            adapted, taken = planner.adapt(execution, limit)
-            reached = planner.upper(adapted) <= limit
-            plan["adaptations" if on_misfit == "adapt" and reached else "advice"] = [_entry(step) for step in taken]
-            if reached and on_misfit == "adapt":
-                chosen = adapted
-            elif not reached:
-                plan["remedy"] = planner.remedy(adapted, limit)
-    found = planner.forecast(chosen)
-    host = on_host(found, chosen)
-    return plan | {
-        "verdict": verdict if chosen is execution else "fits",
-        "decision": _decision(verdict, on_misfit, chosen is not execution),
-        "execution": chosen,
+        **asdict(judged),
         **_numbers(on_device(found, device, chosen), found, chosen),
         "phases": _phases(found, cuda),
         "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
-        "resources": {
-            "nodes": chosen["nodes"],
-            "gpus": chosen["nodes"] * chosen["gpus_per_node"],
-            "mem_mb": host.mem_mb,
-        },
+        "resources": {"nodes": chosen["nodes"], "gpus": gpus, "mem_mb": host.mem_mb},
         "closed_form": _closed_form(kind, settings, chosen, configs, planner.plain_parameters()),
     }
-
-
-def _decision(verdict: str, on_misfit: str, adapted: bool) -> str:
-    if verdict != "does not fit":
-        return "accept"
-    if adapted:
-        return "adapt"
-    return "warn" if on_misfit == "warn" else "refuse"
 
 
 def _numbers(memory: DeviceMemory, found: Forecast, execution: Execution) -> dict[str, Any]:
