@@ -46,6 +46,14 @@ def test_the_default_shares_stages_between_settings(tmp_path):
     assert {rule: count for rule, count in jobs.items() if rule in expected} == expected
 
 
+def test_memory_plans_need_models_and_no_training(tmp_path, default):
+    default["defaults"]["memory"] = {"gpu": "l4", "on_misfit": "refuse"}
+    jobs = dry_run(tmp_path, write_config(tmp_path, default), "--cores", "1", "memory_plans")
+    assert jobs["plan_memory"] == 2 + 2 + 4
+    assert jobs["cache_model"] == 1
+    assert not [rule for rule in jobs if rule.startswith(("train", "tokenize"))]
+
+
 def test_the_default_is_used_without_configfile_and_leaves_no_trace(tmp_path):
     (tmp_path / "config").mkdir()
     (tmp_path / "config/config.yaml").write_text((ROOT / "config/config.yaml").read_text())

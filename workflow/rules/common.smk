@@ -126,6 +126,19 @@ def shown_samples(wildcards) -> int:
     return next(run.samples for run in PLAN.runs if run.experiment == wildcards.name)
 
 
+def base_models(wildcards) -> list[str]:
+    """Input function: the models that a training stage starts from in the end, the policy's before the reward model's."""
+
+    def base(of: Stage) -> str:
+        return of.upstream["model"] if "model" in of.upstream else base(stage("sft", of.upstream["sft"]))
+
+    own = stage(wildcards.kind, wildcards.id)
+    stages = [own]
+    if own.kind == "ppo":
+        stages = [stage("sft", own.upstream["sft"]), stage("reward", own.upstream["reward"])]
+    return [f"resources/models/{base(one)}/model" for one in stages]
+
+
 def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:
     """Input function: a file of all stages of some kinds in an experiment, below results/`folder`."""
 

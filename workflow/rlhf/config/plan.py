@@ -19,6 +19,7 @@ class Stage:
     seed: int | None = None
     execution: dict[str, Any] = field(default_factory=dict)
     local_files: tuple[str, ...] = ()
+    memory: dict[str, Any] = field(default_factory=dict)  # how its memory is planned
     place: str = ""  # where the configuration defines it, for messages
 
     def spec(self) -> dict[str, Any]:

@@ -56,10 +56,12 @@ class _Resolver:
         self._plan = plan
         self._fingerprint = fingerprint
         self._place = place
+        self._memory: dict[str, Any] = {}
 
     def run(self, settings: ExperimentSettings, seed: int) -> dict[str, str]:
         """Add all stages of a run; returns stage kind -> ID."""
         require_consistency(settings, self._place)
+        self._memory = settings.memory.model_dump(mode="json")
         datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
         policy = self._model(settings.policy, "policy")
         reward_base = self._reward_base(settings, policy)
@@ -214,7 +216,7 @@ class _Resolver:
         own, execution = _divide(settings)
         label = _label(upstream["model"]) + f"-s{seed}" if "model" in upstream else _label(upstream["sft"])
         identifier = stage_id(label, kind, {**own, **extra, "seed": seed}, upstream)
-        return self._plan.add(Stage(kind, identifier, {**own, **extra}, upstream, seed, execution))
+        return self._plan.add(Stage(kind, identifier, {**own, **extra}, upstream, seed, execution, memory=self._memory))
 
     def _evaluate(self, kind: str, settings: Any, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
         own, execution = _divide(settings)

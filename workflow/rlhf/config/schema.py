@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from rlhf.config.memory import MemorySettings
 from rlhf.config.section import DataSplit, Name, Section
 from rlhf.config.sources import DatasetSettings, ModelSettings
 from rlhf.config.stages import EvaluationSettings, PpoSettings, RewardSettings, SftSettings
@@ -36,6 +37,7 @@ class ExperimentSettings(Section):
     sft: SftSettings = Field(SftSettings(), description="Phase 1.")
     reward: RewardSettings = Field(RewardSettings(), description="Phase 2.")
     ppo: PpoSettings = Field(PpoSettings(), description="Phase 3.")
+    memory: MemorySettings = Field(MemorySettings(), description="Planning of memory.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="What is measured.")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([1234], min_length=1, description="One run per seed.")
     sweep: dict[str, list[Any]] = Field({}, description="Dotted key -> values; the grid of all combinations is run.")

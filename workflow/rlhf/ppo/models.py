@@ -81,7 +81,7 @@ def load_models(stage: Stage, sft: Path, reward: Path, total_steps: int) -> PpoM
     tokenizer, reward_tokenizer = load_tokenizer(sft), load_tokenizer(reward)
     scorer = _token_scorer(stage, load_reward(reward, settings["dtype"], 0.0))
     reference = None
-    if not _adapters_off(settings):
+    if not adapters_off(settings):
         reference = _frozen(stage, load_policy(sft, settings["dtype"], 0.0), "actor")
     critic = None
     if settings["advantage_estimator"] == "gae":
@@ -114,7 +114,7 @@ def engine_settings(stage: Stage, role: str) -> EngineSettings:
     )
 
 
-def _adapters_off(settings: dict[str, Any]) -> bool:
+def adapters_off(settings: dict[str, Any]) -> bool:
     """Whether the reference is the policy without its adapters: only then do no other weights move."""
     only_adapters = settings["actor"]["lora_dim"] > 0 and settings["actor"]["only_optimize_lora"]
     return settings["reference"] != "separate" and only_adapters

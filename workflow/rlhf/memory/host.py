@@ -1,0 +1,63 @@
+"""Host memory of a node: what processes read, offload and gather, in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf.memory.devices import GIB
+from rlhf.memory.parts import Part, Resident
+from rlhf.memory.states import host_states, host_step_extra
+
+LIBRARIES = {True: 4 * GIB, False: GIB // 2}  # of a process with and without CUDA
+RESERVE = 1.15  # of what is asked of the scheduler over what is expected
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """One process, and all of a node.
+
+    Args:
+        load: of a process while models are read and engines are made.
+        steady: of a process while it trains.
+        save: of the process that writes the model.
+        node: of all processes of a node at their largest.
+    """
+
+    load: int
+    steady: int
+    save: int
+    node: int
+
+    @property
+    def mem_mb(self) -> int:
+        """What to ask of the scheduler for each node, in MB."""
+        return int(-(-self.node * RESERVE // 1_000_000))
+
+
+def host_memory(models: list[Resident], parts: list[Part], processes: int, accumulates: bool, cuda: bool) -> HostMemory:
+    """Host memory of a stage.
+
+    Args:
+        models: all of them; each process reads every one whole.
+        parts: on the CPU, their tensors are host memory too.
+        processes: of a node.
+        accumulates: a step has several micro-batches.
+        cuda: tensors are on a GPU unless they are offloaded.
+    """
+    base = LIBRARIES[cuda]
+    whole = sum(model.counts.whole for model in models)
+    offloaded = sum(host_states(model.engine, model.counts, accumulates) for model in models)
+    offloaded += sum(model.counts.whole for model in models if not model.on_device)
+    step = max(host_step_extra(model.engine, model.counts) for model in models)
+    tensors = {"load": 0, "save": 0, "": 0}
+    if not cuda:
+        for part in parts:
+            key = part.phase if part.phase in tensors else ""
+            tensors[key] = max(tensors[key], part.total)
+        whole = 0  # counted among the tensors
+    load = base + whole + offloaded + tensors["load"]
+    steady = base + offloaded + step + tensors[""]
+    # A gathered model is copied to the host, and once more into the file's buffers.
+    save = base + offloaded + tensors["save"] + (max(model.counts.whole for model in models) if cuda else 0)
+    node = max(processes * load, processes * steady, (processes - 1) * steady + save)
+    return HostMemory(load, steady, save, node)

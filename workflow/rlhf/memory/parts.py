@@ -1,0 +1,174 @@
+"""The parts of a stage's phases, each with its bytes by model and kind.
+
+Phases are those of the measurement (`rlhf.memory.measure`): load, train, normalise, save; in PPO load, generate, score,
+train, save. A phase has parts where its memory has instants of different cause: `train` has backward, step, evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rlhf.memory.blueprint import Counts
+from rlhf.memory.dryrun import Places
+from rlhf.memory.states import (
+    MASTER,
+    MOMENTS,
+    Engine,
+    accumulated_gradients,
+    backward_buffers,
+    gathered_weights,
+    load_extra,
+    optimizer_states,
+    reduction,
+    resident_buffers,
+    resident_gradients,
+    resident_weights,
+    step_extra,
+    step_gradients,
+)
+from rlhf.memory.tracker import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, WEIGHTS
+
+OPTIMIZER, BUFFERS = "optimizer", "buffers"
+ALL_KINDS = (WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CACHE, BUFFERS)
+Row = tuple[str, str]  # model, kind
+
+
+@dataclass
+class Part:
+    """One part of a phase at its largest instant.
+
+    Args:
+        phase: as measured.
+        name: of the part, for example `backward`.
+        bytes: of each model (policy, reference, reward, value) and kind.
+    """
+
+    phase: str
+    name: str
+    bytes: dict[Row, int] = field(default_factory=dict)
+
+    def add(self, model: str, kind: str, amount: int) -> Part:
+        """Count an amount; nothing is not listed."""
+        if amount:
+            self.bytes[model, kind] = self.bytes.get((model, kind), 0) + amount
+        return self
+
+    @property
+    def total(self) -> int:
+        """All models and kinds."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A model that stays in memory, and its engine.
+
+    Args:
+        model: its role.
+        engine: how it is kept.
+        counts: its parameters.
+        on_device: False: kept in host memory except while it is used.
+    """
+
+    model: str
+    engine: Engine
+    counts: Counts
+    on_device: bool = True
+
+    def add_to(self, part: Part, used: bool = False) -> Part:
+        """Count what stays; where the model is used, its gathered or fetched weights too."""
+        if self.on_device or used:
+            part.add(self.model, WEIGHTS, resident_weights(self.engine, self.counts))
+        part.add(self.model, OPTIMIZER, optimizer_states(self.engine, self.counts) if self.counts.trained else 0)
+        part.add(self.model, GRADIENTS, resident_gradients(self.engine, self.counts))
+        part.add(self.model, BUFFERS, resident_buffers(self.engine, self.counts))
+        if used:
+            part.add(self.model, BUFFERS, gathered_weights(self.engine, self.counts))
+        return part
+
+
+def largest(places: Places, program: str, direction: str = "") -> dict[str, int]:
+    """Bytes by kind at the largest place of a part of a traced program."""
+    prefix = f"{program}|{direction}"
+    found = [peak for place, peak in places.items() if place.startswith(prefix)]
+    return max(found, key=lambda peak: peak.total).kinds
+
+
+def dynamic(part: Part, model: str, kinds: dict[str, int]) -> Part:
+    """Count what a trace shows beside the weights."""
+    for kind, amount in kinds.items():
+        if kind != WEIGHTS:
+            part.add(model, kind, amount)
+    return part
+
+
+def static(phase: str, name: str, models: Iterable[Resident], used: str = "") -> Part:
+    """A part with everything that stays, and nothing else yet."""
+    part = Part(phase, name)
+    for model in models:
+        model.add_to(part, used=model.model == used)
+    return part
+
+
+def training_parts(
+    models: list[Resident], trained: str, places: Places, names: tuple[str, str], programs: tuple[str, str]
+) -> list[Part]:
+    """Backward and step of one trained model.
+
+    Args:
+        models: everything that stays.
+        trained: role of the model.
+        places: trace of its forward and backward pass.
+        names: of the two parts.
+        programs: parts of the trace: the first micro-batch of a step, and a later one where there are any.
+    """
+    own = next(model for model in models if model.model == trained)
+    engine, counts = own.engine, own.counts
+    accumulates = any(place.startswith(f"{programs[1]}|") for place in places)
+    # Only without ZeRO do gradients wait where autograd put them.
+    traced = programs if accumulates and engine.zero_stage == 0 else programs[:1]
+    candidates = [
+        dynamic(static("train", names[0], models, trained), trained, largest(places, name)) for name in traced
+    ]
+    candidates.append(static("train", names[0], models).add(trained, GRADIENTS, reduction(engine, counts)))
+    for part in candidates[:-1]:
+        part.add(trained, GRADIENTS, accumulated_gradients(engine, counts, accumulates))
+    backward = max(candidates, key=lambda part: part.total).add(trained, BUFFERS, backward_buffers(engine))
+    step = static("train", names[1], models).add(trained, GRADIENTS, step_gradients(engine, counts))
+    return [backward, step.add(trained, BUFFERS, step_extra(engine, counts))]
+
+
+def load_part(models: list[Resident]) -> Part:
+    """Making the engines, one after the other; a model is whole on its device before ZeRO-3 partitions it."""
+    part = static("load", "load", models)
+    for model in models:
+        if model.counts.trained and (model.engine.zero_stage or model.engine.dtype == "fp32"):
+            _without_moments(part, model)
+    extra = [max(load_extra(model.engine, model.counts), _whole(model)) for model in models]
+    largest_extra = max(range(len(models)), key=extra.__getitem__)
+    return part.add(models[largest_extra].model, BUFFERS, extra[largest_extra])
+
+
+def save_part(models: list[Resident], saved: str) -> Part:
+    """Writing a model: ZeRO-3 gathers all of it."""
+    part = static("save", "save", models)
+    own = next(model for model in models if model.model == saved)
+    if own.engine.zero_stage == 3 and own.engine.world_size > 1:
+        part.add(saved, BUFFERS, own.engine.element * own.counts.all)
+    return part
+
+
+def _whole(model: Resident) -> int:
+    """Bytes by which a model that is not partitioned yet exceeds its own partition and states."""
+    if model.engine.zero_stage < 3:
+        return 0
+    made = resident_weights(model.engine, model.counts) + resident_buffers(model.engine, model.counts)
+    return max(0, model.counts.whole - made)
+
+
+def _without_moments(part: Part, model: Resident) -> None:
+    """Moments appear at the first step."""
+    states = part.bytes.pop((model.model, OPTIMIZER), 0)
+    each = MOMENTS + (MASTER if model.engine.keeps_master else 0)
+    part.add(model.model, OPTIMIZER, states * (each - MOMENTS) // each)

@@ -1,0 +1,73 @@
+"""The forecast of any training stage, and the three numbers that follow from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from rlhf.errors import UserError
+from rlhf.memory.devices import Device, DeviceMemory, device_memory, slack
+from rlhf.memory.host import HostMemory, host_memory
+from rlhf.memory.tracker import LOGITS
+from rlhf.planning.ppo import forecast_ppo
+from rlhf.planning.supervised import Forecast, forecast_supervised
+from rlhf.planning.traces import Traces
+
+ROLES = {"sft": ("model",), "reward": ("model",), "ppo": ("policy", "reward")}
+
+
+def read_config(path: Path) -> PreTrainedConfig:
+    """The configuration of a model folder, or a config.json itself; weights are not needed.
+
+    Raises:
+        UserError: there is none, or transformers does not know the model.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no model folder and no config.json")
+    try:
+        return AutoConfig.from_pretrained(file, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: not a model configuration ({str(error).splitlines()[0]})") from None
+
+
+def forecast(
+    kind: str,
+    settings: dict[str, Any],
+    execution: dict[str, Any],
+    configs: dict[str, PreTrainedConfig],
+    traces: Traces,
+) -> Forecast:
+    """Memory of one process of a stage.
+
+    Args:
+        kind: `sft`, `reward` or `ppo`.
+        settings: of the stage.
+        execution: how it runs.
+        configs: `model`; for PPO `policy` and `reward`.
+        traces: dry runs of this stage.
+    """
+    if kind == "ppo":
+        return forecast_ppo(settings, execution, configs["policy"], configs["reward"], traces)
+    return forecast_supervised(kind, settings, execution, configs["model"], traces)
+
+
+def on_device(found: Forecast, device: Device | None, execution: dict[str, Any]) -> DeviceMemory:
+    """Allocated, expected and upper bytes of a device; on the CPU there is nothing beside the tensors."""
+    allocated = found.largest.total
+    if execution["gpus_per_node"] == 0:
+        return device_memory(allocated, 0.0, 0)
+    processes = execution["nodes"] * execution["gpus_per_node"]
+    stages = [model.engine.zero_stage for model in found.models]
+    share = slack(stages, ppo=len(found.models) > 1)
+    logits = max(amount for (_, kind), amount in [*found.largest.bytes.items(), (("", LOGITS), 0)] if kind == LOGITS)
+    context = device.context if device else Device("", 0).context
+    return device_memory(allocated, share, context, 1 if processes > 1 else 0, logits)
+
+
+def on_host(found: Forecast, execution: dict[str, Any]) -> HostMemory:
+    """Host memory of a node."""
+    processes = max(1, execution["gpus_per_node"])
+    return host_memory(found.models, found.parts, processes, found.accumulates, execution["gpus_per_node"] > 0)

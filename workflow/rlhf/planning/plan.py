@@ -1,0 +1,236 @@
+"""The memory plan of a stage: what it needs, whether that fits, and what would make it fit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from rlhf.memory.article import article_activations, article_weights
+from rlhf.memory.blueprint import Blueprint
+from rlhf.memory.closed_form import COEFFICIENTS, Shape, activations, cross_entropy
+from rlhf.memory.devices import GIB, TABLE, USABLE, Device, DeviceMemory
+from rlhf.memory.host import LIBRARIES
+from rlhf.memory.states import ELEMENT
+from rlhf.planning.forecast import forecast, on_device, on_host
+from rlhf.planning.ladder import Execution, Taken, descend
+from rlhf.planning.supervised import Forecast
+from rlhf.planning.traces import Traces
+
+SCHEMA_VERSION = 1
+MAX_GPUS, GPUS_OF_A_NODE = 128, 8  # how far more of them are tried
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of a stage on a device.
+
+    Args:
+        verdict: `fits`, `does not fit` or `not judged`.
+        decision: `accept`, `adapt`, `warn` or `refuse`.
+        execution: how the stage shall run.
+        adaptations: steps that were taken.
+        advice: steps that would help.
+        remedy: what would do where all steps do not.
+    """
+
+    verdict: str
+    decision: str
+    execution: Execution
+    adaptations: list[dict[str, Any]] = field(default_factory=list)
+    advice: list[dict[str, Any]] = field(default_factory=list)
+    remedy: str | None = None
+
+
+class Planner:
+    """Plans one stage.
+
+    Args:
+        kind: `sft`, `reward` or `ppo`.
+        settings: of the stage.
+        configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
+        device: the GPU; None where it is unknown, or on the CPU.
+        cuda: the stage runs on GPUs.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        settings: dict[str, Any],
+        configs: dict[str, PreTrainedConfig],
+        device: Device | None,
+        cuda: bool,
+    ) -> None:
+        self._kind, self._settings, self._configs, self._device = kind, settings, configs, device
+        self._traces = Traces(cuda)
+
+    def forecast(self, execution: Execution) -> Forecast:
+        """Memory of one process."""
+        return forecast(self._kind, self._settings, execution, self._configs, self._traces)
+
+    def plain_parameters(self) -> int:
+        """Parameters of the trained model without adapters."""
+        config = self._configs["policy" if self._kind == "ppo" else "model"]
+        head = "score" if self._kind == "reward" else "lm"
+        return self._traces.counts(Blueprint(config, head, self._settings["dtype"], None)).all
+
+    def upper(self, execution: Execution) -> int:
+        """Upper bound of a device, in bytes."""
+        return self._upper_and_phase(execution)[0]
+
+    def _upper_and_phase(self, execution: Execution) -> tuple[int, str]:
+        found = self.forecast(execution)
+        return on_device(found, self._device, execution).upper_device, found.largest.phase
+
+    def adapt(self, execution: Execution, limit: int) -> tuple[Execution, list[Taken]]:
+        """Steps towards a limit."""
+        trained = max(model.counts.trained for model in self.forecast(execution).models)
+        return descend(self._kind, execution, trained, self._upper_and_phase, limit)
+
+    def judge(self, execution: Execution, on_misfit: str) -> Judgement:
+        """Whether a way of running fits, and what follows."""
+        if self._device is None:
+            return Judgement("not judged", "accept", execution)
+        limit = int(USABLE * self._device.capacity)
+        if self.upper(execution) <= limit:
+            return Judgement("fits", "accept", execution)
+        adapted, taken = self.adapt(execution, limit)
+        steps = [_entry(step) for step in taken]
+        reached = self.upper(adapted) <= limit
+        if reached and on_misfit == "adapt":
+            return Judgement("fits", "adapt", adapted, adaptations=steps)
+        remedy = None if reached else self.remedy(adapted, limit)
+        decision = "warn" if on_misfit == "warn" else "refuse"
+        return Judgement("does not fit", decision, execution, advice=steps, remedy=remedy)
+
+    def remedy(self, execution: Execution, limit: int) -> str:
+        """Which number of GPUs, or which device, would do after all steps."""
+        upper = least = self.upper(execution)
+        more = execution
+        while more["nodes"] * more["gpus_per_node"] < MAX_GPUS:
+            grows = "nodes" if more["gpus_per_node"] >= GPUS_OF_A_NODE else "gpus_per_node"
+            more, _ = self.adapt({**more, grows: 2 * more[grows]}, limit)
+            reached = self.upper(more)
+            if reached <= limit:
+                return f"{more['nodes']} node(s) with {more['gpus_per_node']} GPUs each would do"
+            if reached > 0.98 * least:
+                break  # what is left is not shared among processes
+            least = reached
+        larger = sorted((gib, name) for name, (gib, _) in TABLE.items() if gib * GIB * USABLE >= upper)
+        return f"a GPU such as {larger[0][1]} would do" if larger else "no device of the table is large enough"
+
+
+def plan_stage(
+    kind: str,
+    settings: dict[str, Any],
+    execution: Execution,
+    configs: dict[str, PreTrainedConfig],
+    device: Device | None = None,
+    on_misfit: str = "warn",
+) -> dict[str, Any]:
+    """The content of memory_plan.json.
+
+    Args:
+        kind: `sft`, `reward` or `ppo`.
+        settings: of the stage.
+        execution: how it shall run.
+        configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
+        device: the GPU; None where it is not known, so that nothing is judged.
+        on_misfit: `refuse`, `adapt` or `warn`: what follows where it does not fit.
+    """
+    cuda = execution["gpus_per_node"] > 0
+    device = device if cuda else None
+    planner = Planner(kind, settings, configs, device, cuda)
+    given = planner.forecast(execution)
+    judged = planner.judge(execution, on_misfit)
+    chosen = judged.execution
+    found = planner.forecast(chosen)
+    host = on_host(found, chosen)
+    gpus = chosen["nodes"] * chosen["gpus_per_node"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": kind,
+        "method": "dry-run",
+        "unit": "bytes",
+        "device": {"name": device.name, "capacity": device.capacity} if device else None,
+        "as_given": _numbers(on_device(given, device, execution), given, execution),
+        "on_misfit": on_misfit,
+        **asdict(judged),
+        **_numbers(on_device(found, device, chosen), found, chosen),
+        "phases": _phases(found, cuda),
+        "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
+        "resources": {"nodes": chosen["nodes"], "gpus": gpus, "mem_mb": host.mem_mb},
+        "closed_form": _closed_form(kind, settings, chosen, configs, planner.plain_parameters()),
+    }
+
+
+def _numbers(memory: DeviceMemory, found: Forecast, execution: Execution) -> dict[str, Any]:
+    return {
+        "expected_allocated": memory.expected_allocated,
+        "expected_device": memory.expected_device if execution["gpus_per_node"] else None,
+        "upper_device": memory.upper_device if execution["gpus_per_node"] else None,
+        "peak": {"phase": found.largest.phase, "part": found.largest.name},
+    }
+
+
+def _entry(taken: Taken) -> dict[str, Any]:
+    step = taken.step
+    change = copy.deepcopy(step.change)
+    return {"name": step.name, "cost": step.cost, "change": change, "saves": taken.saves, "upper_device": taken.upper}
+
+
+def _phases(found: Forecast, cuda: bool) -> list[dict[str, Any]]:
+    """Bytes by phase and part; on the CPU, `peak_rss` is what the measurement of the process should show."""
+    return [
+        {
+            "phase": part.phase,
+            "part": part.name,
+            "allocated": part.total,
+            "peak_rss": None if cuda else LIBRARIES[cuda] + part.total,
+            "rows": [{"model": model, "kind": kind, "bytes": amount} for (model, kind), amount in part.bytes.items()],
+        }
+        for part in found.parts
+    ]
+
+
+def _closed_form(
+    kind: str,
+    settings: dict[str, Any],
+    execution: Execution,
+    configs: dict[str, PreTrainedConfig],
+    parameters: int,
+) -> dict[str, Any] | None:
+    """The explanation beside the dry run, and the article's formula; None where the family has no closed form."""
+    config = configs["model" if kind != "ppo" else "policy"]
+    if config.model_type not in COEFFICIENTS or kind == "ppo":
+        return None
+    rows = execution["per_device_train_batch_size"] * (2 if kind == "reward" else 1)
+    shape = Shape(
+        config.model_type,
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        _inner_width(config),
+        config.vocab_size,
+        rows,
+        settings["max_seq_len"],
+    )
+    return {
+        "weights": ELEMENT[settings["dtype"]] * parameters,
+        "activations": activations(shape, execution["gradient_checkpointing"]),
+        "logits": cross_entropy(shape) if kind == "sft" else 0,
+        "article": {
+            "weights": article_weights(parameters),
+            "activations": article_activations(shape),
+        },
+    }
+
+
+def _inner_width(config: PreTrainedConfig) -> int:
+    for name in ("ffn_dim", "intermediate_size", "n_inner"):
+        width = getattr(config, name, None)
+        if width:
+            return int(width)
+    return 4 * int(config.hidden_size)

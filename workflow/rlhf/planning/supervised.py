@@ -1,0 +1,106 @@
+"""Memory of the SFT and the reward stage, from a dry run of their losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from rlhf.memory.blueprint import Blueprint
+from rlhf.memory.dryrun import Program, Run
+from rlhf.memory.parts import Part, Resident, dynamic, largest, load_part, save_part, static, training_parts
+from rlhf.memory.states import Engine
+from rlhf.planning.rows import LongestRows
+from rlhf.planning.traces import Traces
+from rlhf.training.engine import EngineSettings, deepspeed_config
+from rlhf.training.reward import GroupPreference
+from rlhf.training.sft import AnswerLikelihood
+
+FIRST, LATER, EVALUATION = "first micro-batch", "later micro-batch", "evaluation"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The parts of a stage, and the models that make them."""
+
+    parts: list[Part]
+    models: list[Resident]
+    accumulates: bool
+
+    @property
+    def largest(self) -> Part:
+        """The part that needs most."""
+        return max(self.parts, key=lambda part: part.total)
+
+
+def forecast_supervised(
+    kind: str, settings: dict[str, Any], execution: dict[str, Any], config: PreTrainedConfig, traces: Traces
+) -> Forecast:
+    """Memory of one process of an SFT or reward stage.
+
+    Args:
+        kind: `sft` or `reward`.
+        settings: of the stage.
+        execution: how it runs.
+        config: of the model it starts from.
+        traces: dry runs of this stage.
+    """
+    role, head = ("policy", "lm") if kind == "sft" else ("reward", "score")
+    checkpointing = execution["gradient_checkpointing"]
+    blueprint = Blueprint(config, head, settings["dtype"], settings, checkpointing, kind)
+    engine = make_engine(settings, execution, settings["dtype"], execution["zero_stage"], traces.cuda)
+    micro, steps = micro_batches(settings["global_batch_size"], execution, execution["per_device_train_batch_size"])
+    evaluated = execution["per_device_eval_batch_size"]
+    program = supervised_program(kind, settings, micro, steps > 1, evaluated)
+    places = traces.places(blueprint, kind, program, engine.gradient_share, micro, steps > 1, evaluated)
+    models = [resident(role, blueprint, engine, traces)]
+    evaluation = dynamic(static("train", "evaluation", models, role), role, largest(places, EVALUATION))
+    parts = [load_part(models), *training_parts(models, role, places, ("backward", "step"), (FIRST, LATER)), evaluation]
+    if kind == "reward":
+        parts.append(replace(evaluation, phase="normalise", name="normalise", bytes=dict(evaluation.bytes)))
+    return Forecast([*parts, save_part(models, role)], models, steps > 1)
+
+
+def supervised_program(kind: str, settings: dict[str, Any], micro: int, accumulates: bool, evaluated: int) -> Program:
+    """One or two micro-batches of training and one of evaluation, by the loss of the stage."""
+    objective: Any = AnswerLikelihood(settings["loss_on"]) if kind == "sft" else GroupPreference(settings["loss"])
+    rows = LongestRows.of_length(settings["max_seq_len"])
+
+    def program(run: Run) -> None:
+        for name in (FIRST, LATER) if accumulates else (FIRST,):
+            run.clock.start(name)
+            loss, _ = objective.loss(run.model, rows, np.arange(micro))
+            loss.backward()
+            del loss
+        run.clock.start("step")
+        run.clear_gradients()
+        run.model.eval()
+        run.clock.start(EVALUATION)
+        with torch.no_grad():
+            objective.loss(run.model, rows, np.arange(evaluated))
+
+    return program
+
+
+def make_engine(
+    optimization: dict[str, Any], execution: dict[str, Any], dtype: str, zero_stage: int, cuda: bool
+) -> Engine:
+    """The engine that a stage's settings make."""
+    settings = EngineSettings(zero_stage, dtype, 1, execution["offload"], False, execution["deepspeed_config"])
+    world_size = execution["nodes"] * max(1, execution["gpus_per_node"])
+    return Engine.from_deepspeed(deepspeed_config(optimization, settings), dtype, world_size, cuda)
+
+
+def micro_batches(global_batch: int, execution: dict[str, Any], size: int) -> tuple[int, int]:
+    """(rows of a micro-batch, micro-batches per step) of one process."""
+    own = -(-global_batch // (execution["nodes"] * max(1, execution["gpus_per_node"])))
+    size = min(size, own)
+    return size, -(-own // size)
+
+
+def resident(role: str, blueprint: Blueprint, engine: Engine, traces: Traces, on_device: bool = True) -> Resident:
+    """A model with its engine."""
+    return Resident(role, engine, traces.counts(blueprint), on_device)

@@ -1,0 +1,28 @@
+"""Memory of the training stages before they run: `snakemake memory_plans`."""
+
+
+rule plan_memory:
+    input:
+        spec=ancient("results/{kind}/{id}/spec.yaml"),
+        model=base_models,
+    output:
+        plan="results/{kind}/{id}/memory_plan.json",
+    log:
+        "logs/plan/{kind}/{id}.log",
+    localrule: True
+    resources:
+        execution=lambda wildcards: as_json(wildcards.kind)(wildcards),
+        memory=lambda wildcards: json.dumps(stage(wildcards.kind, wildcards.id).memory),
+    shell:
+        "exec python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {resources.execution:q}"
+        " --memory {resources.memory:q} --model {input.model:q} --output {output.plan:q} > {log:q} 2>&1"
+
+
+rule memory_plans:
+    input:
+        [
+            f"results/{kind}/{planned.id}/memory_plan.json"
+            for kind in ("sft", "reward", "ppo")
+            for planned in PLAN.of_kind(kind)
+        ],
+    localrule: True

@@ -1,0 +1,35 @@
+"""Say what memory a training stage needs before it runs. Exit status 3: it does not fit and is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rlhf.planning.files import write_plan
+from rlhf.runtime.logging import run_script
+
+DOES_NOT_FIT = 3
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", type=Path, required=True, help="spec.yaml of the stage")
+    parser.add_argument("--execution", type=json.loads, required=True, help="how the stage runs, as JSON")
+    parser.add_argument("--memory", type=json.loads, required=True, help="`memory` of the experiment, as JSON")
+    parser.add_argument("--model", type=Path, nargs="+", required=True, help="model folders: policy, reward model")
+    parser.add_argument("--output", type=Path, required=True, help="memory_plan.json")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Plan, write, and refuse where that is asked for."""
+    plan = write_plan(args.spec, args.execution, args.memory, args.model, args.output)
+    if plan["decision"] == "refuse":
+        sys.exit(DOES_NOT_FIT)
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse_args()))
