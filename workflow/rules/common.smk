@@ -10,7 +10,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from rlhf.config import Fingerprints, Plan, Stage, closing_message, failure_message, launcher, require, resolve
+from rlhf.config import Fingerprints, Plan, Stage, closing_message, cluster_resources, failure_message, require, resolve
 from rlhf.errors import UserError
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
@@ -91,19 +91,9 @@ def requirements(wildcards) -> str:
     return json.dumps([asdict(requirement) for requirement in PLAN.requirements[wildcards.id]])
 
 
-def total_gpus(kind: str) -> Callable:
-    """Resource function: GPUs over all nodes."""
-
-    def gpus(wildcards) -> int:
-        settings = stage(kind, wildcards.id).execution
-        return settings["nodes"] * settings["gpus_per_node"]
-
-    return gpus
-
-
-def launch(kind: str) -> Callable:
-    """Resource function: the command in front of the script."""
-    return lambda wildcards: launcher(stage(kind, wildcards.id))
+def cluster(kind: str, key: str) -> Callable:
+    """Resource function: what a stage asks of a cluster. None, where it does not ask for it, sets no resource."""
+    return lambda wildcards: cluster_resources(stage(kind, wildcards.id)).get(key)
 
 
 def spec_text(wildcards) -> str:

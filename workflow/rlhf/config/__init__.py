@@ -2,7 +2,7 @@
 
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
-from rlhf.config.launch import launcher
+from rlhf.config.launch import cluster_resources
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
 from rlhf.config.requirements import Requirement, require
@@ -17,8 +17,8 @@ __all__ = [
     "Run",
     "Stage",
     "closing_message",
+    "cluster_resources",
     "failure_message",
-    "launcher",
     "parse",
     "require",
     "resolve",
