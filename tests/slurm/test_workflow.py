@@ -89,7 +89,7 @@ def test_a_stage_on_two_nodes_is_that_of_one_process(tmp_path: Path) -> None:
     identifier = plan.runs[0].stages["sft"]
     assert identifier == plan_of(two, tmp_path).runs[0].stages["sft"]
     target = f"results/sft/{identifier}/manifest.json"
-    run(tmp_path, "--cores", "2", "--configfile", write_config(tmp_path, one), target)
+    run(tmp_path, "--cores", "2", "--configfile", write_config(tmp_path, one), "--", target)
     alone = (tmp_path / f"results/sft/{identifier}").rename(tmp_path / "alone")
     write_config(tmp_path, two)
     given = ("--profile", write_profile(tmp_path), "--configfile", tmp_path / "config.yaml")
