@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from rlhf.errors import UserError
-from rlhf.reporting.status import TAIL_BYTES, StageStatus, key_metrics, parse_args, read_status, render, show
+from rlhf.reporting.stage_status import TAIL_BYTES, StageStatus, read_status
+from rlhf.reporting.status import key_metrics, parse_args, render, show
 
 NOW = 1_800_000_000.0
 

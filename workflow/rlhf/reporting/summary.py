@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 from rlhf.reporting.collect import Experiment, Row, provenance
+from rlhf.reporting.efficiency import EFFICIENCY_COLUMNS, EFFICIENCY_NOTE, efficiency_rows, jobs_of
 from rlhf.reporting.memory_figure import memory
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
 from rlhf.reporting.samples import samples_html, samples_markdown
+from rlhf.reporting.slurm import cpu_use
 from rlhf.reporting.tables import (
     MEMORY_COLUMNS,
     QUALITY_NOTE,
@@ -29,6 +31,7 @@ DESCRIPTIONS = {
     "quality": "every metric of each sweep point: mean, standard deviation and 95 % interval over seeds",
     "runs": "every metric of each run",
     "resources": "time, memory and speed of each stage",
+    "efficiency": "GPUs, memory and time that each stage asked for and used",
     "samples": "answers of the SFT model and the policy side by side",
 }
 FIGURES = {
@@ -67,6 +70,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     runs, run_heads = run_rows(experiment), run_columns(experiment)
     quality, quality_heads = quality_table(experiment)
     resources = resource_rows(experiment)
+    efficiency = efficiency_rows(experiment, cpu_use(jobs_of(experiment)))
     name = experiment.name
     return {
         "runs.csv": to_csv(runs, [column.key for column in run_heads]),
@@ -78,6 +82,9 @@ def _tables(experiment: Experiment) -> dict[str, str]:
         "resources.csv": to_csv(resources, [column.key for column in RESOURCE_COLUMNS]),
         "resources.md": to_markdown(resources, RESOURCE_COLUMNS),
         "resources.html": to_html(resources, RESOURCE_COLUMNS, f"Resources of {name}"),
+        "efficiency.csv": to_csv(efficiency, [column.key for column in EFFICIENCY_COLUMNS]),
+        "efficiency.md": f"{to_markdown(efficiency, EFFICIENCY_COLUMNS)}\n{EFFICIENCY_NOTE}\n",
+        "efficiency.html": to_html(efficiency, EFFICIENCY_COLUMNS, f"Efficiency of {name}", EFFICIENCY_NOTE),
         "memory.csv": to_csv(memory_rows(experiment), MEMORY_COLUMNS),
     }
 

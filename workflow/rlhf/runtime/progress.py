@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import socket
 import time
 from pathlib import Path
@@ -114,6 +115,8 @@ class StageMetrics:
                 "updated": time.time(),
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
+                "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+                "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
                 "status": status,
                 "metrics": self._last,
             },
