@@ -6,6 +6,7 @@
 #                            exit with CMD's status. Nothing is shared with the machine, nothing is left when killed.
 #   cluster.sh crash NODE    kill -9 the daemon, steps and tasks of one node   (within `run`)
 #   cluster.sh revive NODE   start that node's daemon again                    (within `run`)
+#   cluster.sh restart       start database daemon and controller again        (within `run`)
 #
 # Needs root, bash, iproute2 and util-linux; no systemd, no container engine. Everything listens on loopback only, and
 # the namespace has no route: what runs in it has no network.
@@ -149,6 +150,10 @@ StoragePass=slurm
 StorageLoc=slurm_acct_db
 CONF
   chmod 600 /etc/slurm/slurmdbd.conf
+  start_slurmdbd
+}
+
+start_slurmdbd() {
   MYSQL_UNIX_PORT=$SOCKET slurmdbd
   wait_for 60 sacctmgr -n show cluster || die "slurmdbd did not start: $(tail -n 3 "$LAB/log/slurmdbd.log")"
 }
@@ -219,5 +224,6 @@ case $command in
   _inside) inside "$@" ;;
   crash) crash "$1" ;;
   revive) slurmd -N "$1" ;;
-  *) die "install | run CMD... | crash NODE | revive NODE" ;;
+  restart) start_slurmdbd; slurmctld ;;
+  *) die "install | run CMD... | crash NODE | revive NODE | restart" ;;
 esac
