@@ -35,7 +35,7 @@ KINDS = {
     "large": {"ACCOUNTING": "0", "NODES": "8", "CPUS": "96", "GPUS": "8", "MEM_MB": "2500000"},
 }
 LIMIT_SECONDS = 900
-SIDE_BY_SIDE = "10"  # jobs mostly wait
+SIDE_BY_SIDE = 6  # jobs mostly wait
 Result = tuple[str, str]  # outcome (passed, failed, skipped) and its text
 
 
@@ -69,7 +69,7 @@ def run_inside(kind: str, tests: list[str], folder: Path) -> dict[str, Result]:
         "pytest",
         "-q",
         "-n",
-        SIDE_BY_SIDE,
+        str(min(SIDE_BY_SIDE, len(tests))),
         "--dist=worksteal",
         f"--junitxml={report}",
     ]

@@ -6,6 +6,7 @@ The plugin's interval grows by ten seconds with each question after which no job
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from snakemake.cli import main
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
@@ -18,4 +19,5 @@ async def sleep(self: RemoteExecutor) -> None:
 RemoteExecutor.sleep = sleep
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, as would we
     main()

@@ -58,14 +58,15 @@ def test_an_experiment_runs_as_jobs_with_what_each_stage_asks_for(tmp_path: Path
         execution = config["defaults"][phase].setdefault("execution", {})
         execution |= {"gpus_per_node": gpus, "mem_mb": 3000, "runtime": 20}
     run(tmp_path, "--profile", write_profile(tmp_path), "--configfile", write_config(tmp_path, config))
-    lines = slurm("squeue", "-h", "-t", "all", "-o", "%T|%P|%b|%m|%k|%Z").splitlines()
+    lines = slurm("sacct", "-X", "-n", "-P", "-o", "State,Partition,ReqTRES,Comment,WorkDir").splitlines()
     jobs = [line.split("|") for line in lines if line.endswith(f"|{tmp_path}")]
     found = {}
-    for state, partition, gpus, memory, comment, _ in jobs:
+    for state, partition, asked, comment, _ in jobs:
         rule = comment.removeprefix("rule_").split("_wildcards_")[0]
-        found[rule] = (partition, 0 if gpus == "N/A" else int(gpus.rsplit(":", 1)[1]))
+        wanted = dict(part.split("=") for part in asked.split(","))
+        found[rule] = (partition, int(wanted.get("gres/gpu", 0)))
         assert state == "COMPLETED"
-        assert memory == ("4000M" if rule == "tokenize_dataset" else "3000M")
+        assert wanted["mem"] == ("4000M" if rule == "tokenize_dataset" else "3000M")
     assert found == JOBS
     assert len(jobs) == len(JOBS)  # each of them once
     plan = plan_of(config, tmp_path)
