@@ -196,13 +196,21 @@ inside() {
 run() {
   [ $# -gt 0 ] || die "run CMD..."
   exec 9>/var/lock/slurm-lab.lock; flock 9   # one cluster at a time: names of cgroups are not private
-  unshare --mount --net --pid --uts --ipc --fork --mount-proc --kill-child -- bash "$SELF" _inside "$@" 9>&- &
+  remove_cgroups
+  # Whoever dies, and be it of SIGKILL, takes what it started along.
+  setpriv --pdeathsig KILL unshare --mount --net --pid --uts --ipc --fork --mount-proc --kill-child -- \
+    bash "$SELF" _inside "$@" 9>&- &
   local child=$! status=0
   trap 'kill -9 $child 2>/dev/null' EXIT
   trap 'exit 143' TERM INT
   wait $child || status=$?
-  for i in /sys/fs/cgroup/*/slurm_n*; do [ -d "$i" ] && find "$i" -depth -type d -exec rmdir {} + 2>/dev/null; done || true
+  remove_cgroups
   exit $status
+}
+
+remove_cgroups() {
+  local i
+  for i in /sys/fs/cgroup/*/slurm_n*; do [ -d "$i" ] && find "$i" -depth -type d -exec rmdir {} + 2>/dev/null; done || true
 }
 
 crash() {

@@ -75,7 +75,7 @@ def run_inside(kind: str, tests: list[str], folder: Path) -> dict[str, Result]:
     ]
     pytest_command += ["-p", "no:cacheprovider", f"--basetemp={folder / kind}", *tests]
     process = subprocess.Popen(
-        [str(CLUSTER), "run", *pytest_command],
+        ["setpriv", "--pdeathsig", "KILL", str(CLUSTER), "run", *pytest_command],  # ends with this process
         cwd=ROOT,
         env={**os.environ, **KINDS[kind], INSIDE: kind},
         stdout=subprocess.PIPE,

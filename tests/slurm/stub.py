@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--save-always", action="store_true", help="after each step, not on SIGTERM only")
     parser.add_argument("--fill-mb", type=int, default=0, help="memory to take")
     parser.add_argument("--fail", action="store_true")
+    parser.add_argument("--save-seconds", type=float, default=0.0, help="how long saving takes after SIGTERM")
     args = parser.parse_args()
     args.state.mkdir(parents=True, exist_ok=True)
     checkpoint, starts = args.state / "checkpoint", args.state / "starts.jsonl"
@@ -53,11 +54,8 @@ def main() -> None:
         beside.write_text(str(step))
         beside.replace(checkpoint)
 
-    def save_and_leave(*_: object) -> None:
-        save()
-        os._exit(RESUME_ME)
-
-    signal.signal(signal.SIGTERM, save_and_leave)
+    asked: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
     memory = []
     while not (args.state / "finish").exists():
         time.sleep(0.1)
@@ -65,6 +63,10 @@ def main() -> None:
         (args.state / "step").write_text(str(step))
         if args.save_always:
             save()
+        if asked and time.monotonic() > asked[0] + args.save_seconds:
+            save()
+            (args.state / "asked").write_text(json.dumps([moment - asked[0] for moment in asked]))
+            sys.exit(RESUME_ME)
         if len(memory) < args.fill_mb:
             memory.append(b"x" * 2**20 * 20)
     args.output.mkdir(parents=True, exist_ok=True)

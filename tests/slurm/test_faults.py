@@ -5,6 +5,7 @@ The stage is a counting trainer (stub.py), started by the real launcher under th
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -47,6 +48,18 @@ def test_a_cancelled_stage_goes_on_from_what_it_saved(stub: Stub) -> None:
     stub.finish(process)
     expect_resumed(stub)
     assert sorted(stub.jobs()) == ["CANCELLED", "COMPLETED"]
+
+
+@pytest.mark.slurm("accounting")
+def test_a_slow_save_is_asked_for_once(stub: Stub) -> None:
+    """A second SIGTERM would end a trainer without saving; Slurm may repeat the first within a moment only."""
+    process = stub.start(words="--save-seconds 6")
+    slurm("scancel", stub.wait_for_start(1)["job"])
+    stub.wait_for_start(2)
+    asked = json.loads((stub.state / "asked").read_text())
+    assert max(asked) < 1, asked
+    stub.finish(process)
+    expect_resumed(stub)
 
 
 @pytest.mark.slurm("plain")

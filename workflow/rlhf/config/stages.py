@@ -5,16 +5,14 @@ Keys under `execution` say how a stage runs, not what it computes, and are no pa
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from rlhf.config.section import Section, Share
+from rlhf.config.section import GpuType, Section, Share, Variable
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
-GpuType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Optimization(Section):
@@ -57,16 +55,16 @@ class Execution(Section):
     nodes: int = Field(1, ge=1, description="Nodes.")
     gpus_per_node: int = Field(0, ge=0, description="GPUs per node; 0 runs on the CPU.")
     gpu_type: GpuType | None = Field(None, description="Kind of GPU as the cluster names it, as a100; unset takes any.")
-    threads: int = Field(1, ge=1, description="CPU threads of each process.")
-    mem_mb: int = Field(4000, ge=1, description="Host memory per node, in MB.")
-    runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
-    deepspeed_config: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the generated ones.")
     environment: dict[Variable, str | int] = Field(
         {}, description="Environment variables of the stage's processes, as NCCL_SOCKET_IFNAME: ib0, NCCL_DEBUG: INFO."
     )
     wrapper: list[str] = Field(
         [], description="Words in front of the training program, as [apptainer, exec, --nv, image.sif]."
     )
+    threads: int = Field(1, ge=1, description="CPU threads of each process.")
+    mem_mb: int = Field(4000, ge=1, description="Host memory per node, in MB.")
+    runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
+    deepspeed_config: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the generated ones.")
 
     @property
     def world_size(self) -> int:

@@ -76,7 +76,7 @@ def read_status(
 
 def _with_job(entry: StageStatus | None, job: Job) -> StageStatus:
     """What Slurm's queue adds: a stage that waits, or has not said anything yet, is known from it only."""
-    if entry is None or entry.status in ("failed", "done", "stalled"):  # nothing, or an earlier attempt
+    if entry is None or entry.status in ("failed", "interrupted", "done", "stalled"):  # nothing, or an earlier attempt
         entry = StageStatus(job.stage, job.identifier, "starting")
     if job.state == "PENDING":
         entry = replace(entry, status="queued", note=job.reason)

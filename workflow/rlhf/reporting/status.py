@@ -37,6 +37,7 @@ STYLES = {
     "running": "cyan",
     "done": "green",
     "failed": "bold red",
+    "interrupted": "yellow",
     "stalled": "bold yellow",
     "unreadable": "red",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import socket
 import time
 from pathlib import Path
@@ -107,6 +106,7 @@ class StageMetrics:
                 "schema_version": 1,
                 "stage": self._stage,
                 "id": self._identifier,
+                "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
                 "step": self._last.get("step", 0),
                 "total_steps": self._total_steps,
                 "phase": self._last.get("phase"),
@@ -115,8 +115,6 @@ class StageMetrics:
                 "updated": time.time(),
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
-                "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-                "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
                 "status": status,
                 "metrics": self._last,
             },
