@@ -31,6 +31,10 @@ rule all:
     localrule: True
 
 
+onstart:
+    check_jobs()
+
+
 onsuccess:
     print(closing_message(PLAN), file=sys.stderr)
 

@@ -177,9 +177,19 @@ def test_a_setting_changes_what_depends_on_it(key: str, value: Any, expected: se
     assert changed(ids(base), ids(with_value(base, f"defaults.{key}", value))) == expected
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "evaluation"])
-@pytest.mark.parametrize(("key", "value"), [("gpus_per_node", 8), ("nodes", 2), ("mem_mb", 9), ("runtime", 9)])
-def test_how_a_stage_runs_changes_no_id(stage: str, key: str, value: int) -> None:
+TRAINED = ("sft", "reward", "ppo")
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value"),
+    [
+        (stage, key, value)
+        for stage in TRAINED
+        for key, value in (("gpus_per_node", 8), ("nodes", 2), ("wrapper", ["env"]))
+    ]
+    + [(stage, key, 9) for stage in (*TRAINED, "evaluation") for key in ("mem_mb", "runtime", "threads")],
+)
+def test_how_a_stage_runs_changes_no_id(stage: str, key: str, value: Any) -> None:
     base = make_config()
     other = with_value(base, f"defaults.{stage}.execution.{key}", value)
     assert changed(ids(base), ids(other)) == set()

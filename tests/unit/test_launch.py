@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +20,123 @@ from rlhf.config import (
     Run,
     Stage,
     closing_message,
+    cluster_resources,
     failure_message,
-    launcher,
     require,
     resolve,
 )
+from rlhf.config.stages import TrainExecution
 from rlhf.errors import UserError
+from rlhf.runtime.launch import Launch, launch
+
+LAUNCHER = Path(__file__).resolve().parents[2] / "workflow/scripts/launch.py"
+
+# What a stage asks of a cluster
+
+
+def stage(**execution: Any) -> Stage:
+    return Stage("sft", "tiny-0000000a", {}, {}, execution=TrainExecution(**execution).model_dump())
+
+
+def asked(**execution: Any) -> dict[str, Any]:
+    """What is set; a resource that is None is not."""
+    return {key: value for key, value in cluster_resources(stage(**execution)).items() if value is not None}
+
+
+def test_one_node_is_asked_for_gpus_and_for_the_threads_of_all_its_processes() -> None:
+    assert asked(threads=4) == {"threads": 4, "gpu": 0}
+    assert asked(threads=4, gpus_per_node=2, gpu_type="a100") == {"threads": 8, "gpu": 2, "gpu_model": "a100"}
+    assert asked(gpu_type="a100") == {"threads": 1, "gpu": 0}
+
+
+def test_several_nodes_are_asked_for_by_shape() -> None:
+    shape = {"mpi": "srun", "tasks_per_gpu": 0}
+    assert asked(nodes=4, gpus_per_node=8, threads=6) == shape | {"threads": 6, "gres": "gpu:8", "tasks_per_node": 8}
+    # One GPU (or CPU process) in each node: the plugin refuses one task per node, so their sum is given.
+    assert asked(nodes=4, gpus_per_node=1, gpu_type="a100") == shape | {"threads": 1, "gres": "gpu:a100:1", "tasks": 4}
+    assert asked(nodes=4) == shape | {"threads": 1, "tasks": 4}
+
 
 # The launcher
 
+SCRIPT = ["train_sft.py", "--spec", "a b.yaml"]
+IN_JOB = {"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_GPUS": "2", "SRUN_DEBUG": "3"}
 
-def stage(identifier: str, **execution: int) -> Stage:
-    return Stage("sft", identifier, {}, {}, execution={"nodes": 1, "gpus_per_node": 0} | execution)
+
+def started(
+    surroundings: dict[str, str], alone: bool = False, output: str = "results/sft/a", **execution: Any
+) -> Launch:
+    return launch(stage(**execution).execution, SCRIPT, Path(output), surroundings, alone)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_one_process_needs_no_launcher(gpus: int) -> None:
-    assert launcher(stage("tiny-0000000a", gpus_per_node=gpus)) == "python"
+    assert started({}, gpus_per_node=gpus).command == [sys.executable, *SCRIPT]
 
 
-def test_one_node_is_started_by_deepspeed_on_a_port_of_its_own() -> None:
-    assert launcher(stage("tiny-0000000a", gpus_per_node=8)) == "deepspeed --num_gpus 8 --master_port 20010"
-    assert launcher(stage("tiny-ffffffff", gpus_per_node=2)) == "deepspeed --num_gpus 2 --master_port 31295"
+def test_several_processes_are_started_by_deepspeed_on_a_port_of_their_own() -> None:
+    commands = [started({}, output=f"results/{kind}/a", gpus_per_node=2).command for kind in ("sft", "reward", "ppo")]
+    ports = {command[4] for command in commands}
+    assert [[*command[:4], *command[5:]] for command in commands] == [
+        ["deepspeed", "--num_gpus", "2", "--master_port", *SCRIPT]
+    ] * 3
+    assert len(ports) == 3
+    assert all(1024 < int(port) < 32768 for port in ports)
+    assert started({}, output="results/sft/a", gpus_per_node=2).command == commands[0]
 
 
-def test_several_nodes_are_started_by_srun_with_one_task_per_gpu() -> None:
-    eight = launcher(stage("tiny-0000000a", nodes=4, gpus_per_node=8))
-    assert eight == "srun --nodes 4 --ntasks-per-node 8 --kill-on-bad-exit=1 python"
-    # One GPU (or CPU process) in each node is still one task in each node.
-    for gpus in (0, 1):
-        assert "--nodes 4 --ntasks-per-node 1 " in launcher(stage("tiny-0000000a", nodes=4, gpus_per_node=gpus))
+def test_in_a_slurm_job_srun_starts_one_task_for_each_process() -> None:
+    one = started(IN_JOB, threads=3).command
+    assert one[:6] == ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--cpus-per-task=3"]
+    assert one[6:] == ["--kill-on-bad-exit=1", sys.executable, *SCRIPT]
+    many = started(IN_JOB, nodes=4, gpus_per_node=8).command
+    assert {"--nodes=4", "--ntasks=32", "--ntasks-per-node=8", "--gres=gpu:8"} <= set(many)
+
+
+def test_a_step_gets_the_jobs_identity_and_none_of_the_options_of_the_step_around_it() -> None:
+    environment = started(IN_JOB, environment={"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_TIMEOUT": 22}).environment
+    given = {"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_TIMEOUT": "22"}
+    assert environment == {"PATH": "/bin", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"} | given
+
+
+def test_a_stage_by_itself_stays_in_the_step_it_is_in() -> None:
+    found = started(IN_JOB, alone=True, gpus_per_node=1)
+    assert found.command == [sys.executable, *SCRIPT]
+    assert found.environment.items() >= IN_JOB.items()
+
+
+def test_a_wrapper_stands_in_front_of_the_program_and_inside_the_job_step() -> None:
+    wrapper = ["apptainer", "exec", "image.sif"]
+    assert started({}, wrapper=wrapper).command == [*wrapper, sys.executable, *SCRIPT]
+    assert started({}, wrapper=wrapper, gpus_per_node=2).command[:4] == [*wrapper, "deepspeed"]
+    command = started(IN_JOB, wrapper=wrapper).command
+    assert command[command.index("--kill-on-bad-exit=1") + 1 :] == [*wrapper, sys.executable, *SCRIPT]
+
+
+def test_threads_are_shared_by_the_processes_of_a_machine() -> None:
+    """Snakemake says in OMP_NUM_THREADS how many cores there are for all of them."""
+    threads = {cores: started({"OMP_NUM_THREADS": cores}, threads=4, gpus_per_node=2) for cores in ("8", "2", "1")}
+    assert {cores: found.environment["OMP_NUM_THREADS"] for cores, found in threads.items()} == {
+        "8": "4",
+        "2": "1",
+        "1": "1",
+    }
+    assert started({}, threads=4, gpus_per_node=2).environment["OMP_NUM_THREADS"] == "4"
+    assert started(IN_JOB | {"OMP_NUM_THREADS": "8"}, threads=4).environment["OMP_NUM_THREADS"] == "4"
+
+
+def test_the_launcher_becomes_the_script(tmp_path: Path) -> None:
+    """The same process, so that signals reach it, and its own exit status."""
+    script = tmp_path / "train.py"
+    script.write_text("import json, os, sys\nprint(os.getpid(), json.dumps(sys.argv[1:]))\nsys.exit(75)\n")
+    arguments = ["--execution", json.dumps(stage().execution), "--output", "results/sft/a", "--text", "it's $HOME"]
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("SLURM_")}
+    process = subprocess.Popen(
+        [sys.executable, LAUNCHER, script, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    output, _ = process.communicate(timeout=60)
+    assert output.split(" ", 1) == [str(process.pid), json.dumps(arguments) + "\n"]
+    assert process.returncode == 75
 
 
 def make_plan(**defaults: Any) -> Plan:
@@ -58,16 +147,6 @@ def make_plan(**defaults: Any) -> Plan:
         "experiments": {"demo": {}},
     }
     return resolve(config, lambda path, key: "content")
-
-
-def test_stages_that_may_run_beside_each_other_get_different_ports() -> None:
-    two = {"execution": {"gpus_per_node": 2}}
-    plan = make_plan(sft=two, reward=two, ppo=two)
-    commands = {kind: launcher(plan.of_kind(kind)[0]) for kind in ("sft", "reward", "ppo")}
-    ports = {kind: int(re.fullmatch(r"deepspeed .* --master_port (\d+)", text)[1]) for kind, text in commands.items()}
-    assert len(set(ports.values())) == 3
-    assert all(1024 < port < 65536 for port in ports.values())
-    assert commands["sft"] == launcher(make_plan(sft=two).of_kind("sft")[0])  # the same in every job that parses
 
 
 # The last words

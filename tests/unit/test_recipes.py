@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config import Plan, Stage, launcher, resolve
+from rlhf.config import Plan, Stage, cluster_resources, resolve
 
 RECIPES = Path(__file__).resolve().parents[2] / "config/recipes"
 NAMES = ["llama-2-7b", "opt-1.3b", "opt-1.3b-single-gpu", "opt-13b", "opt-6.7b", "opt-66b"]
@@ -213,11 +213,14 @@ def test_opt_13b_runs_on_one_node_of_eight_gpus() -> None:
     for kind in ("sft", "reward", "ppo"):
         found = stage("opt-13b", kind)
         assert (found.execution["nodes"], found.execution["gpus_per_node"]) == (1, 8)
-        assert launcher(found).startswith("deepspeed --num_gpus 8 ")
+        assert cluster_resources(found)["gpu"] == 8
 
 
-def test_the_largest_recipe_is_started_by_srun() -> None:
-    assert launcher(stage("opt-66b", "sft")).startswith("srun --nodes 8 --ntasks-per-node 8 ")
+def test_the_largest_recipe_asks_for_eight_whole_nodes() -> None:
+    for kind in ("sft", "reward", "ppo"):
+        asked = cluster_resources(stage("opt-66b", kind))
+        assert stage("opt-66b", kind).execution["nodes"] == 8
+        assert (asked["tasks_per_node"], asked["gres"]) == (8, "gpu:8")
 
 
 def test_checkpointing_and_offload_are_those_of_the_scripts() -> None:

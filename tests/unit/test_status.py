@@ -16,7 +16,9 @@ import pytest
 from rich.console import Console
 
 from rlhf.errors import UserError
-from rlhf.reporting.status import TAIL_BYTES, StageStatus, key_metrics, parse_args, read_status, render, show
+from rlhf.reporting import status
+from rlhf.reporting.stage_status import TAIL_BYTES, StageStatus, read_status
+from rlhf.reporting.status import key_metrics, parse_args, render, show
 
 NOW = 1_800_000_000.0
 
@@ -187,6 +189,7 @@ def test_watch_refreshes_until_interrupted(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(status, "queue", lambda root: ({}, ""))  # a wait for squeue would sleep as well
     show(parse_args(["--root", str(tmp_path), "--watch", "2"]))
     assert waits == [2.0, 2.0, 2.0]
 

@@ -10,7 +10,18 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from rlhf.config import Fingerprints, Plan, Stage, closing_message, failure_message, launcher, require, resolve
+from rlhf.config import (
+    Fingerprints,
+    Plan,
+    Stage,
+    check_cluster,
+    closing_message,
+    cluster_resources,
+    failure_message,
+    require,
+    require_no_jobs,
+    resolve,
+)
 from rlhf.errors import UserError
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
@@ -31,12 +42,31 @@ def check_cached_models(plan: Plan) -> None:
                 require(json.load(stream), requirements, plan.stages["model", id].place)
 
 
+def submission(kind: str) -> dict[str, str]:
+    """What the profile adds to a stage's job; without `slurm_partition`, jobs do not go to Slurm."""
+    prefix = "" if kind.startswith("evaluate_") else "evaluate_" if kind == "baseline" else "train_"
+    settings = workflow.resource_settings
+    added = {**(settings.default_resources or {}), **settings.overwrite_resources.get(prefix + kind, {})}
+    return {name: str(added[name].raw) for name in ("slurm_partition", "slurm_extra") if name in added}
+
+
+def check_jobs() -> None:
+    """Refuse to run beside the jobs of a run that was killed."""
+    try:
+        if "slurm_partition" in submission("sft"):
+            require_no_jobs(str(workflow.workdir_init))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def make_plan() -> Plan:
     """Resolve the configuration; a user's mistake is one message without a traceback."""
     fingerprints = Fingerprints("resources/fingerprints.json")
     try:
         plan = resolve(config, fingerprints.of)
         check_cached_models(plan)
+        if workflow.is_main_process:
+            check_cluster(plan, submission)
     except UserError as error:
         raise WorkflowError(str(error)) from None
     fingerprints.save()
@@ -95,19 +125,9 @@ def requirements(wildcards) -> str:
     return json.dumps([asdict(requirement) for requirement in PLAN.requirements[wildcards.id]])
 
 
-def total_gpus(kind: str) -> Callable:
-    """Resource function: GPUs over all nodes."""
-
-    def gpus(wildcards) -> int:
-        settings = stage(kind, wildcards.id).execution
-        return settings["nodes"] * settings["gpus_per_node"]
-
-    return gpus
-
-
-def launch(kind: str) -> Callable:
-    """Resource function: the command in front of the script."""
-    return lambda wildcards: launcher(stage(kind, wildcards.id))
+def cluster(kind: str, key: str) -> Callable:
+    """Resource function: what a stage asks of a cluster. None, where it does not ask for it, sets no resource."""
+    return lambda wildcards: cluster_resources(stage(kind, wildcards.id)).get(key)
 
 
 def spec_text(wildcards) -> str:

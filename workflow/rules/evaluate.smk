@@ -17,13 +17,14 @@ rule evaluate_sft:
     resources:
         mem_mb=execution("evaluate_sft", "mem_mb"),
         runtime=execution("evaluate_sft", "runtime"),
-        gpu=total_gpus("evaluate_sft"),
+        gpu=cluster("evaluate_sft", "gpu"),
+        gpu_model=cluster("evaluate_sft", "gpu_model"),
         execution=as_json("evaluate_sft"),
     params:
         output=subpath(output.evaluation, parent=True),
         state="state/evaluate_sft/{id}",
     shell:
-        "exec python {SCRIPTS:q}/evaluate_sft.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py --alone {SCRIPTS:q}/evaluate_sft.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --model {input.model:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"
 
@@ -44,13 +45,14 @@ rule evaluate_reward:
     resources:
         mem_mb=execution("evaluate_reward", "mem_mb"),
         runtime=execution("evaluate_reward", "runtime"),
-        gpu=total_gpus("evaluate_reward"),
+        gpu=cluster("evaluate_reward", "gpu"),
+        gpu_model=cluster("evaluate_reward", "gpu_model"),
         execution=as_json("evaluate_reward"),
     params:
         output=subpath(output.evaluation, parent=True),
         state="state/evaluate_reward/{id}",
     shell:
-        "exec python {SCRIPTS:q}/evaluate_reward.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py --alone {SCRIPTS:q}/evaluate_reward.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --model {input.model:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"
 
@@ -73,13 +75,14 @@ rule evaluate_baseline:
     resources:
         mem_mb=execution("baseline", "mem_mb"),
         runtime=execution("baseline", "runtime"),
-        gpu=total_gpus("baseline"),
+        gpu=cluster("baseline", "gpu"),
+        gpu_model=cluster("baseline", "gpu_model"),
         execution=as_json("baseline"),
     params:
         output=subpath(output.evaluation, parent=True),
         state="state/baseline/{id}",
     shell:
-        "exec python {SCRIPTS:q}/evaluate_baseline.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py --alone {SCRIPTS:q}/evaluate_baseline.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --sft {input.sft:q} --reward {input.reward:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"
 
@@ -104,12 +107,13 @@ rule evaluate_ppo:
     resources:
         mem_mb=execution("evaluate_ppo", "mem_mb"),
         runtime=execution("evaluate_ppo", "runtime"),
-        gpu=total_gpus("evaluate_ppo"),
+        gpu=cluster("evaluate_ppo", "gpu"),
+        gpu_model=cluster("evaluate_ppo", "gpu_model"),
         execution=as_json("evaluate_ppo"),
     params:
         output=subpath(output.evaluation, parent=True),
         state="state/evaluate_ppo/{id}",
     shell:
-        "exec python {SCRIPTS:q}/evaluate_ppo.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py --alone {SCRIPTS:q}/evaluate_ppo.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --policy {input.policy:q} --sft {input.sft:q} --reward {input.reward:q} --baseline {input.baseline:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

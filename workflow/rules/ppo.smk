@@ -17,18 +17,23 @@ rule train_ppo:
         "logs/ppo/{id}.log",
     benchmark:
         "benchmarks/ppo/{id}.jsonl"
-    threads: execution("ppo", "threads")
+    threads: cluster("ppo", "threads")
     resources:
         mem_mb=execution("ppo", "mem_mb"),
         runtime=execution("ppo", "runtime"),
         nodes=execution("ppo", "nodes"),
-        gpu=total_gpus("ppo"),
+        gpu=cluster("ppo", "gpu"),
+        gpu_model=cluster("ppo", "gpu_model"),
+        gres=cluster("ppo", "gres"),
+        mpi=cluster("ppo", "mpi"),
+        tasks=cluster("ppo", "tasks"),
+        tasks_per_node=cluster("ppo", "tasks_per_node"),
+        tasks_per_gpu=cluster("ppo", "tasks_per_gpu"),
         execution=as_json("ppo"),
-        launcher=launch("ppo"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/ppo/{id}",
     shell:
-        "exec {resources.launcher} {SCRIPTS:q}/train_ppo.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py {SCRIPTS:q}/train_ppo.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --sft {input.sft:q} --reward {input.reward:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

@@ -92,6 +92,13 @@ rule summarise:
             subcategory="Resources",
             labels={"result": "Time, memory, speed"},
         ),
+        efficiency=report(
+            "results/experiments/{name}/efficiency.html",
+            caption="../report/efficiency.rst",
+            category="{name}",
+            subcategory="Resources",
+            labels={"result": "Asked for and used"},
+        ),
     log:
         "logs/summarise/{name}.log",
     localrule: True

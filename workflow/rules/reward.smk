@@ -17,18 +17,23 @@ rule train_reward:
         "logs/reward/{id}.log",
     benchmark:
         "benchmarks/reward/{id}.jsonl"
-    threads: execution("reward", "threads")
+    threads: cluster("reward", "threads")
     resources:
         mem_mb=execution("reward", "mem_mb"),
         runtime=execution("reward", "runtime"),
         nodes=execution("reward", "nodes"),
-        gpu=total_gpus("reward"),
+        gpu=cluster("reward", "gpu"),
+        gpu_model=cluster("reward", "gpu_model"),
+        gres=cluster("reward", "gres"),
+        mpi=cluster("reward", "mpi"),
+        tasks=cluster("reward", "tasks"),
+        tasks_per_node=cluster("reward", "tasks_per_node"),
+        tasks_per_gpu=cluster("reward", "tasks_per_gpu"),
         execution=as_json("reward"),
-        launcher=launch("reward"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/reward/{id}",
     shell:
-        "exec {resources.launcher} {SCRIPTS:q}/train_reward.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py {SCRIPTS:q}/train_reward.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --model {input.model:q} {input.sft:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

@@ -16,18 +16,23 @@ rule train_sft:
         "logs/sft/{id}.log",
     benchmark:
         "benchmarks/sft/{id}.jsonl"
-    threads: execution("sft", "threads")
+    threads: cluster("sft", "threads")
     resources:
         mem_mb=execution("sft", "mem_mb"),
         runtime=execution("sft", "runtime"),
         nodes=execution("sft", "nodes"),
-        gpu=total_gpus("sft"),
+        gpu=cluster("sft", "gpu"),
+        gpu_model=cluster("sft", "gpu_model"),
+        gres=cluster("sft", "gres"),
+        mpi=cluster("sft", "mpi"),
+        tasks=cluster("sft", "tasks"),
+        tasks_per_node=cluster("sft", "tasks_per_node"),
+        tasks_per_gpu=cluster("sft", "tasks_per_gpu"),
         execution=as_json("sft"),
-        launcher=launch("sft"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/sft/{id}",
     shell:
-        "exec {resources.launcher} {SCRIPTS:q}/train_sft.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py {SCRIPTS:q}/train_sft.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --model {input.model:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"

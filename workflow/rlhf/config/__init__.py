@@ -1,8 +1,9 @@
 """Typed configuration and its resolution into stages. Light on purpose: every submitted job imports it."""
 
+from rlhf.config.cluster import check_cluster, require_no_jobs
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
-from rlhf.config.launch import launcher
+from rlhf.config.launch import cluster_resources
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
 from rlhf.config.requirements import Requirement, require
@@ -16,10 +17,12 @@ __all__ = [
     "Requirement",
     "Run",
     "Stage",
+    "check_cluster",
     "closing_message",
+    "cluster_resources",
     "failure_message",
-    "launcher",
     "parse",
     "require",
+    "require_no_jobs",
     "resolve",
 ]

@@ -1,23 +1,33 @@
-"""How a stage's processes are started."""
+"""What a stage asks of a cluster, in the resources that Snakemake's executors understand."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhf.config.plan import Stage
 
-FIRST_PORT, PORTS = 20000, 12000  # below the range that Linux gives to outgoing connections
 
+def cluster_resources(stage: Stage) -> dict[str, int | str | None]:
+    """Threads, GPUs and, for several nodes, the shape of the job; a resource that is None is not set at all.
 
-def launcher(stage: Stage) -> str:
-    """The command in front of a training script.
-
-    One process needs no launcher (which would take longer to start than the trainer), several on one node get
-    DeepSpeed's, and several nodes get `srun` with one task per GPU. Without GPUs, `gpus_per_node` counts CPU processes.
+    Several nodes are the one place that knows Slurm: `mpi` lets the stage start its own tasks, `gres` counts GPUs per
+    node (a total may be spread unevenly), and `tasks_per_gpu` 0 keeps the number of tasks from being read as per GPU.
     """
-    nodes, local = stage.execution["nodes"], max(1, stage.execution["gpus_per_node"])
-    if nodes > 1:
-        return f"srun --nodes {nodes} --ntasks-per-node {local} --kill-on-bad-exit=1 python"
-    if local == 1:
-        return "python"
-    # A port that follows from the stage's ID: two stages on one machine must not share the default one.
-    port = FIRST_PORT + int(stage.id[-8:], 16) % PORTS
-    return f"deepspeed --num_gpus {local} --master_port {port}"
+    run: dict[str, Any] = stage.execution
+    nodes, gpus, kind = run["nodes"], run["gpus_per_node"], run["gpu_type"]
+    local = max(1, gpus)
+    if nodes == 1:
+        return {
+            "threads": run["threads"] * local,
+            "gpu": gpus,
+            "gpu_model": kind if gpus else None,
+        }
+    return {
+        "threads": run["threads"],
+        "gres": ":".join(filter(None, ("gpu", kind, str(gpus)))) if gpus else None,
+        "mpi": "srun",
+        # The plugin takes one of the two, and only above 1.
+        "tasks_per_node": local if local > 1 else None,
+        "tasks": nodes if local == 1 else None,
+        "tasks_per_gpu": 0,
+    }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlhf.config.deepspeed import DeepSpeedSettings
-from rlhf.config.section import Section, Share
+from rlhf.config.section import GpuType, Section, Share, Variable
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -75,6 +75,13 @@ class Execution(Section):
 
     nodes: int = Field(1, ge=1, description="Nodes.")
     gpus_per_node: int = Field(0, ge=0, description="GPUs per node; 0 runs on the CPU.")
+    gpu_type: GpuType | None = Field(None, description="Kind of GPU as the cluster names it, as a100; unset takes any.")
+    environment: dict[Variable, str | int] = Field(
+        {}, description="Environment variables of the stage's processes, as NCCL_SOCKET_IFNAME: ib0, NCCL_DEBUG: INFO."
+    )
+    wrapper: list[str] = Field(
+        [], description="Words in front of the training program, as [apptainer, exec, --nv, image.sif]."
+    )
     threads: int = Field(1, ge=1, description="CPU threads of each process.")
     mem_mb: int = Field(4000, ge=1, description="Host memory per node, in MB.")
     runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
@@ -271,8 +278,10 @@ class PpoSettings(Section):
 
 
 class EvaluateExecution(Execution):
-    """How an evaluation stage runs."""
+    """How an evaluation stage runs: one process."""
 
+    nodes: int = Field(1, ge=1, le=1, description="Must be 1: one process evaluates.")
+    gpus_per_node: int = Field(0, ge=0, le=1, description="1 runs on a GPU, 0 on the CPU.")
     per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch.")
 
 

@@ -15,6 +15,7 @@ from rlhf.functions import load_judge
 from rlhf.ppo.experience import Judge
 from rlhf.runtime.files import write_json
 from rlhf.runtime.logging import get_logger
+from rlhf.runtime.manifest import slurm_job
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.stage import StagePaths
 
@@ -50,7 +51,8 @@ class Evaluation:
         """
         measured = {key: value for key, value in result.items() if value is not None}
         head = {"schema_version": 1, "stage": self.spec["stage"], "id": self.spec["id"]}
-        write_json(self.paths.output / "evaluation.json", head | measured)
+        run = {"execution": self.spec["execution"], **slurm_job()}
+        write_json(self.paths.output / "evaluation.json", head | measured | run)
         for key, value in measured.items():
             if isinstance(value, int | float):
                 logger.info("%s: %.6g", key, value)

@@ -15,6 +15,7 @@ from rlhf.reporting.check_tables import (
     warnings_text,
 )
 from rlhf.reporting.collect import Experiment, Row, provenance
+from rlhf.reporting.efficiency import EFFICIENCY_COLUMNS, EFFICIENCY_NOTE, efficiency_rows, jobs_of
 from rlhf.reporting.memory_figure import memory
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
 from rlhf.reporting.reward_figure import reward_model
@@ -22,6 +23,7 @@ from rlhf.reporting.reward_table import COLUMNS as REWARD_COLUMNS
 from rlhf.reporting.reward_table import NOTE as REWARD_NOTE
 from rlhf.reporting.reward_table import reward_rows
 from rlhf.reporting.samples import samples_html, samples_markdown
+from rlhf.reporting.slurm import cpu_use
 from rlhf.reporting.tables import (
     MEMORY_COLUMNS,
     QUALITY_NOTE,
@@ -43,6 +45,7 @@ DESCRIPTIONS = {
     "checks": "the inequalities that every PPO run is checked against, with values and bounds",
     "reward_parts": "accuracy of the reward models over all pairs, by subset and by length",
     "resources": "time, memory and speed of each stage",
+    "efficiency": "GPUs, memory and time that each stage asked for and used",
     "samples": "answers of the SFT model and the policy side by side",
 }
 FIGURES = {
@@ -84,6 +87,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     quality, quality_heads = quality_table(experiment)
     resources, checks = resource_rows(experiment), check_table(experiment)
     rewards = reward_rows(experiment)
+    efficiency = efficiency_rows(experiment, cpu_use(jobs_of(experiment)))
     name = experiment.name
     return {
         "runs.csv": to_csv(runs, [column.key for column in run_heads]),
@@ -101,6 +105,9 @@ def _tables(experiment: Experiment) -> dict[str, str]:
         "resources.csv": to_csv(resources, [column.key for column in RESOURCE_COLUMNS]),
         "resources.md": to_markdown(resources, RESOURCE_COLUMNS),
         "resources.html": to_html(resources, RESOURCE_COLUMNS, f"Resources of {name}"),
+        "efficiency.csv": to_csv(efficiency, [column.key for column in EFFICIENCY_COLUMNS]),
+        "efficiency.md": f"{to_markdown(efficiency, EFFICIENCY_COLUMNS)}\n{EFFICIENCY_NOTE}\n",
+        "efficiency.html": to_html(efficiency, EFFICIENCY_COLUMNS, f"Efficiency of {name}", EFFICIENCY_NOTE),
         "memory.csv": to_csv(memory_rows(experiment), MEMORY_COLUMNS),
     }
 

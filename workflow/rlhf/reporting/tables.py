@@ -198,6 +198,8 @@ def resource_rows(experiment: Experiment) -> list[Row]:
 
 def _resources(stage: StageFiles) -> Row:
     manifest, memory, benchmark = stage.manifest or {}, stage.memory or {}, stage.benchmark or {}
+    if "slurm_job_id" in manifest:  # srun started the trainer: the benchmark saw the client of srun only
+        benchmark = {"s": benchmark.get("s")}
     processes = memory.get("processes", [])
     row = {
         "stage": stage.kind,

@@ -25,7 +25,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def configure_logging() -> None:
     """Log to standard error with time and level; ranks other than 0 log warnings only."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))  # srun is the launcher that sets no RANK
     mark = f" [rank {rank}]" if rank else ""
     logging.basicConfig(
         level=logging.WARNING,

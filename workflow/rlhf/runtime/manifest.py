@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import socket
 import subprocess
@@ -32,6 +33,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def slurm_job() -> dict[str, str]:
+    """The ID of the Slurm job around this process, under the key `slurm_job_id`; empty outside of one."""
+    return {"slurm_job_id": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
+
+
 def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs: dict[str, str], **facts: Any) -> None:
     """Write `manifest.json` into a finished stage's folder.
 
@@ -49,6 +55,7 @@ def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs
         {
             **describe(spec, inputs, **facts),
             "outputs": outputs,
+            **slurm_job(),
             "started": started.isoformat(),
             "finished": finished.isoformat(),
             "wall_seconds": round((finished - started).total_seconds(), 3),

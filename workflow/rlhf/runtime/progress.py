@@ -146,6 +146,7 @@ class StageMetrics:
                 "schema_version": 1,
                 "stage": self._stage,
                 "id": self._identifier,
+                "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
                 "step": self._last.get("step", 0),
                 "total_steps": self._total_steps,
                 "phase": self._last.get("phase"),

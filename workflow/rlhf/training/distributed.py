@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -117,10 +118,18 @@ def _variables_from_slurm() -> None:
         "RANK": slurm["SLURM_PROCID"],
         "WORLD_SIZE": slurm["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": slurm["SLURM_LOCALID"],
-        "MASTER_ADDR": slurm["SLURM_LAUNCH_NODE_IPADDR"],
+        "MASTER_ADDR": _first_host(slurm["SLURM_STEP_NODELIST"]),
         # One port per job, so that jobs on a shared node do not meet.
         "MASTER_PORT": str(20000 + int(slurm["SLURM_JOB_ID"]) % 12000),
     }
+
+
+def _first_host(nodes: str) -> str:
+    """The node of rank 0. Slurm's SLURM_LAUNCH_NODE_IPADDR is where srun was typed, which may be a login node."""
+    if "," not in nodes and "[" not in nodes:
+        return "127.0.0.1"  # one node, whose name need not resolve
+    command = ["scontrol", "show", "hostnames", nodes]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
 
 
 def _free_port() -> int:

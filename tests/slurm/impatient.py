@@ -1,0 +1,23 @@
+"""Snakemake that asks for its jobs every three seconds.
+
+The plugin's interval grows by ten seconds with each question after which no job had completed; no option sets that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from snakemake.cli import main
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+
+
+async def sleep(self: RemoteExecutor) -> None:
+    await asyncio.sleep(min(3, self.next_seconds_between_status_checks))
+
+
+RemoteExecutor.sleep = sleep
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, as would we
+    main()

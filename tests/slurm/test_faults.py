@@ -1,0 +1,166 @@
+"""What clusters do to a stage: it goes on from what it saved, once, with one writer; or it fails and says why.
+
+The stage is a counting trainer (stub.py), started by the real launcher under the real profile with other timers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import CLUSTER
+from tests.slurm.project import WAIT_SECONDS, Stub, end, slurm, wait_until, write_profile
+
+
+def expect_resumed(stub: Stub, *, saved_by_signal: bool = True) -> None:
+    """The stage was started twice, the second time from where the first one was, and never twice at once."""
+    first, second = stub.starts()
+    assert first["step"] == 0
+    assert stub.result() >= second["step"] > (5 if saved_by_signal else 0)
+    assert not any("refused" in start for start in stub.starts())
+
+
+@pytest.mark.slurm("accounting")
+def test_the_trainer_is_a_child_of_slurm_and_sees_its_gpus(stub: Stub) -> None:
+    """slurmstepd tells its direct child of a SIGTERM, and nobody else."""
+    process = stub.start(execution={"gpus_per_node": 1, "environment": {"OMP_NUM_THREADS": 3}})
+    start = stub.wait_for_start(1)
+    assert start["parent"].startswith("slurmstepd")
+    assert start["gpus"] in {"0", "1", "2", "3"}
+    assert start["cpus"] == "3"
+    assert start["routes"] == []  # no network at all where the jobs run
+    stub.finish(process)
+    assert stub.jobs() == ["COMPLETED"]
+
+
+@pytest.mark.slurm("accounting")
+def test_a_cancelled_stage_goes_on_from_what_it_saved(stub: Stub) -> None:
+    """With sacct as status command it would never be noticed."""
+    process = stub.start()
+    slurm("scancel", stub.wait_for_start(1)["job"])
+    stub.wait_for_start(2)
+    stub.finish(process)
+    expect_resumed(stub)
+    assert sorted(stub.jobs()) == ["CANCELLED", "COMPLETED"]
+
+
+@pytest.mark.slurm("accounting")
+def test_a_slow_save_is_asked_for_once(stub: Stub) -> None:
+    """A second SIGTERM would end a trainer without saving; Slurm may repeat the first within a moment only."""
+    process = stub.start(words="--save-seconds 6")
+    slurm("scancel", stub.wait_for_start(1)["job"])
+    stub.wait_for_start(2)
+    asked = json.loads((stub.state / "asked").read_text())
+    assert max(asked) < 1, asked
+    stub.finish(process)
+    expect_resumed(stub)
+
+
+@pytest.mark.slurm("plain")
+def test_without_accounting_a_cancelled_stage_goes_on_as_well(stub: Stub) -> None:
+    """With the plugin's default, Snakemake would wait for ever for any job."""
+    process = stub.start()
+    slurm("scancel", stub.wait_for_start(1)["job"])
+    stub.wait_for_start(2)
+    stub.finish(process)
+    expect_resumed(stub)
+
+
+@pytest.mark.slurm("accounting")
+def test_a_stage_is_warned_before_its_time_limit_and_goes_on_in_a_new_job(stub: Stub) -> None:
+    process = stub.start(runtime=1)
+    stub.wait_for_start(2)
+    stub.finish(process)
+    expect_resumed(stub)
+    first = stub.starts()[0]["job"]
+    assert slurm("sacct", "-X", "-n", "-j", first, "-o", "State").split() == ["FAILED"]  # by itself, not TIMEOUT
+
+
+@pytest.mark.slurm("accounting")
+def test_a_preempted_stage_goes_on_in_the_same_job(stub: Stub) -> None:
+    process = stub.start(profile=write_profile(stub.folder, "preemptible"))
+    first = stub.wait_for_start(1)["job"]
+    cpus = slurm("sinfo", "-h", "-p", "urgent", "-o", "%c").strip()
+    slurm("sbatch", "-p", "urgent", f"-n{cpus}", "-o", "/dev/null", "--wrap", "sleep 2")
+    assert stub.wait_for_start(2)["job"] == first
+    stub.finish(process)
+    expect_resumed(stub)
+
+
+@pytest.mark.slurm("accounting")
+def test_a_stage_whose_node_dies_goes_on_in_the_same_job(stub: Stub) -> None:
+    process = stub.start(words="--save-always", profile=write_profile(stub.folder, "fragile"))
+    first = stub.wait_for_start(1)
+    subprocess.run([CLUSTER, "crash", first["node"]], check=True)
+    wait_until(lambda: "down" in slurm("sinfo", "-h", "-p", "fragile", "-o", "%T"), "the node is missed")
+    subprocess.run([CLUSTER, "revive", first["node"]], check=True)
+    assert stub.wait_for_start(2)["job"] == first["job"]
+    stub.finish(process)
+    expect_resumed(stub)
+
+
+@pytest.mark.slurm("accounting")
+def test_a_stage_killed_for_its_memory_says_so(stub: Stub) -> None:
+    process = stub.start("--retries", "0", words="--fill-mb 100", mem_mb=600)
+    assert process.wait(WAIT_SECONDS) == 1
+    assert "oom" in stub.log().lower() or "out of memory" in stub.log().lower(), stub.log()
+    said = stub.output()
+    assert "Out Of Memory" in said or "exceeded memory limit" in said, said[-4000:]
+    assert len(stub.starts()) == 1
+
+
+@pytest.mark.slurm("accounting")
+def test_retries_are_not_multiplied(stub: Stub) -> None:
+    """The Snakemakes inside a job must not retry by themselves."""
+    process = stub.start("--retries", "1", words="--fail")
+    assert process.wait(WAIT_SECONDS) == 1
+    assert len(stub.starts()) == 2
+    assert stub.jobs() == ["FAILED", "FAILED"]
+
+
+@pytest.mark.slurm("accounting")
+def test_ctrl_c_cancels_the_jobs_which_save(stub: Stub) -> None:
+    process = stub.start()
+    stub.wait_for_start(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(WAIT_SECONDS) != 0
+    wait_until(lambda: stub.jobs() == ["CANCELLED"], "the job is cancelled")
+    stub.finish(stub.start())
+    expect_resumed(stub)
+
+
+@pytest.mark.slurm("accounting")
+def test_a_killed_snakemake_is_not_started_beside_its_own_jobs(stub: Stub) -> None:
+    first = stub.start()
+    job = stub.wait_for_start(1)["job"]
+    end(first)
+    stub.start("--unlock").wait(60)
+    assert stub.start().wait(60) == 1
+    assert f"scancel {job}" in stub.output()
+    assert stub.jobs() == ["RUNNING"]
+    slurm("scancel", job)
+    wait_until(lambda: stub.jobs() == ["CANCELLED"], "the job is cancelled")
+    stub.finish(stub.start())
+    expect_resumed(stub)
+
+
+@pytest.mark.slurm("outage")
+def test_a_stage_outlives_controller_and_database(stub: Stub) -> None:
+    process = stub.start()
+    stub.wait_for_start(1)
+    wait_until(Path("/run/slurm-lab/ctld/job_state").exists, "the controller notes its jobs")
+    for daemon in ("slurmctld", "slurmdbd"):
+        os.kill(int(Path(f"/run/slurm-lab/pid/{daemon}.pid").read_text()), signal.SIGKILL)
+    (stub.state / "finish").touch()  # it ends while nobody can be asked
+    wait_until((stub.folder / "results/sft/stub/manifest.json").exists, "the stage ends")
+    time.sleep(15)
+    assert process.poll() is None
+    subprocess.run([CLUSTER, "restart"], check=True)
+    stub.finish(process)
+    assert len(stub.starts()) == 1

@@ -1,0 +1,85 @@
+"""How a stage's processes are started, decided where they run: only there is it known whether Slurm started the job.
+
+Under Slurm the training program must be the direct child of a slurmstepd. That one gets the SIGTERM of scancel, of the
+time limit and of pre-emption; processes further down (cgroup process tracking) are killed without a warning.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FIRST_PORT, PORTS = 20000, 12000  # below the range that Linux gives to outgoing connections
+# Of the surrounding job step only its identity is passed on: srun takes other variables for options.
+JOB_IDENTITY = {"SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_CONF", "SLURM_SUBMIT_DIR"}
+STEP_PREFIXES = ("SLURM_", "SRUN_", "SBATCH_")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to execute: the words of the command, and its whole environment."""
+
+    command: list[str]
+    environment: dict[str, str]
+
+
+def launch(
+    execution: dict[str, Any], words: Sequence[str], output: Path, environment: Mapping[str, str], alone: bool = False
+) -> Launch:
+    """The command and environment that start a stage.
+
+    One process needs no launcher (which would take longer to start than the trainer), several get DeepSpeed's; in a
+    Slurm job `srun` starts one task per process. Without GPUs, `gpus_per_node` counts CPU processes.
+
+    Args:
+        execution: the stage's `execution` settings.
+        words: script and arguments.
+        output: where the stage writes; distinguishes stages that share a machine.
+        environment: of this process.
+        alone: one process, also in a Slurm job without a step of its own: for stages that have nothing to save on
+            SIGTERM, and which Snakemake's benchmark then measures (of `srun` it would see the client only).
+    """
+    local = 1 if alone else max(1, execution["gpus_per_node"])
+    in_job = "SLURM_JOB_ID" in environment
+    given = {name: str(value) for name, value in execution["environment"].items()}
+    threads = execution["threads"] if in_job else _local_threads(execution, environment, local)
+    changed = {**environment, "OMP_NUM_THREADS": str(threads), **given}
+    script = [*execution["wrapper"], sys.executable, *words]
+    if in_job and not alone:
+        step = {name: text for name, text in changed.items() if _passed_on(name)}
+        return Launch([*_srun(execution, local), *script], step)
+    if execution["nodes"] * local == 1:
+        return Launch(script, changed)
+    start = ["deepspeed", "--num_gpus", str(local), "--master_port", port(output)]
+    return Launch([*execution["wrapper"], *start, *words], changed)
+
+
+def port(output: Path) -> str:
+    """A port that follows from where a stage writes: two stages on one machine must not share DeepSpeed's default."""
+    return str(FIRST_PORT + zlib.crc32(str(output.absolute()).encode()) % PORTS)
+
+
+def _local_threads(execution: dict[str, Any], environment: Mapping[str, str], local: int) -> int:
+    """Threads of each process: Snakemake has lowered the stage's number to the machine's cores in OMP_NUM_THREADS."""
+    return max(1, int(environment.get("OMP_NUM_THREADS", execution["threads"] * local)) // local)
+
+
+def _srun(execution: dict[str, Any], local: int) -> list[str]:
+    nodes = execution["nodes"]
+    shape = [
+        f"--nodes={nodes}",
+        f"--ntasks={nodes * local}",
+        f"--ntasks-per-node={local}",
+        f"--cpus-per-task={execution['threads']}",
+    ]
+    gpus = [f"--gres=gpu:{execution['gpus_per_node']}"] if execution["gpus_per_node"] else []
+    # overlap: the step in which Snakemake waits holds the job's CPUs, memory and GPUs.
+    return ["srun", "--overlap", *shape, *gpus, "--kill-on-bad-exit=1"]
+
+
+def _passed_on(name: str) -> bool:
+    return name in JOB_IDENTITY or not name.startswith(STEP_PREFIXES)
