@@ -75,9 +75,9 @@ def test_what_fits_is_planned(execution: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("execution", "message"),
     [
-        ({"gpus_per_node": 9}, r"1 node\(s\) with 9 GPU\(s\) .* but partition gpu has 0; its largest has 8 GPU\(s\)"),
-        ({"gpus_per_node": 8, "nodes": 5}, r"5 node\(s\) with 8 GPU\(s\) .* has 4"),
-        ({"gpus_per_node": 8, "gpu_type": "a100"}, r"8 GPU\(s\) of kind a100 .* has 0"),
+        ({"gpus_per_node": 9}, r"1 node\(s\) with 9 GPU\(s\).* but partition gpu has 0; its largest has 8 GPU\(s\)"),
+        ({"gpus_per_node": 8, "nodes": 5}, r"5 node\(s\) with 8 GPU\(s\).* has 4"),
+        ({"gpus_per_node": 8, "gpu_type": "a100"}, r"8 GPU\(s\) of kind a100.* has 0"),
         ({"gpus_per_node": 4, "nodes": 5, "mem_mb": 65000}, r"and 65000 MB, but partition gpu has 4"),
     ],
 )

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
@@ -18,6 +19,8 @@ from rlhf.config import (
     closing_message,
     cluster_resources,
     failure_message,
+    planned_execution,
+    planned_memory,
     require,
     require_no_jobs,
     resolve,
@@ -113,6 +116,24 @@ def execution(kind: str, key: str) -> Callable:
 def as_json(kind: str) -> Callable:
     """Resource function: the whole `execution` section. A resource, because resources never cause a rerun."""
     return lambda wildcards: json.dumps(stage(kind, wildcards.id).execution)
+
+
+def memory_plan(input) -> dict:
+    """The memory plan of a training stage; Snakemake asks again later where it is not there yet."""
+    with open(input.plan, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+def next_execution(kind: str) -> Callable:
+    """Resource function: how a training stage runs in its next attempt, as JSON."""
+    return lambda wildcards, input: json.dumps(planned_execution(memory_plan(input), Path("state", kind, wildcards.id)))
+
+
+def next_memory(kind: str) -> Callable:
+    """Resource function: host memory of a training stage in its next attempt, in MB."""
+    return lambda wildcards, input, attempt: planned_memory(
+        memory_plan(input), Path("state", kind, wildcards.id), attempt
+    )
 
 
 def place(kind: str) -> Callable:

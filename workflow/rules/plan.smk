@@ -4,18 +4,19 @@
 rule plan_memory:
     input:
         spec=ancient("results/{kind}/{id}/spec.yaml"),
-        model=base_models,
+        model=ancient(base_models),
     output:
         plan="results/{kind}/{id}/memory_plan.json",
     log:
         "logs/plan/{kind}/{id}.log",
     localrule: True
-    resources:
+    params:
+        # Parameters, not resources: another way of running needs another plan, but no training again.
         execution=lambda wildcards: as_json(wildcards.kind)(wildcards),
         memory=lambda wildcards: json.dumps(stage(wildcards.kind, wildcards.id).memory),
     shell:
-        "exec python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {resources.execution:q}"
-        " --memory {resources.memory:q} --model {input.model:q} --output {output.plan:q} > {log:q} 2>&1"
+        "exec python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {params.execution:q}"
+        " --memory {params.memory:q} --model {input.model:q} --output {output.plan:q} > {log:q} 2>&1"
 
 
 rule memory_plans:

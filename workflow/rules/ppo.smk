@@ -4,6 +4,7 @@
 rule train_ppo:
     input:
         spec=ancient("results/ppo/{id}/spec.yaml"),
+        plan=ancient("results/ppo/{id}/memory_plan.json"),
         tokens=upstream("ppo", "tokens", "results/tokens/{}"),
         split=upstream("ppo", "split", "results/split/{}/rows"),
         sft=upstream("ppo", "sft", "results/sft/{}/model"),
@@ -19,7 +20,7 @@ rule train_ppo:
         "benchmarks/ppo/{id}.jsonl"
     threads: cluster("ppo", "threads")
     resources:
-        mem_mb=execution("ppo", "mem_mb"),
+        mem_mb=next_memory("ppo"),
         runtime=execution("ppo", "runtime"),
         nodes=execution("ppo", "nodes"),
         gpu=cluster("ppo", "gpu"),
@@ -29,7 +30,7 @@ rule train_ppo:
         tasks=cluster("ppo", "tasks"),
         tasks_per_node=cluster("ppo", "tasks_per_node"),
         tasks_per_gpu=cluster("ppo", "tasks_per_gpu"),
-        execution=as_json("ppo"),
+        execution=next_execution("ppo"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/ppo/{id}",

@@ -4,6 +4,7 @@
 rule train_reward:
     input:
         spec=ancient("results/reward/{id}/spec.yaml"),
+        plan=ancient("results/reward/{id}/memory_plan.json"),
         tokens=upstream("reward", "tokens", "results/tokens/{}"),
         split=upstream("reward", "split", "results/split/{}/rows"),
         model=upstream("reward", "model", "resources/models/{}/model"),
@@ -19,7 +20,7 @@ rule train_reward:
         "benchmarks/reward/{id}.jsonl"
     threads: cluster("reward", "threads")
     resources:
-        mem_mb=execution("reward", "mem_mb"),
+        mem_mb=next_memory("reward"),
         runtime=execution("reward", "runtime"),
         nodes=execution("reward", "nodes"),
         gpu=cluster("reward", "gpu"),
@@ -29,7 +30,7 @@ rule train_reward:
         tasks=cluster("reward", "tasks"),
         tasks_per_node=cluster("reward", "tasks_per_node"),
         tasks_per_gpu=cluster("reward", "tasks_per_gpu"),
-        execution=as_json("reward"),
+        execution=next_execution("reward"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/reward/{id}",

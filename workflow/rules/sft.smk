@@ -4,6 +4,7 @@
 rule train_sft:
     input:
         spec=ancient("results/sft/{id}/spec.yaml"),
+        plan=ancient("results/sft/{id}/memory_plan.json"),
         tokens=upstream("sft", "tokens", "results/tokens/{}"),
         split=upstream("sft", "split", "results/split/{}/rows"),
         model=upstream("sft", "model", "resources/models/{}/model"),
@@ -18,7 +19,7 @@ rule train_sft:
         "benchmarks/sft/{id}.jsonl"
     threads: cluster("sft", "threads")
     resources:
-        mem_mb=execution("sft", "mem_mb"),
+        mem_mb=next_memory("sft"),
         runtime=execution("sft", "runtime"),
         nodes=execution("sft", "nodes"),
         gpu=cluster("sft", "gpu"),
@@ -28,7 +29,7 @@ rule train_sft:
         tasks=cluster("sft", "tasks"),
         tasks_per_node=cluster("sft", "tasks_per_node"),
         tasks_per_gpu=cluster("sft", "tasks_per_gpu"),
-        execution=as_json("sft"),
+        execution=next_execution("sft"),
     params:
         output=subpath(output.manifest, parent=True),
         state="state/sft/{id}",

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from rlhf.planning.files import write_plan
+from rlhf.planning.files import refusal, write_plan
 from rlhf.runtime.logging import run_script
 
 DOES_NOT_FIT = 3
@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
     """Plan, write, and refuse where that is asked for."""
     plan = write_plan(args.spec, args.execution, args.memory, args.model, args.output)
     if plan["decision"] == "refuse":
+        print(f"error: {refusal(plan)}", file=sys.stderr, flush=True)
         sys.exit(DOES_NOT_FIT)
 
 

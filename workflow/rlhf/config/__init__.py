@@ -6,6 +6,7 @@ from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.launch import cluster_resources
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
+from rlhf.config.planned import planned_execution, planned_memory
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
@@ -22,6 +23,8 @@ __all__ = [
     "cluster_resources",
     "failure_message",
     "parse",
+    "planned_execution",
+    "planned_memory",
     "require",
     "require_no_jobs",
     "resolve",

@@ -93,8 +93,9 @@ def require_nodes(stage: Stage, partition: str, nodes: list[Nodes], extra: str =
     if nodes and fitting < run["nodes"]:
         largest = max(nodes, key=lambda group: (sum(group.gpus.values()), group.mem_mb))
         kind = f" of kind {run['gpu_type']}" if run["gpu_type"] else ""
+        memory = f" and {run['mem_mb']} MB" if run["mem_mb"] else ""
         raise UserError(
-            f"{place}: needs {run['nodes']} node(s) with {run['gpus_per_node']} GPU(s){kind} and {run['mem_mb']} MB, "
+            f"{place}: needs {run['nodes']} node(s) with {run['gpus_per_node']} GPU(s){kind}{memory}, "
             f"but partition {partition} has {fitting}; its largest has {sum(largest.gpus.values())} GPU(s) and "
             f"{largest.mem_mb} MB. Change nodes, gpus_per_node or mem_mb of its `execution`, or the partition"
         )

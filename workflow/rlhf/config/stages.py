@@ -83,7 +83,6 @@ class Execution(Section):
         [], description="Words in front of the training program, as [apptainer, exec, --nv, image.sif]."
     )
     threads: int = Field(1, ge=1, description="CPU threads of each process.")
-    mem_mb: int = Field(4000, ge=1, description="Host memory per node, in MB.")
     runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
 
     @property
@@ -93,6 +92,7 @@ class Execution(Section):
 
 
 class _TrainingExecution(Execution):
+    mem_mb: int | None = Field(None, ge=1, description="Host memory per node, in MB; unset: as the memory plan says.")
     deepspeed_config: DeepSpeedSettings = Field(
         {},
         description="DeepSpeed settings merged over the generated ones, or the path of a JSON file with them; what the "
@@ -282,6 +282,7 @@ class EvaluateExecution(Execution):
 
     nodes: int = Field(1, ge=1, le=1, description="Must be 1: one process evaluates.")
     gpus_per_node: int = Field(0, ge=0, le=1, description="1 runs on a GPU, 0 on the CPU.")
+    mem_mb: int = Field(4000, ge=1, description="Host memory, in MB.")
     per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch.")
 
 

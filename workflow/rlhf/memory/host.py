@@ -9,6 +9,7 @@ from rlhf.memory.parts import Part, Resident
 from rlhf.memory.states import host_states, host_step_extra
 
 LIBRARIES = {True: 4 * GIB, False: GIB // 2}  # of a process with and without CUDA
+SNAKEMAKE_MB = 300  # of its two processes inside a job
 RESERVE = 1.15  # of what is asked of the scheduler over what is expected
 
 
@@ -31,7 +32,7 @@ class HostMemory:
     @property
     def mem_mb(self) -> int:
         """What to ask of the scheduler for each node, in MB."""
-        return int(-(-self.node * RESERVE // 1_000_000))
+        return int(-(-self.node * RESERVE // 1_000_000)) + SNAKEMAKE_MB
 
 
 def host_memory(models: list[Resident], parts: list[Part], processes: int, accumulates: bool, cuda: bool) -> HostMemory:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.memory.devices import Device, find_device
+from rlhf.memory.devices import GIB, Device, find_device
 from rlhf.planning.forecast import ROLES, read_config
 from rlhf.planning.plan import plan_stage
 from rlhf.runtime.files import write_json
@@ -46,3 +46,15 @@ def write_plan(
     if plan["remedy"]:
         logger.warning("  not enough: %s", plan["remedy"])
     return plan
+
+
+def refusal(plan: dict[str, Any]) -> str:
+    """Why a stage is refused, and what would help."""
+    device = plan["device"]
+    steps = "; ".join(entry["name"] for entry in plan["advice"]) or "none"
+    return (
+        f"{plan['stage']} {plan['id']}: needs up to {plan['upper_device'] / GIB:.1f} GiB of a device in phase "
+        f"{plan['peak']['phase']}, {device['name']} has {device['capacity'] / GIB:.1f} GiB. Steps that do not change "
+        f"the result (`memory.on_misfit: adapt` takes them): {steps}"
+        + (f". They are not enough: {plan['remedy']}" if plan["remedy"] else "")
+    )

@@ -161,3 +161,22 @@ def descend(
 def _undoes(step: Step, execution: Execution) -> bool:
     """Whether an earlier step went further: a ZeRO stage is never lowered."""
     return any(key.endswith("zero_stage") and execution[key] > value for key, value in step.change.items())
+
+
+def descent(kind: str, execution: Execution, trained: int) -> list[dict[str, Any]]:
+    """Further steps for a stage that ran out of memory though it was expected to fit: one for each failure.
+
+    The ZeRO stage stays, because the stage's checkpoints depend on it. What a step saves is not predicted: the
+    prediction has just been wrong.
+
+    Returns:
+        `name` and `cost` of each step, and `execution` after it and all before it.
+    """
+    steps: list[dict[str, Any]] = []
+    while True:
+        possible = (step for step in ladder(kind, execution, trained) if not any("zero" in key for key in step.change))
+        step = next(possible, None)
+        if step is None:
+            return steps
+        execution = step.apply(execution)
+        steps.append({"name": step.name, "cost": step.cost, "execution": execution})

@@ -15,7 +15,7 @@ from rlhf.memory.devices import GIB, TABLE, USABLE, Device, DeviceMemory
 from rlhf.memory.host import LIBRARIES
 from rlhf.memory.states import ELEMENT
 from rlhf.planning.forecast import forecast, on_device, on_host
-from rlhf.planning.ladder import Execution, Taken, descend
+from rlhf.planning.ladder import Execution, Taken, descend, descent
 from rlhf.planning.supervised import Forecast
 from rlhf.planning.traces import Traces
 
@@ -161,7 +161,8 @@ def plan_stage(
         **_numbers(on_device(found, device, chosen), found, chosen),
         "phases": _phases(found, cuda),
         "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
-        "resources": {"nodes": chosen["nodes"], "gpus": gpus, "mem_mb": host.mem_mb},
+        "resources": {"nodes": chosen["nodes"], "gpus": gpus, "mem_mb": chosen["mem_mb"] or host.mem_mb},
+        "after_out_of_memory": descent(kind, chosen, max(model.counts.trained for model in found.models)),
         "closed_form": _closed_form(kind, settings, chosen, configs, planner.plain_parameters()),
     }
 

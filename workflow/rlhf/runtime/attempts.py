@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rlhf.config.planned import STEPS_FILE, out_of_memory_failures
 from rlhf.errors import Interrupted
 from rlhf.runtime.failure import explain
 from rlhf.runtime.files import write_json
@@ -30,7 +31,8 @@ class Attempt:
     """
 
     def __init__(self, state: Path, rank: int = 0) -> None:
-        self._logs, self._failures, self._rank = state / "logs", state / "failures", rank
+        self._state, self._rank = state, rank
+        self._logs, self._failures = state / "logs", state / "failures"
         self._handler: logging.Handler | None = None
         self.number = 0
 
@@ -41,6 +43,7 @@ class Attempt:
             self._handler = logging.FileHandler(self._logs / f"attempt-{self.number}.log", encoding="utf-8")
             self._handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATES))
             logging.getLogger(PACKAGE).addHandler(self._handler)
+            write_json(self._state / STEPS_FILE, {"failures": out_of_memory_failures(self._state)})
             shutil.rmtree(self._failures, ignore_errors=True)
         return self
 

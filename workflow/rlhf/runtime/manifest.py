@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.runtime.files import sha256_file, sha256_tree, write_json
 
 WORKFLOW = Path(__file__).resolve().parents[2]
-NOT_OUTPUTS = ("manifest.json", "spec.yaml")
+NOT_OUTPUTS = ("manifest.json", "spec.yaml", "memory_plan.json")  # the last may be made anew
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "peft", "tokenizers", "numpy", "pandas", "snakemake")
 
 

@@ -92,6 +92,8 @@ class Stage:
         logger.info("%s %s, code %s", self.spec["stage"], self.spec["id"], code_hash()[:15])
         for key, value in self.settings.items():
             logger.info("  %s: %s", key, value)
+        for step in self.execution.get("memory_steps", ()):
+            logger.info("to fit the memory: %s", step)
         return self
 
     def __exit__(
