@@ -5,12 +5,23 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from rlhf.config import Fingerprints, Plan, Stage, closing_message, failure_message, launcher, require, resolve
+from rlhf.config import (
+    Fingerprints,
+    Plan,
+    Stage,
+    closing_message,
+    failure_message,
+    launcher,
+    read_facts,
+    require,
+    resolve,
+)
 from rlhf.errors import UserError
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
@@ -25,10 +36,9 @@ shell.prefix(
 def check_cached_models(plan: Plan) -> None:
     """Check what experiments ask of the models that are cached already; a new one is checked when it is cached."""
     for id, requirements in plan.requirements.items():
-        manifest = f"resources/models/{id}/manifest.json"
-        if os.path.exists(manifest):
-            with open(manifest, encoding="utf-8") as stream:
-                require(json.load(stream), requirements, plan.stages["model", id].place)
+        manifest = Path(f"resources/models/{id}/manifest.json")
+        if manifest.exists():
+            require(read_facts(manifest), requirements, plan.stages["model", id].place)
 
 
 def make_plan() -> Plan:

@@ -5,7 +5,7 @@ from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.launch import launcher
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
-from rlhf.config.requirements import Requirement, require
+from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
 
@@ -20,6 +20,7 @@ __all__ = [
     "failure_message",
     "launcher",
     "parse",
+    "read_facts",
     "require",
     "resolve",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rlhf.config.section import Section, Share
+from rlhf.config.section import Section, Seed, Share, Values
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -77,7 +77,7 @@ class Execution(Section):
     threads: int = Field(1, ge=1, description="CPU threads of each process.")
     mem_mb: int = Field(4000, ge=1, description="Host memory per node, in MB.")
     runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
-    deepspeed_config: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the generated ones.")
+    deepspeed_config: Values = Field({}, description="DeepSpeed settings merged over the generated ones.")
 
     @property
     def world_size(self) -> int:
@@ -277,5 +277,5 @@ class EvaluationSettings(Section):
     prompts: int = Field(256, ge=1, description="Unseen prompts answered by the policy and by the SFT model.")
     best_of_n: int = Field(4, ge=1, description="Answers per prompt sampled from the SFT model.")
     samples: int = Field(20, ge=0, description="Answers shown in the sample table.")
-    seed: int = Field(1234, ge=0, description="Seed of the sampled answers.")
+    seed: Seed = Field(1234, description="Seed of the sampled answers.")
     execution: EvaluateExecution = Field(EvaluateExecution(), description="How the stages run.")
