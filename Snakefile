@@ -26,7 +26,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        expand("results/experiments/{name}/index.md", name=EXPERIMENTS),
+        PLAN.products(),
     localrule: True
 
 

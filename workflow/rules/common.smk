@@ -55,7 +55,6 @@ def make_plan() -> Plan:
 
 
 PLAN = make_plan()
-EXPERIMENTS = sorted({run.experiment for run in PLAN.runs})
 
 
 wildcard_constraints:

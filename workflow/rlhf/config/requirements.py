@@ -68,7 +68,7 @@ def read_facts(manifest: Path) -> dict[str, Any]:
     except (ValueError, AttributeError):
         known = False
     if not known:
-        raise UserError(f"{manifest}: damaged; `rlhf-verify --discard` removes the model, and snakemake makes it again")
+        raise UserError(f"{manifest}: damaged; run `rlhf-verify --discard`, and snakemake makes the model again")
     return facts
 
 
