@@ -15,6 +15,7 @@ from rlhf.config.schema import Configuration, ExperimentSettings
 from rlhf.errors import UserError
 
 SHOWN_CHARACTERS = 200
+TYPE_NAMES = ("function-", "literal[")  # pydantic puts them among the keys where one of several types may stand
 
 
 def parse(config: dict[str, Any]) -> Configuration:
@@ -65,7 +66,8 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
 def _explain(error: ValidationError, prefix: str = "", point: dict[str, Any] | None = None) -> str:
     lines = []
     for item in error.errors():
-        place = ".".join(part for part in (prefix, *(str(key) for key in item["loc"])) if part) or "configuration"
+        keys = (str(key) for key in item["loc"] if not str(key).startswith(TYPE_NAMES))
+        place = ".".join(part for part in (prefix, *keys) if part) or "configuration"
         message = item["msg"].removeprefix("Value error, ")
         given = "" if isinstance(item["input"], dict) else f" (given: {_shown(item['input'])})"
         number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""

@@ -99,7 +99,7 @@ def _from_saved_folder(path: Path, source: dict[str, Any], place: str) -> Rows:
         saved = datasets.load_from_disk(str(path))
     except FileNotFoundError:
         raise UserError(f"{place}.path: {str(path)!r} is not a folder written by `save_to_disk`") from None
-    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise UserError(f"{place}.path: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
     if isinstance(saved, datasets.Dataset):
         return Rows(saved)
