@@ -77,7 +77,7 @@ def test_usual_hub_names_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("section", ["datasets", "models"])
 @pytest.mark.parametrize(
-    "path", ["", " ", "a\nb.jsonl", "a\0b", "https://host/x.jsonl", "s3://bucket/x", "file:///etc"]
+    "path", ["", " ", "a\nb.jsonl", "a\0b", "{id}", "https://host/x.jsonl", "s3://bucket/x", "file:///etc"]
 )
 def test_a_path_is_the_name_of_a_local_file(section: str, path: str) -> None:
     assert f"{section}.mine.source: path: " in refused_config(section, {"path": path})
@@ -107,7 +107,7 @@ def test_keys_of_a_sweep_are_keys_of_the_configuration(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../x", "/etc/passwd", "$(touch PWNED)", "-rf", "a b;c", "é" * 200, "..", "'\"`", "{id}", "%s", "*"]
+    "name", ["../../x", "/etc/passwd", "$(touch PWNED)", "-rf", "a b;c", "é" * 200, "..", "'\"`", "%s", "*"]
 )
 def test_folders_of_stages_have_plain_names(name: str) -> None:
     config = tiny_config()
@@ -395,9 +395,8 @@ def test_a_damaged_saved_dataset_is_one_message(tmp_path: Path, evil: Evil, file
 
 def test_no_code_reads_pickles_or_yaml_objects() -> None:
     """numpy.load refuses pickles unless it is told otherwise."""
-    unsafe = re.compile(
-        r"allow_pickle|\byaml\.(?:unsafe_|full_)?load\(|\bpickle\.|import pickle|\btorch\.load\(|(?<![.\w])(?:eval|exec)\(|shell=True"
-    )
+    words = (r"allow_pickle", r"yaml\.(?:unsafe_|full_)?load\(", r"pickle\.", r"import pickle", r"torch\.load\(")
+    unsafe = re.compile("|".join((*words, r"(?<![.\w])(?:eval|exec)\(", "shell=True")))
     for file in sorted((ROOT / "workflow").rglob("*.py")):
         found = unsafe.findall(file.read_text())
         assert not found, f"{file}: {found}"

@@ -44,12 +44,12 @@ def require_local(path: str) -> None:
     """Refuse what is no plain name of a local file or folder.
 
     Raises:
-        ValueError: it is empty, an address (the message does not repeat it, as it may hold a password), or has control
-            characters, which would break lines of logs and messages.
+        ValueError: it is empty, an address (the message does not repeat it, as it may hold a password), has control
+            characters, which would break lines of logs and messages, or braces, which are wildcards to Snakemake.
     """
     if not path.strip():
         raise ValueError("path: an empty name")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", path):
         raise ValueError("path: an address is no local file; download it, and name the file")
-    if re.search(r"[\x00-\x1f\x7f]", path):
-        raise ValueError(f"path: {path!r} has control characters; rename the file")
+    if re.search(r"[\x00-\x1f\x7f{}]", path):
+        raise ValueError(f"path: {path!r} has control characters or braces; rename the file")
