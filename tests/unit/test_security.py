@@ -383,6 +383,17 @@ def test_a_pickle_is_no_dataset(tmp_path: Path, evil: Evil, name: str) -> None:
         list(load_rows(DatasetSource(path=str(tmp_path / name)).model_dump(), "x").train)
 
 
+@pytest.mark.parametrize("split", ["", "train"])
+def test_a_saved_dataset_names_files_beside_it_only(tmp_path: Path, split: str) -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b"}])
+    rows.save_to_disk(tmp_path / "other")
+    (datasets.DatasetDict({split: rows}) if split else rows).save_to_disk(tmp_path / "saved")
+    stolen = "../" * (2 if split else 1) + "other/data-00000-of-00001.arrow"
+    edit_json(tmp_path / "saved" / split / "state.json", _data_files=[{"filename": stolen}])
+    with pytest.raises(UserError, match=r"state\.json' names '\.\./.*', which is not beside it"):
+        load_rows(DatasetSource(path=str(tmp_path / "saved")).model_dump(), "x")
+
+
 @pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
 @pytest.mark.parametrize("damage", ["pickle", "empty", "[]"])
 def test_a_damaged_saved_dataset_is_one_message(tmp_path: Path, evil: Evil, file: str, damage: str) -> None:

@@ -96,6 +96,7 @@ def _from_path(name: str, source: dict[str, Any], place: str) -> Rows:
 
 def _from_saved_folder(path: Path, source: dict[str, Any], place: str) -> Rows:
     try:
+        _require_own_files(path, place)
         saved = datasets.load_from_disk(str(path))
     except FileNotFoundError:
         raise UserError(f"{place}.path: {str(path)!r} is not a folder written by `save_to_disk`") from None
@@ -107,6 +108,14 @@ def _from_saved_folder(path: Path, source: dict[str, Any], place: str) -> Rows:
         if source[key] is not None and source[key] not in saved:
             raise UserError(f"{place}.{key}: {str(path)!r} has no split {source[key]!r}; it has {', '.join(saved)}")
     return Rows(saved[source["train_split"]], saved[source["eval_split"]] if source["eval_split"] else None)
+
+
+def _require_own_files(path: Path, place: str) -> None:
+    """Refuse a saved folder whose list of files leads out of it: they would be in no hash of the folder."""
+    for state in (*path.glob("state.json"), *path.glob("*/state.json")):
+        for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+            if Path(file["filename"]).name != file["filename"]:
+                raise UserError(f"{place}.path: {str(state)!r} names {file['filename']!r}, which is not beside it")
 
 
 def _from_file(path: Path, place: str) -> Iterator[Row]:
