@@ -13,7 +13,10 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+SECRET = "hf_TheSecretOfTheEnvironment0123456789"
 ENVIRONMENT = os.environ | {
+    # Whoever runs the workflow has secrets; `leaks` looks for them in what it leaves.
+    **dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"), SECRET),
     # As in an activated environment: rules call `python` and `deepspeed`.
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": str(ROOT / "workflow"),
@@ -44,6 +47,13 @@ def snakemake(directory: Path, *arguments: str, timeout: int = 1200) -> subproce
         timeout=timeout,
         check=False,
     )
+
+
+def leaks(directory: Path) -> list[str]:
+    """Files of a working directory that hold a secret of the environment, Snakemake's own records included."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert files
+    return [path.relative_to(directory).as_posix() for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def write_config(directory: Path, config: dict[str, Any], name: str = "config.yaml") -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.project import tiny_config
-from tests.snakemake import snakemake, write_config
+from tests.snakemake import leaks, snakemake, write_config
 from tests.unit.conftest import make_model
 
 
@@ -22,6 +22,7 @@ def fails_before_training(folder: Path, config: dict[str, Any], *fragments: str)
         assert fragment in message[-1], result.stdout
     assert "Traceback" not in result.stdout
     assert not (folder / "logs/sft").exists()
+    assert leaks(folder) == []
 
 
 def with_dataset(file: Path, rows: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:

@@ -102,14 +102,6 @@ def test_train_and_eval_files_stay_apart(tmp_path):
     assert (list(alone.train), alone.eval) == (ROWS[:2], None)
 
 
-@pytest.mark.parametrize("keys", [("eval",), ("train", "test")])
-def test_a_mapping_of_files_has_train_and_eval_only(tmp_path, keys):
-    path = write(tmp_path / "rows.json")
-    message = refused(path=dict.fromkeys(keys, path))
-    assert message.startswith(f"{PLACE}.path: give `train` and perhaps `eval`")
-    assert f"given: {', '.join(keys)}" in message
-
-
 def test_a_saved_dataset_has_one_split(tmp_path):
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     rows = load(path=str(tmp_path / "saved"))
@@ -145,7 +137,6 @@ def test_a_generator_gets_its_arguments():
 @pytest.mark.parametrize(
     ("reference", "problem"),
     [
-        ("rlhf.data.reviews", "must have the form module:function"),
         ("no_such_package.rows:make", "cannot import 'no_such_package.rows'"),
         ("rlhf.data.reviews:pairs", "module 'rlhf.data.reviews' has no function 'pairs'"),
         ("rlhf.data.reviews:SIGN", "module 'rlhf.data.reviews' has no function 'SIGN'"),

@@ -6,7 +6,10 @@ import hashlib
 import json
 import math
 import os
+import socket
 import stat
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from rlhf.runtime.files import (
     write_jsonl,
     write_text,
 )
+from rlhf.runtime.manifest import utc_now, write_manifest
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -214,3 +218,54 @@ def test_snakemakes_marks_are_no_part_of_a_tree(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "sub"):  # Snakemake puts one into each directory() output
         (folder / ".snakemake_timestamp").touch()
     assert sha256_tree(tmp_path) == before
+
+
+# What killed processes leave
+
+
+def make_leftover(folder: Path, pid: int, host: str, age: float = 0.0) -> Path:
+    path = folder / f".model.{pid}@{host}.abcdefgh"
+    (path / "inner").mkdir(parents=True)
+    (path / "inner/weights").write_text("half")
+    for entry in (path / "inner/weights", path / "inner", path):
+        os.utime(entry, (time.time() - age,) * 2)
+    return path
+
+
+def test_leftovers_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = socket.gethostname()
+    day = 24 * 3600
+    abandoned = [
+        make_leftover(tmp_path, gone.pid, host),
+        make_leftover(tmp_path, os.getpid(), host, age=10 * day),  # of an older process with the same number
+        make_leftover(tmp_path, 1, "elsewhere", age=1.1 * day),
+    ]
+    in_use = [make_leftover(tmp_path, os.getppid(), host), make_leftover(tmp_path, 2, "elsewhere", age=0.9 * day)]
+    others = [tmp_path / ".model", tmp_path / ".other.1@elsewhere.abcdefgh", tmp_path / ".model.tmp"]
+    for path in others:
+        path.mkdir()
+        os.utime(path, (0, 0))
+    with atomic_directory(tmp_path / "model"):
+        assert not any(path.exists() for path in abandoned)
+    assert all(path.exists() for path in (*in_use, *others))
+    assert (in_use[0] / "inner/weights").read_text() == "half"
+
+
+def test_a_process_does_not_remove_what_another_is_writing(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "model") as first:
+        (first / "a").write_text("first")
+        with atomic_directory(tmp_path / "model") as second:
+            (second / "a").write_text("second")
+        assert (first / "a").read_text() == "first"
+    assert contents(tmp_path) == {"model/a": "first"}
+
+
+def test_a_manifest_lists_no_leftover_of_a_killed_attempt(tmp_path: Path) -> None:
+    make_leftover(tmp_path, 1, "elsewhere")
+    (tmp_path / ".memory.json.1@elsewhere.abcdefgh").write_text("{")
+    (tmp_path / "memory.json").write_text("{}")
+    write_manifest(tmp_path, utc_now(), {"stage": "sft", "id": "x", "seed": 1}, {})
+    assert read_json(tmp_path / "manifest.json")["outputs"].keys() == {"memory.json"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "memory.json"]

@@ -54,8 +54,11 @@ def test_a_damaged_stage_is_named_and_discarded_alone(project, capsys, damage):
     assert "2 of 3 stages" in out
     assert f"{folder}: " in out
     run(project, "--discard")
-    assert not folder.exists()
-    run(project)
+    assert not manifest.exists()
+    assert weights.is_file()  # what was made from it must not be made again
+    with pytest.raises(UserError, match=r"1 stage\(s\) are damaged"):
+        run(project)
+    assert "manifest.json is missing: the stage was not finished" in capsys.readouterr().out
 
 
 def test_an_empty_folder_is_no_success(tmp_path):

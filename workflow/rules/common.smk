@@ -21,6 +21,7 @@ from rlhf.config import (
     failure_message,
     planned_execution,
     planned_memory,
+    read_facts,
     require,
     require_no_jobs,
     resolve,
@@ -39,10 +40,9 @@ shell.prefix(
 def check_cached_models(plan: Plan) -> None:
     """Check what experiments ask of the models that are cached already; a new one is checked when it is cached."""
     for id, requirements in plan.requirements.items():
-        manifest = f"resources/models/{id}/manifest.json"
-        if os.path.exists(manifest):
-            with open(manifest, encoding="utf-8") as stream:
-                require(json.load(stream), requirements, plan.stages["model", id].place)
+        manifest = Path(f"resources/models/{id}/manifest.json")
+        if manifest.exists():
+            require(read_facts(manifest), requirements, plan.stages["model", id].place)
 
 
 def submission(kind: str) -> dict[str, str]:
@@ -78,7 +78,6 @@ def make_plan() -> Plan:
 
 
 PLAN = make_plan()
-EXPERIMENTS = sorted({run.experiment for run in PLAN.runs})
 
 
 wildcard_constraints:
@@ -106,49 +105,6 @@ def upstream(kind: str, role: str, pattern: str) -> Callable:
         return [pattern.format(id) for id in ([ids] if isinstance(ids, str) else ids)]
 
     return ancient(paths)
-
-
-def execution(kind: str, key: str) -> Callable:
-    """Resource function: how a stage runs, from the `execution` section of its settings."""
-    return lambda wildcards: stage(kind, wildcards.id).execution[key]
-
-
-def as_json(kind: str) -> Callable:
-    """Resource function: the whole `execution` section. A resource, because resources never cause a rerun."""
-    return lambda wildcards: json.dumps(stage(kind, wildcards.id).execution)
-
-
-def memory_plan(input) -> dict:
-    """The memory plan of a training stage; Snakemake asks again later where it is not there yet."""
-    with open(input.plan, encoding="utf-8") as stream:
-        return json.load(stream)
-
-
-def next_execution(kind: str) -> Callable:
-    """Resource function: how a training stage runs in its next attempt, as JSON."""
-    return lambda wildcards, input: json.dumps(planned_execution(memory_plan(input), Path("state", kind, wildcards.id)))
-
-
-def next_memory(kind: str) -> Callable:
-    """Resource function: host memory of a training stage in its next attempt, in MB."""
-    return lambda wildcards, input, attempt: planned_memory(
-        memory_plan(input), Path("state", kind, wildcards.id), attempt
-    )
-
-
-def place(kind: str) -> Callable:
-    """Resource function: where the configuration defines a dataset or a model."""
-    return lambda wildcards: stage(kind, wildcards.id).place
-
-
-def requirements(wildcards) -> str:
-    """Resource function: what experiments ask of a model."""
-    return json.dumps([asdict(requirement) for requirement in PLAN.requirements[wildcards.id]])
-
-
-def cluster(kind: str, key: str) -> Callable:
-    """Resource function: what a stage asks of a cluster. None, where it does not ask for it, sets no resource."""
-    return lambda wildcards: cluster_resources(stage(kind, wildcards.id)).get(key)
 
 
 def spec_text(wildcards) -> str:

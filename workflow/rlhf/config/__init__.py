@@ -7,7 +7,7 @@ from rlhf.config.launch import cluster_resources
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
 from rlhf.config.planned import planned_execution, planned_memory
-from rlhf.config.requirements import Requirement, require
+from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
 
@@ -25,6 +25,7 @@ __all__ = [
     "parse",
     "planned_execution",
     "planned_memory",
+    "read_facts",
     "require",
     "require_no_jobs",
     "resolve",

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from rlhf.config.section import Values
+
 # Settings that say how DeepSpeed runs: they change time and memory, and what it logs.
 FREE = frozenset(
     {
@@ -78,7 +80,7 @@ def _read(value: Any) -> Any:
 
 
 # A file is read with the configuration: what a stage gets, and its manifest records, is the content.
-DeepSpeedSettings = Annotated[dict[str, Any], BeforeValidator(_read, json_schema_input_type=dict[str, Any] | str)]
+DeepSpeedSettings = Annotated[Values, BeforeValidator(_read, json_schema_input_type=Values | str)]
 
 
 def deepspeed_mistakes(settings: dict[str, Any], dtype: str, zero_stages: Collection[int]) -> Iterator[str]:

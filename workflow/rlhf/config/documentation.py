@@ -98,7 +98,8 @@ def _values(field: FieldInfo) -> str:
     for constraint in field.metadata:
         symbol = limits.get(type(constraint).__name__)
         if symbol:
-            text += f" {symbol} {getattr(constraint, type(constraint).__name__.lower()):g}"
+            limit = getattr(constraint, type(constraint).__name__.lower())
+            text += f" {symbol} {limit if isinstance(limit, int) else format(limit, 'g')}"
     return text.replace("|", "\\|")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.config.requirements import Requirement
+from rlhf.phases import PHASES
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ class Plan:
         """Note what an experiment asks of a model."""
         known = self.requirements.setdefault(model, [])
         known += [requirement for requirement in requirements if requirement not in known]
+
+    def products(self) -> list[str]:
+        """Files that say that all is made: of every experiment, and of every model on the way there.
+
+        Snakemake does not miss a file that only finished stages read, so those of models are asked for too: one that
+        was damaged and discarded is made again.
+        """
+        folders = {"model": "resources/models"} | {kind: f"results/{kind}" for kind in PHASES}
+        experiments = dict.fromkeys(f"results/experiments/{run.experiment}/index.md" for run in self.runs)
+        models = [f"{folders[kind]}/{id}/manifest.json" for kind, id in self.stages if kind in folders]
+        return [*experiments, *models]
 
     def of_kind(self, kind: str) -> list[Stage]:
         """The stages of one kind, in the order in which they were resolved."""

@@ -6,8 +6,10 @@ already whenever the configuration is read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlhf.config.schema import ExperimentSettings
@@ -52,6 +54,22 @@ def reward_requirements(settings: ExperimentSettings, place: str) -> list[Requir
         Requirement(f"{place}.reward.max_seq_len", positions=settings.reward.max_seq_len),
         Requirement(f"{place}.ppo.max_prompt_seq_len + max_answer_seq_len", positions=longest),
     ]
+
+
+def read_facts(manifest: Path) -> dict[str, Any]:
+    """What the manifest of a cached model says of it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        known = {"linear_modules", "max_positions"} <= facts.keys()
+    except (ValueError, AttributeError):
+        known = False
+    if not known:
+        raise UserError(f"{manifest}: damaged; run `rlhf-verify --discard`, and snakemake makes the model again")
+    return facts
 
 
 def require(facts: dict[str, Any], requirements: Iterable[Requirement], model: str) -> None:

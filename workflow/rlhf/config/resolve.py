@@ -145,7 +145,7 @@ class _Resolver:
         settings = dataset.model_dump(mode="json", exclude={"gold_reward", "data_split", "chat_template"})
         if dataset.chat_template is not None:
             settings["turns"] = True  # which template writes them is up to the tokens
-        files = _paths(dataset.source.path)
+        files = dataset.source.files
         if files:
             key = f"datasets.{name}.source.path"
             settings["content"] = [self._fingerprint(file, key) for file in files]
@@ -173,7 +173,7 @@ class _Resolver:
             settings["tokenizer"].pop("dataset")
             label = f"{model.architecture['model_type']}-scratch"
         else:
-            files = _paths(model.source.path)
+            files = [] if model.source.path is None else [model.source.path]
             label = model.source.hub or _stem(files)
             settings["content"] = [self._fingerprint(file, f"models.{name}.source.path") for file in files]
         return self._plan.add(
@@ -247,11 +247,3 @@ def _label(*ids: str) -> str:
 
 def _stem(files: list[str]) -> str:
     return Path(files[0]).name.split(".")[0]
-
-
-def _paths(path: str | list[str] | dict[str, str] | None) -> list[str]:
-    if path is None:
-        return []
-    if isinstance(path, str):
-        return [path]
-    return list(path.values()) if isinstance(path, dict) else list(path)

@@ -6,12 +6,12 @@ Every key has a default, because experiments are overlays on `defaults`; what mu
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from rlhf.config.memory import MemorySettings
-from rlhf.config.section import DataSplit, Name, Section
+from rlhf.config.section import DataSplit, Name, Section, Seed
 from rlhf.config.sources import DatasetSettings, ModelSettings
 from rlhf.config.stages import EvaluationSettings, PpoSettings, RewardSettings, SftSettings
 
@@ -31,7 +31,7 @@ class ExperimentSettings(Section):
         "other half in the next epoch.",
     )
     data_split: DataSplit = Field("2,4,4", description="Proportions of the rows for SFT, reward, PPO.")
-    split_seed: int = Field(1234, ge=0, description="Seed of the partition; the same for all training seeds.")
+    split_seed: Seed = Field(1234, description="Seed of the partition; the same for all training seeds.")
     policy: str | None = Field(None, description="Name under `models`: the model that becomes the policy.")
     reward_model: str | None = Field(None, description="Name under `models`: the model that becomes the reward model.")
     sft: SftSettings = Field(SftSettings(), description="Phase 1.")
@@ -39,8 +39,10 @@ class ExperimentSettings(Section):
     ppo: PpoSettings = Field(PpoSettings(), description="Phase 3.")
     memory: MemorySettings = Field(MemorySettings(), description="Planning of memory.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="What is measured.")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([1234], min_length=1, description="One run per seed.")
-    sweep: dict[str, list[Any]] = Field({}, description="Dotted key -> values; the grid of all combinations is run.")
+    seeds: list[Seed] = Field([1234], min_length=1, description="One run per seed.")
+    sweep: dict[str, list[JsonValue]] = Field(
+        {}, description="Dotted key -> values; the grid of all combinations is run."
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -51,7 +53,7 @@ class ExperimentSettings(Section):
 
     @field_validator("sweep")
     @classmethod
-    def _different_values(cls, sweep: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def _different_values(cls, sweep: dict[str, list[JsonValue]]) -> dict[str, list[JsonValue]]:
         for key, values in sweep.items():
             if not values or any(value in values[:index] for index, value in enumerate(values)):
                 raise ValueError(f"{key} needs at least one value and none twice")

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf.config.section import DataSplit, Section, Share
+from rlhf.config.section import (
+    DataSplit,
+    FunctionName,
+    HubName,
+    Revision,
+    Section,
+    Seed,
+    Share,
+    Values,
+    require_local,
+)
 
 
 class DatasetSource(Section):
     """Where a dataset comes from: exactly one of `hub`, `path`, `generator`."""
 
-    hub: str | None = Field(None, description="Name of a hub dataset, for example `Dahoas/rm-static`.")
-    revision: str | None = Field(None, description="Commit or tag of the hub dataset; unset takes the newest.")
-    name: str | None = Field(None, description="Configuration name of the hub dataset.")
+    hub: HubName | None = Field(None, description="Name of a hub dataset, for example `Dahoas/rm-static`.")
+    revision: Revision | None = Field(None, description="Commit or tag of the hub dataset; unset takes the newest.")
+    name: str | None = Field(None, pattern=r"^[^/\\]+$", description="Configuration name of the hub dataset.")
     path: str | list[str] | dict[str, str] | None = Field(
         None,
         description="Local files (json, jsonl, csv, tsv, parquet, optionally .gz), a folder written by "
         "`save_to_disk`, a list of files, or `{train: ..., eval: ...}`.",
     )
-    generator: str | None = Field(None, description="`module:function` that yields rows; called with `arguments`.")
-    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the generator.")
+    generator: FunctionName | None = Field(
+        None, description="`module:function` that yields rows; called with `arguments`."
+    )
+    arguments: Values = Field({}, description="Keyword arguments of the generator.")
     train_split: str = Field("train", description="Split used for training.")
     eval_split: str | None = Field(None, description="Split used as unseen data; unset holds out `eval_share`.")
     eval_share: Share = Field(0.1, description="Share of rows held out as unseen data where there is no eval split.")
@@ -31,7 +43,20 @@ class DatasetSource(Section):
         given = [key for key in ("hub", "path", "generator") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of hub, path, generator (given: {', '.join(given) or 'none'})")
+        if isinstance(self.path, dict) and ("train" not in self.path or self.path.keys() - {"train", "eval"}):
+            raise ValueError(f"path: give `train` and perhaps `eval` (given: {', '.join(self.path) or 'none'})")
+        if self.path is not None and not self.files:
+            raise ValueError("path: name at least one file")
+        for file in self.files:
+            require_local(file)
         return self
+
+    @property
+    def files(self) -> list[str]:
+        """The local files or folders, in an order that does not depend on that of keys."""
+        if isinstance(self.path, dict):
+            return [self.path[key] for key in ("train", "eval") if key in self.path]
+        return [self.path] if isinstance(self.path, str) else self.path or []
 
 
 class DatasetSettings(Section):
@@ -54,6 +79,7 @@ class DatasetSettings(Section):
     chat_template: str | None = Field(
         None,
         min_length=1,
+        pattern=r"^[^\x00]*$",
         description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
         "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
         "turn; the text of a turn is stripped. Unset: plain text.",
@@ -64,7 +90,7 @@ class DatasetSettings(Section):
         "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
-    gold_reward: str | None = Field(
+    gold_reward: FunctionName | None = Field(
         None, description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists."
     )
 
@@ -72,14 +98,16 @@ class DatasetSettings(Section):
 class ModelSource(Section):
     """A hub model or a local Hugging Face folder: exactly one of `hub`, `path`."""
 
-    hub: str | None = Field(None, description="Name of a hub model, for example `facebook/opt-1.3b`.")
-    revision: str | None = Field(None, description="Commit or tag of the hub model; unset takes the newest.")
+    hub: HubName | None = Field(None, description="Name of a hub model, for example `facebook/opt-1.3b`.")
+    revision: Revision | None = Field(None, description="Commit or tag of the hub model; unset takes the newest.")
     path: str | None = Field(None, description="Local model folder with its tokenizer.")
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.hub is None) == (self.path is None):
             raise ValueError("give exactly one of hub, path")
+        if self.path is not None:
+            require_local(self.path)
         return self
 
 
@@ -95,19 +123,21 @@ class ModelSettings(Section):
     """A model to start from."""
 
     source: ModelSource | Literal["scratch"] = Field(description="Hub name, local folder, or `scratch`.")
-    architecture: dict[str, Any] = Field(
+    architecture: Values = Field(
         {}, description="For `scratch`: `model_type` and the keys of that Hugging Face configuration class."
     )
     tokenizer: TokenizerSettings | None = Field(None, description="For `scratch`: the tokenizer to train.")
-    seed: int = Field(0, ge=0, description="For `scratch`: seed of the initial weights.")
+    seed: Seed = Field(0, description="For `scratch`: seed of the initial weights.")
     eos_token: str | None = Field(None, description="Token that ends an answer, where the tokenizer's own is wrong.")
     pad_token: str | None = Field(None, description="Padding token; unset takes the tokenizer's, or adds one.")
     trust_remote_code: bool = Field(False, description="Allow code from the model repository to run. Unsafe.")
 
     @model_validator(mode="after")
     def _scratch_is_complete(self) -> Self:
-        if self.source == "scratch" and ("model_type" not in self.architecture or self.tokenizer is None):
-            raise ValueError("source: scratch needs architecture.model_type and tokenizer.dataset")
+        if self.source == "scratch" and (
+            not isinstance(self.architecture.get("model_type"), str) or self.tokenizer is None
+        ):
+            raise ValueError("source: scratch needs architecture.model_type (text) and tokenizer.dataset")
         if self.source != "scratch" and (self.architecture or self.tokenizer):
             raise ValueError("architecture and tokenizer belong to source: scratch only")
         return self

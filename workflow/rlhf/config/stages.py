@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlhf.config.deepspeed import DeepSpeedSettings
-from rlhf.config.section import GpuType, Section, Share, Variable
+from rlhf.config.section import GpuType, Section, Seed, Share, Variable
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -292,5 +292,5 @@ class EvaluationSettings(Section):
     prompts: int = Field(256, ge=1, description="Unseen prompts answered by the policy and by the SFT model.")
     best_of_n: int = Field(4, ge=1, description="Answers per prompt sampled from the SFT model.")
     samples: int = Field(20, ge=0, description="Answers shown in the sample table.")
-    seed: int = Field(1234, ge=0, description="Seed of the sampled answers.")
+    seed: Seed = Field(1234, description="Seed of the sampled answers.")
     execution: EvaluateExecution = Field(EvaluateExecution(), description="How the stages run.")

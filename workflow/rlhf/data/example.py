@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST_NUMBER = 3.4e38  # of single precision, in which ratings are stored
 Row = dict[str, Any]
 Messages = list[tuple[str, str]]
 
@@ -83,14 +83,25 @@ def checked(example: Example) -> Example:
     """The example, if it can be used.
 
     Raises:
-        BadRow: the prompt is empty, or two answers are the same.
+        BadRow: the prompt is empty, two answers are the same, or a text cannot be written in UTF-8.
     """
     if not example.prompt.strip():
         raise BadRow("empty prompt")
     answers = (example.chosen, *example.rejected)
+    if not all(map(_is_unicode, (example.prompt, *answers, example.subset or ""))):
+        raise BadRow("broken Unicode")
     if len(set(answers)) < len(answers):
         raise BadRow("identical pair" if len(answers) == 2 else "identical answers")
     return example
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON can escape but no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def in_order(
@@ -125,7 +136,7 @@ def in_order(
 
 
 def as_number(value: Any) -> float:
-    """A finite number, also where it is written as text.
+    """A finite number, also where it is written as text; one that single precision cannot hold is not finite.
 
     Raises:
         BadRow: it is no number, or not finite.
@@ -134,6 +145,8 @@ def as_number(value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise BadRow("wrong type") from None
-    if not math.isfinite(number):
+    except OverflowError:  # an integer beyond the range of numbers with a fraction
+        raise BadRow("number not finite") from None
+    if not abs(number) <= LARGEST_NUMBER:
         raise BadRow("number not finite")
     return number

@@ -39,7 +39,7 @@ def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Itera
     count = 0
     for count, row in enumerate(rows, start=1):
         if isinstance(row, dict):
-            available |= dict.fromkeys(row)
+            available |= dict.fromkeys(key for key in row if isinstance(key, str))
         fields = {role: _lookup(row, path) for role, path in columns.items()}
         seen |= {role for role, value in fields.items() if value is not MISSING}
         if settings["shape"] == "ratings":
@@ -117,7 +117,7 @@ def _require_formats(settings: dict[str, Any], place: str) -> None:
     for key, fields in (("prompt_format", prompt_fields), ("answer_format", ("answer",))):
         try:
             (settings[key] or "").format(**dict.fromkeys(fields, ""))
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             known = ", ".join(f"{{{field}}}" for field in fields)
             raise UserError(f"{place}.{key}: {settings[key]!r} is no template of {known} ({error})") from None
 
@@ -142,7 +142,7 @@ def _lookup(row: Any, path: str) -> Any:
     for part in path.split("."):
         if isinstance(value, dict) and part in value:
             value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
             return MISSING

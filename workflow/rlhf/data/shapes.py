@@ -109,7 +109,7 @@ def _turns(messages: Any) -> tuple[str, str]:
         raise BadRow("wrong type")
     if not messages or messages[-1].get("role") != "assistant":
         raise BadRow("no assistant turn")
-    if any(message.get("role") not in names for message in messages):
+    if any(message.get("role") not in list(names) for message in messages):  # a role may be unhashable
         raise BadRow("unknown role")
     text = "".join(names[message["role"]] + _text(message.get("content")) for message in messages[:-1])
     answer = _text(messages[-1].get("content"))

@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,6 @@ def load_rows(source: dict[str, Any], place: str) -> Rows:
         return Rows(_from_generator(source["generator"], source["arguments"], place))
     path = source["path"]
     if isinstance(path, dict):
-        unknown = set(path) - {"train", "eval"}
-        if unknown or "train" not in path:
-            raise UserError(f"{place}.path: give `train` and perhaps `eval` (given: {', '.join(path)})")
         return Rows(_from_path(path["train"], source, place).train, _unseen(path.get("eval"), source, place))
     if isinstance(path, list):
         return Rows(list(itertools.chain.from_iterable(_from_path(part, source, place).train for part in path)))
@@ -60,6 +58,9 @@ def _unseen(path: str | None, source: dict[str, Any], place: str) -> Iterable[Ro
 
 
 def _from_hub(source: dict[str, Any], place: str) -> Rows:
+    if Path(source["hub"]).exists():  # `load_dataset` would take that, and no hash of it is in the ID
+        raise UserError(f"{place}.hub: there is a local {source['hub']!r}; give it as {place}.path, or move it")
+
     def load(split: str) -> Iterable[Row]:
         return datasets.load_dataset(source["hub"], source["name"], revision=source["revision"], split=split)
 
@@ -95,15 +96,26 @@ def _from_path(name: str, source: dict[str, Any], place: str) -> Rows:
 
 def _from_saved_folder(path: Path, source: dict[str, Any], place: str) -> Rows:
     try:
+        _require_own_files(path, place)
         saved = datasets.load_from_disk(str(path))
     except FileNotFoundError:
         raise UserError(f"{place}.path: {str(path)!r} is not a folder written by `save_to_disk`") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{place}.path: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
     if isinstance(saved, datasets.Dataset):
         return Rows(saved)
     for key in ("train_split", "eval_split"):
         if source[key] is not None and source[key] not in saved:
             raise UserError(f"{place}.{key}: {str(path)!r} has no split {source[key]!r}; it has {', '.join(saved)}")
     return Rows(saved[source["train_split"]], saved[source["eval_split"]] if source["eval_split"] else None)
+
+
+def _require_own_files(path: Path, place: str) -> None:
+    """Refuse a saved folder whose list of files leads out of it: they would be in no hash of the folder."""
+    for state in (*path.glob("state.json"), *path.glob("*/state.json")):
+        for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+            if Path(file["filename"]).name != file["filename"]:
+                raise UserError(f"{place}.path: {str(state)!r} names {file['filename']!r}, which is not beside it")
 
 
 def _from_file(path: Path, place: str) -> Iterator[Row]:
@@ -118,7 +130,7 @@ def _from_file(path: Path, place: str) -> Iterator[Row]:
             return
         with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as stream:
             yield from {"json": _json, "jsonl": _json_lines, "csv": _commas, "tsv": _tabs}[kind](stream)
-    except (ValueError, OSError, EOFError, csv.Error, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, RecursionError, csv.Error, zlib.error, pa.ArrowException) as error:
         raise UserError(f"{place}.path: {str(path)!r} is not readable as {kind}: {error}") from None
 
 
@@ -134,7 +146,7 @@ def _json_lines(stream: IO[str]) -> Iterator[Row]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from None
 
 

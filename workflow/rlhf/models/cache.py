@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from rlhf.config.requirements import Requirement, require
 from rlhf.errors import UserError
@@ -30,6 +33,18 @@ from rlhf.runtime.seeds import seed_everything
 
 logger = get_logger(__name__)
 
+# What transformers raises at files that are damaged or of another kind: it checks few of them.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -122,14 +137,17 @@ def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel,
     options = {"trust_remote_code": settings["trust_remote_code"], "local_files_only": source["hub"] is None}
     if source["hub"]:
         options["revision"] = source["revision"]
+    if source["hub"] and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
+        raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
     if source["path"] and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
         # transformers would make up an empty tokenizer of the model's family
         raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); {_remedy(source)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{key}: no usable tokenizer in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
     try:
+        _require_whole_safetensors(name, key, options)
         model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             dtype="auto",
@@ -138,7 +156,7 @@ def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel,
             ignore_mismatched_sizes=True,  # they are refused below
             **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{key}: no usable model in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
     lacking = {*loading["missing_keys"], *(str(item[0]) for item in loading["mismatched_keys"])}
     if lacking:
@@ -152,11 +170,36 @@ def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel,
     return model, tokenizer
 
 
+def _require_whole_safetensors(name: str, key: str, options: dict[str, Any]) -> None:
+    """Refuse what makes transformers read other files than weights as safetensors of this model.
+
+    Raises:
+        UserError: it is an adapter, which loads another model, or an index names a pickle or a file elsewhere.
+    """
+    where = {"local_files_only": options["local_files_only"], "revision": options.get("revision")}
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    if cached_file(name, "adapter_config.json", **where, **optional) is not None:
+        raise UserError(
+            f"{key}: {name!r} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that"
+        )
+    index = cached_file(name, "model.safetensors.index.json", **where, **optional)
+    files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
+    strange = sorted(file for file in files if not re.fullmatch(r"[^/\\]+\.safetensors", file))
+    if strange:
+        raise UserError(f"{key}: the index of {name!r} names {strange[0]!r}, which is no safetensors file beside it")
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _remedy(source: dict[str, Any]) -> str:
     if source["hub"]:
-        return "check the name and revision, and run this step on a machine that reaches the hub"
-    return "give a folder written by save_pretrained, with weights as safetensors and the tokenizer files"
+        return (
+            "check the name and revision, and run this step on a machine that reaches the hub; weights must be "
+            "safetensors, pickled ones (.bin) are never read"
+        )
+    return (
+        "give a folder written by save_pretrained, with weights as safetensors and the tokenizer files; pickled "
+        "weights (.bin) are never read: where you trust them, load them with transformers and save them again"
+    )

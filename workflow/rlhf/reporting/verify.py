@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ class Damage:
 
     folder: Path
     problems: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
 
 def stage_folders(root: Path, experiment: str | None) -> list[Path]:
@@ -68,17 +68,24 @@ def check(folder: Path) -> Damage | None:
         return Damage(folder, ("manifest.json is missing: the stage was not finished",))
     except (ValueError, KeyError, TypeError):
         return Damage(folder, ("manifest.json is broken",))
-    problems = tuple(_problems(folder, outputs))
-    return Damage(folder, problems) if problems else None
+    missing = tuple(name for name in outputs if not (folder / name).is_file())
+    present = (name for name in outputs if name not in missing)
+    changed = tuple(name for name in present if sha256_file(folder / name) != outputs[name])
+    problems = (*(f"{name} is missing" for name in missing), *(f"{name} has changed" for name in changed))
+    return Damage(folder, problems, missing) if problems else None
 
 
-def _problems(folder: Path, outputs: dict[str, str]) -> Iterator[str]:
-    for name, digest in outputs.items():
-        path = folder / name
-        if not path.is_file():
-            yield f"{name} is missing"
-        elif sha256_file(path) != digest:
-            yield f"{name} has changed"
+def discard(damage: Damage) -> None:
+    """Make a stage unfinished, so that the next snakemake makes it again, and nothing that was made from it.
+
+    Only the manifest goes. The other files stay until then, and empty ones take the place of missing ones: Snakemake
+    computes again whatever reads a file that is not there, also where its age is no reason to (`ancient`).
+    """
+    for name in damage.missing:
+        stand_in = damage.folder / name
+        stand_in.parent.mkdir(parents=True, exist_ok=True)
+        stand_in.touch()
+    (damage.folder / "manifest.json").unlink(missing_ok=True)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -88,7 +95,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("experiment", nargs="?", help="name of an experiment (default: everything in the folder)")
     parser.add_argument("--root", type=Path, default=Path("."), help="project folder (default: the present one)")
-    parser.add_argument("--discard", action="store_true", help="remove damaged stages, so that snakemake remakes them")
+    parser.add_argument("--discard", action="store_true", help="mark damaged stages as unfinished, for snakemake")
     return parser.parse_args(arguments)
 
 
@@ -106,11 +113,11 @@ def verify(args: argparse.Namespace) -> None:
     for damage in damaged:
         print(f"{damage.folder}: {'; '.join(damage.problems)}")
         if args.discard:
-            shutil.rmtree(damage.folder)
+            discard(damage)
     if damaged and not args.discard:
         raise UserError(
-            f"{len(damaged)} stage(s) are damaged; `rlhf-verify --discard` removes them, and the next snakemake makes "
-            "them again, and only them"
+            f"{len(damaged)} stage(s) are damaged; `rlhf-verify --discard` marks them as unfinished, and the next "
+            "snakemake makes them again, and only them"
         )
 
 

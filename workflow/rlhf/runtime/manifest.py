@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf.runtime.files import sha256_file, sha256_tree, write_json
+from rlhf.runtime.files import leftovers, sha256_file, sha256_tree, write_json
 
 WORKFLOW = Path(__file__).resolve().parents[2]
 NOT_OUTPUTS = ("manifest.json", "spec.yaml", "memory_plan.json")  # the last may be made anew
@@ -48,6 +49,8 @@ def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs
         inputs: name -> fingerprint of what it read.
         facts: further entries such as `device`, `dtype`, `world_size`.
     """
+    for leftover in leftovers(folder):  # of attempts that were killed: the stage is this process's alone
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     finished = utc_now()
     outputs = {name: digest for name, digest in sha256_tree(folder).items() if name not in NOT_OUTPUTS}
     write_json(
