@@ -29,6 +29,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, describe, utc_now, write_manifest
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
+from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
 
@@ -72,7 +73,7 @@ class Stage:
         self.execution: dict[str, Any] = spec["execution"]
         self.seed: int = spec["seed"]
         self.memory = MemoryMonitor(rank())
-        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]))
+        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]), starters())
         self._lease = StateLease(paths.state)
         self._attempt = Attempt(paths.state, rank())
         self._checkpoints: Checkpoints | None = None
