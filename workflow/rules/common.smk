@@ -10,7 +10,17 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from rlhf.config import Fingerprints, Plan, Stage, closing_message, failure_message, launcher, require, resolve
+from rlhf.config import (
+    Fingerprints,
+    Plan,
+    Stage,
+    accept_finished,
+    closing_message,
+    failure_message,
+    launcher,
+    require,
+    resolve,
+)
 from rlhf.errors import UserError
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
@@ -43,6 +53,9 @@ def make_plan() -> Plan:
     validate(config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.json"), set_default=False)
     return plan
 
+
+for folder in accept_finished():
+    print(f"{folder}: was finished after its Snakemake had ended; accepted", file=sys.stderr)
 
 PLAN = make_plan()
 EXPERIMENTS = sorted({run.experiment for run in PLAN.runs})

@@ -2,6 +2,7 @@
 
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
+from rlhf.config.finished import accept_finished
 from rlhf.config.launch import launcher
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
@@ -10,6 +11,7 @@ from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
 
 __all__ = [
+    "accept_finished",
     "Configuration",
     "Fingerprints",
     "Plan",
