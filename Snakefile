@@ -31,8 +31,10 @@ rule all:
 
 
 onsuccess:
+    remove_recorded_states()
     print(closing_message(PLAN), file=sys.stderr)
 
 
 onerror:
+    remove_recorded_states()
     print(failure_message(log), file=sys.stderr)

@@ -18,6 +18,7 @@ from rlhf.config import (
     closing_message,
     failure_message,
     launcher,
+    remove_recorded_states,
     require,
     resolve,
 )

@@ -2,7 +2,7 @@
 
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
-from rlhf.config.finished import accept_finished
+from rlhf.config.finished import accept_finished, remove_recorded_states
 from rlhf.config.launch import launcher
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
@@ -22,6 +22,7 @@ __all__ = [
     "failure_message",
     "launcher",
     "parse",
+    "remove_recorded_states",
     "require",
     "resolve",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import json
+import shutil
 from base64 import urlsafe_b64decode
 from collections import defaultdict
 from pathlib import Path
@@ -33,6 +34,17 @@ def accept_finished() -> list[str]:
         for mark in marks[place]:
             mark.unlink(missing_ok=True)
     return [str(place) for place in accepted]
+
+
+def remove_recorded_states(root: Path = Path()) -> None:
+    """Remove what finished training stages have set aside, where their results are in their place.
+
+    To be called when Snakemake has recorded what ended well, and removed the results of what did not.
+    """
+    for kind in TRAINED:
+        for aside in (root / "state" / kind).glob("*/finished"):
+            if (root / "results" / kind / aside.parent.name / "manifest.json").exists():
+                shutil.rmtree(aside.parent)
 
 
 def is_whole(folder: Path) -> bool:
