@@ -55,8 +55,9 @@ def make_plan() -> Plan:
     return plan
 
 
-for folder in accept_finished():
-    print(f"{folder}: was finished after its Snakemake had ended; accepted", file=sys.stderr)
+if workflow.is_main_process:  # a submitted job must not hash what another one has just finished
+    for folder in accept_finished():
+        print(f"{folder}: was finished after its Snakemake had ended; accepted", file=sys.stderr)
 
 PLAN = make_plan()
 EXPERIMENTS = sorted({run.experiment for run in PLAN.runs})
