@@ -79,6 +79,7 @@ def report(done: list[Campaign], options: str, seconds: float) -> str:
         "the seconds of one.",
         tabulate(_costs(done), COST_COLUMNS, tablefmt="github", floatfmt=("", ".0f", ".3f", ".1%", ".3%")),
         "## Each fault",
+        "A dash: it had not come to its steps yet, or it was finished already, and its results came back.",
         tabulate(_faults(done), FAULT_COLUMNS, tablefmt="github", floatfmt=".1f"),
         "",
     ]
