@@ -37,8 +37,10 @@ onstart:
 
 
 onsuccess:
+    remove_recorded_states()
     print(closing_message(PLAN), file=sys.stderr)
 
 
 onerror:
+    remove_recorded_states()
     print(failure_message(log), file=sys.stderr)

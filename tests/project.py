@@ -69,13 +69,17 @@ def tiny_config() -> dict[str, Any]:
     return yaml.safe_load(TINY)
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project after a complete run."""
-    folder = tmp_path_factory.mktemp("project")
+def complete(folder: Path) -> Project:
+    """A complete run in a folder."""
     project = Project(folder, tiny_config())
     write_config(folder, project.config)
     result = snakemake(folder, "--cores", "2", "--show-failed-logs", "--configfile", str(project.config_file))
     assert result.returncode == 0, result.stdout[-8000:]
     (folder / "output.txt").write_text(result.stdout)
     return project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project after a complete run."""
+    return complete(tmp_path_factory.mktemp("project"))

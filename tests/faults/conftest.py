@@ -6,14 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.stages import Outcome, StageRun
+from tests.faults.stages import SMALL, Outcome, StageRun
 from tests.project import Project
-
-SMALL = {
-    "sft": {"num_train_epochs": 2, "global_batch_size": 32},
-    "reward": {"num_train_epochs": 1, "global_batch_size": 32},
-    "ppo": {"iterations": 3},
-}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from tests.faults.stages import StageRun
 from tests.snakemake import ENVIRONMENT, ROOT
 
 PAUSE = 0.3
+TWO_RANKS = (str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port")
+DEEPSPEED = (*TWO_RANKS, "29777")
 
 
 def command(run: StageRun, *launcher: str, pause: float) -> list[str]:
@@ -46,7 +49,7 @@ def start(run: StageRun, *launcher: str, pause: float = PAUSE) -> subprocess.Pop
     with (run.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             command(run, *launcher, pause=pause),
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"JOURNAL": str(run.journal)},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -64,6 +67,38 @@ def wait_for_step(run: StageRun, process: subprocess.Popen, step: int, timeout: 
             return
         time.sleep(0.02)
     raise AssertionError(f"step {step} was not reached:\n{log(run)}")
+
+
+def slow_environment(journal: Path, pause: float = PAUSE) -> dict[str, str]:
+    """An environment in which training scripts that Snakemake starts are slow and keep a journal."""
+    paths = (ROOT / "tests/faults/slowly", ENVIRONMENT["PYTHONPATH"], ROOT)
+    return ENVIRONMENT | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "STAGE_PAUSE": str(pause),
+        "JOURNAL": str(journal),
+    }
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """The living processes of a session."""
+    return [process for process in psutil.process_iter() if _session_of(process) == leader]
+
+
+def _session_of(process: psutil.Process) -> int | None:
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return None
+
+
+def wait_for_end(leader: int, timeout: float = 120) -> float:
+    """Wait until all processes of a session have ended; returns the seconds it took."""
+    start = time.monotonic()
+    while left := session(leader):
+        if time.monotonic() - start > timeout:
+            raise TimeoutError(f"still there after {timeout} s: {[process.cmdline() for process in left]}")
+        time.sleep(0.1)
+    return time.monotonic() - start
 
 
 def log(run: StageRun) -> str:

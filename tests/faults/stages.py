@@ -20,6 +20,11 @@ from rlhf.training.sft import train_sft
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
 
+SMALL = {
+    "sft": {"num_train_epochs": 2, "global_batch_size": 32},
+    "reward": {"num_train_epochs": 1, "global_batch_size": 32},
+    "ppo": {"iterations": 3},
+}
 TIMES = ("time", "tokens_per_second", "time_generate", "time_score", "time_train")
 
 
@@ -34,6 +39,13 @@ class Outcome:
     weights: dict[str, str]
     metrics: list[dict[str, Any]]
     manifest: dict[str, Any]
+
+
+def outcome_of(output: Path) -> Outcome:
+    """What is in the folder of a finished stage."""
+    weights = {name: digest for name, digest in sha256_tree(output).items() if name.endswith(".safetensors")}
+    rows = [{key: row[key] for key in row if key not in TIMES} for row in read_jsonl(output / "metrics.jsonl")]
+    return Outcome(weights, rows, read_json(output / "manifest.json"))
 
 
 @dataclass
@@ -56,7 +68,12 @@ class StageRun:
 
     @property
     def state(self) -> Path:
-        return self.folder / "state"
+        return self.folder / "state" / self.kind
+
+    @property
+    def journal(self) -> Path:
+        """What the stage noted of its doings, where it runs slowly."""
+        return self.folder / "journal.jsonl"
 
     def start(self) -> Outcome:
         """Run to the end, or to the exception that ends it."""
@@ -68,19 +85,21 @@ class StageRun:
             self.state,
         )
         with Stage(spec, paths) as stage:
-            if self.kind == "ppo":
-                models = (self.project.results(kind) / "model" for kind in ("sft", "reward"))
-                train_ppo(stage, *models, load_judge(stage.settings["gold_reward"]))
-            else:
-                train = {"sft": train_sft, "reward": train_reward}[self.kind]
-                train(stage, self.project.folder / "resources/models" / spec["upstream"]["model"] / "model")
+            if not stage.was_finished():
+                self._train(stage)
         return self.outcome()
 
+    def _train(self, stage: Stage) -> None:
+        if self.kind == "ppo":
+            models = (self.project.results(kind) / "model" for kind in ("sft", "reward"))
+            train_ppo(stage, *models, load_judge(stage.settings["gold_reward"]))
+        else:
+            train = {"sft": train_sft, "reward": train_reward}[self.kind]
+            train(stage, self.project.folder / "resources/models" / stage.spec["upstream"]["model"] / "model")
+
     def outcome(self) -> Outcome:
-        output = self.folder / "output"
-        weights = {name: digest for name, digest in sha256_tree(output).items() if name.endswith(".safetensors")}
-        rows = [{key: row[key] for key in row if key not in TIMES} for row in read_jsonl(output / "metrics.jsonl")]
-        return Outcome(weights, rows, read_json(output / "manifest.json"))
+        """What the finished stage left."""
+        return outcome_of(self.folder / "output")
 
     def is_stopped(self) -> bool:
         """Start the stage; whether it stopped on request."""

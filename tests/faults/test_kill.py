@@ -1,17 +1,14 @@
 """Real signals to real processes: nothing is lost, and the end is the same."""
 
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from rlhf.runtime.files import read_json
-from tests.faults.processes import checkpoint_steps, finish, log, start, wait_for_step, workers
+from tests.faults.processes import DEEPSPEED, checkpoint_steps, finish, log, start, wait_for_step, workers
 
 pytestmark = pytest.mark.slow
-DEEPSPEED = (str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29777")
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])

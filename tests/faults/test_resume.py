@@ -1,7 +1,10 @@
 """An interrupted stage ends with the weights and metrics of an uninterrupted one, wherever it was interrupted."""
 
+import shutil
+
 import pytest
 
+from rlhf.training import stage as stage_module
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.engine import Trainer
 from rlhf.training.stage import Stage
@@ -69,6 +72,20 @@ def test_death_after_the_last_step(stage_run, expected, monkeypatch, kind):
         with pytest.raises(Killed):
             run.start()
     assert_same(run.start(), expected(kind))
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])
+def test_death_after_the_results_are_written(stage_run, expected, monkeypatch, kind):
+    """Snakemake removes the results of a job that ended badly; they are not made again, but come back."""
+    run = stage_run(kind)
+    with monkeypatch.context() as patch:
+        at_call(patch, stage_module, "set_aside", 1, kill, after=True)
+        with pytest.raises(Killed):
+            run.start()
+    shutil.rmtree(run.folder / "output")
+    with monkeypatch.context() as patch:
+        at_call(patch, Trainer, "__init__", 1, kill)
+        assert_same(run.start(), expected(kind))
 
 
 def test_a_stop_on_an_epoch_border_and_again_and_again(stage_run, expected, monkeypatch):

@@ -86,12 +86,18 @@ def flip(folder: Path) -> None:
     file.write_bytes(content)
 
 
+def alter_state(folder: Path) -> None:
+    record = folder / "rank-0.json"
+    record.write_text(record.read_text().replace('"step": 3', '"step": 2'))
+
+
 DAMAGES = {
     "truncated": truncate,
     "flipped": flip,
     "missing file": lambda folder: (folder / "number/number.txt").unlink(),
     "missing rank": lambda folder: (folder / "rank-0.json").unlink(),
     "broken record": lambda folder: (folder / "rank-0.json").write_text("{"),
+    "altered state": alter_state,
     "foreign record": lambda folder: (folder / "rank-0.json").write_text('{"files": {}}'),
     "more ranks than files": lambda folder: shutil.copy(folder / "rank-0.json", folder / "rank-1.json"),
 }

@@ -18,7 +18,7 @@ from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_noted_and_handlers_come_back(number):
     before = signal.getsignal(number)
     interruption = Interruption()
@@ -29,6 +29,18 @@ def test_a_signal_is_noted_and_handlers_come_back(number):
         time.sleep(0.01)
         assert interruption.reason == signal.Signals(number).name
     assert signal.getsignal(number) is before
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interruption = Interruption()
+        with interruption.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+            assert interruption.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_the_process_at_once():

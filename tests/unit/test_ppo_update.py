@@ -16,6 +16,7 @@ from rlhf.ppo.reward import SameTokens
 from rlhf.ppo.rollout import Samples, generate
 from rlhf.ppo.sampling import Answer
 from rlhf.ppo.scoring import Scorers, score_samples
+from rlhf.ppo.statistics import UpdateStatistics
 from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.training.engine import EngineSettings, Trainer
 from rlhf.training.faults import FaultCounter
@@ -163,3 +164,20 @@ def test_experience_with_no_kl_and_no_discount_returns_the_score_everywhere():
     experience = make_experience(samples, scores, settings, kl_coefficient=0.0)
     assert experience.mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert experience.returns.tolist() == [[2.0, 2.0, 0.0], [2.5, 2.5, 2.5]]
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_statistics(group):
+    statistics, mask, nan = UpdateStatistics(), torch.tensor([[1.0, 1.0, 0.0]]), float("nan")
+    statistics.add_policy(torch.tensor(3.0), torch.tensor([[0.0, 1.0, 0.0]]), mask, clip_range=0.2)
+    statistics.add_step(statistics.actor_norms, 0.5)
+    statistics.add_policy(torch.tensor(nan), torch.tensor([[nan, 9.0, 0.0]]), mask, clip_range=0.2)
+    statistics.add_step(statistics.actor_norms, None)
+    statistics.add_value(torch.tensor(4.0), mask, weight=1.0)
+    statistics.add_step(statistics.critic_norms, 0.25)
+    metrics = statistics.metrics()
+    assert metrics["policy_loss"] == pytest.approx(3.0 / 2)
+    assert metrics["clip_fraction"] == pytest.approx(1 / 2)
+    assert metrics["ratio_mean"] == pytest.approx((1 + np.e) / 2)
+    assert metrics["ratio_max"] == pytest.approx(np.e)
+    assert metrics["value_loss"] == pytest.approx(2.0)
+    assert (metrics["grad_norm"], metrics["critic_grad_norm"], metrics["skipped_steps"]) == (0.5, 0.25, 1)

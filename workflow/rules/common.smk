@@ -15,6 +15,7 @@ from rlhf.config import (
     Fingerprints,
     Plan,
     Stage,
+    accept_finished,
     check_cluster,
     closing_message,
     cluster_resources,
@@ -22,6 +23,7 @@ from rlhf.config import (
     planned_execution,
     planned_memory,
     read_facts,
+    remove_recorded_states,
     require,
     require_no_jobs,
     resolve,
@@ -76,6 +78,10 @@ def make_plan() -> Plan:
     validate(config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.json"), set_default=False)
     return plan
 
+
+if workflow.is_main_process:  # a submitted job must not hash what another one has just finished
+    for folder in accept_finished():
+        print(f"{folder}: was finished after its Snakemake had ended; accepted", file=sys.stderr)
 
 PLAN = make_plan()
 

@@ -21,7 +21,8 @@ def main(args: argparse.Namespace) -> None:
     """Run the stage."""
     spec = read_spec(args.spec, args.execution)
     with processes(args.execution["collective_timeout"]), Stage(spec, stage_paths(args)) as stage:
-        train_ppo(stage, args.sft, args.reward, load_judge(stage.settings["gold_reward"]))
+        if not stage.was_finished():
+            train_ppo(stage, args.sft, args.reward, load_judge(stage.settings["gold_reward"]))
 
 
 if __name__ == "__main__":

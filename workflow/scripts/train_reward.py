@@ -20,7 +20,8 @@ def main(args: argparse.Namespace) -> None:
     """Run the stage."""
     spec = read_spec(args.spec, args.execution)
     with processes(args.execution["collective_timeout"]), Stage(spec, stage_paths(args)) as stage:
-        train_reward(stage, args.model)
+        if not stage.was_finished():
+            train_reward(stage, args.model)
 
 
 if __name__ == "__main__":

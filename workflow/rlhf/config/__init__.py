@@ -3,6 +3,7 @@
 from rlhf.config.cluster import check_cluster, require_no_jobs
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
+from rlhf.config.finished import accept_finished, remove_recorded_states
 from rlhf.config.launch import cluster_resources
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage
@@ -12,6 +13,7 @@ from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
 
 __all__ = [
+    "accept_finished",
     "Configuration",
     "Fingerprints",
     "Plan",
@@ -26,6 +28,7 @@ __all__ = [
     "planned_execution",
     "planned_memory",
     "read_facts",
+    "remove_recorded_states",
     "require",
     "require_no_jobs",
     "resolve",

@@ -9,10 +9,15 @@ from torch import Tensor
 
 from rlhf.training.distributed import all_gather, all_sum
 
+SUMS = (
+    *("policy_tokens", "policy_loss", "clipped", "ratio", "squared_log_ratio", "ratio_max", "kl_loss"),
+    *("value_tokens", "value_loss", "ptx_tokens", "ptx_loss"),
+)
+
 
 @dataclass
 class UpdateStatistics:
-    """Sums over the answer tokens of all updates of a rollout, on this process."""
+    """Sums over the answer tokens of all updates of a rollout, on this process; those of skipped steps do not count."""
 
     policy_tokens: float = 0.0
     policy_loss: float = 0.0
@@ -29,13 +34,19 @@ class UpdateStatistics:
     actor_norms: list[float] = field(default_factory=list)
     critic_norms: list[float] = field(default_factory=list)
     skipped: int = 0
+    _counted: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
 
     def add_step(self, norms: list[float], norm: float | None) -> None:
-        """Count an optimizer step by its gradient norm; None is one that was skipped."""
+        """Count an optimizer step by its gradient norm.
+
+        None is one that was skipped: what was added since the step before is taken back, because it is not finite.
+        """
         if norm is None:
             self.skipped += 1
+            vars(self).update(self._counted)
         else:
             norms.append(norm)
+            self._counted = {name: getattr(self, name) for name in SUMS}
 
     def add_policy(self, loss: Tensor, log_ratios: Tensor, mask: Tensor, clip_range: float) -> None:
         """Count one micro-batch of the policy."""

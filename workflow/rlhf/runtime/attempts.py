@@ -50,7 +50,9 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, Interrupted):
+        if isinstance(error, Interrupted):
+            logging.getLogger(PACKAGE).info("interrupted: %s", error)
+        elif error is not None:
             self._record(error)
         if self._handler is not None:
             logging.getLogger(PACKAGE).removeHandler(self._handler)

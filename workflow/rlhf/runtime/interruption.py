@@ -1,19 +1,23 @@
-"""Signals that ask a stage to stop, and the time limit it runs under."""
+"""What asks a stage to stop: signals, the time limit it runs under, the end of what started it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
+
 from rlhf.runtime.logging import get_logger
+from rlhf.runtime.starters import is_gone
 
 logger = get_logger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# SIGHUP: the terminal was closed.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # Of a time limit, what is left for what is not measured: the end of the process and of its job.
 RESERVE_SECONDS, RESERVE_SHARE = 60.0, 0.1
 # Slurm and launchers deliver one request twice within a moment; a second request is a person's.
@@ -21,14 +25,19 @@ REPEAT_SECONDS = 1.0
 
 
 class Interruption:
-    """Whether this process has been asked to stop: by SIGTERM, SIGUSR1 or SIGINT, or by an approaching time limit.
+    """Whether this process has been asked to stop: by a signal, or by an approaching time limit.
+
+    Who started it counts too: a process whose launcher or Snakemake was killed would go on unseen, and its results
+    would be made again.
 
     Args:
         limit_seconds: time that the job may take in all, or None where there is no limit.
+        starters: processes without which this one has no reason to go on.
     """
 
-    def __init__(self, limit_seconds: float | None = None) -> None:
+    def __init__(self, limit_seconds: float | None = None, starters: Sequence[psutil.Process] = ()) -> None:
         self.reason: str | None = None
+        self._starters = starters
         self._first = 0.0
         self._deadline: float | None = None
         if limit_seconds is not None:
@@ -36,13 +45,22 @@ class Interruption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Signals are requests in the block: the first is noted, a second one ends the process at once."""
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        """Signals are requests in the block: the first is noted, a second one ends the process at once.
+
+        SIGHUP stays ignored where `nohup` has made it so.
+        """
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS if number not in ignored}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def look_for_starters(self) -> None:
+        """Ask for a stop if a launcher, or the Snakemake that started this process, is gone."""
+        if self.reason is None and any(is_gone(process) for process in self._starters):
+            self.reason = "the process that started this one is gone"
 
     def expect(self, seconds: float) -> None:
         """Ask for a stop if what comes next takes `seconds` and the time limit does not leave them."""

@@ -12,6 +12,8 @@ in which a killed process leaves a broken one that looks whole.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import threading
 import time
@@ -128,6 +130,7 @@ class Checkpoints:
         self._step_seconds, self._boundary_at = max(self._step_seconds, now - self._boundary_at), now
         self._state = dict(state)
         self._random.capture()
+        self._interruption.look_for_starters()
         self._interruption.expect(2 * self._write_seconds + 1.5 * self._step_seconds)
         stop, due = self._agree(self._interruption.reason is not None, self._is_due(now))
         if stop:
@@ -143,6 +146,7 @@ class Checkpoints:
         Raises:
             Interrupted: the stage was asked to stop; everything is saved.
         """
+        self._interruption.look_for_starters()
         if self._agree(self._interruption.reason is not None)[0]:
             self._stop()
 
@@ -214,7 +218,7 @@ class Checkpoints:
             hashes = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
             self._bytes = sum(file.stat().st_size for file in files)
             record = {"schema_version": 1, "identity": self._identity, "state": state, "files": hashes}
-            write_json(folder / f"rank-{rank()}.json", record)
+            write_json(folder / f"rank-{rank()}.json", record | {"digest": _digest(record)})
             fsync(folder)
         except BaseException as error:  # raised again by the training thread
             self._failure = error
@@ -235,10 +239,15 @@ class Checkpoints:
             records = [read_json(file) for file in sorted(folder.glob("rank-*.json"))]
             processes = records[0]["identity"]["topology"]["processes"] if records else None
             mine = [record for number, record in enumerate(records) if number % world_size() == rank()]
-            return len(records) == processes and all(
-                (folder / name).is_file() and sha256_file(folder / name) == digest
-                for record in mine
-                for name, digest in record["files"].items()
+            intact = all(_digest(record) == record["digest"] for record in records)
+            return (
+                intact
+                and len(records) == processes
+                and all(
+                    (folder / name).is_file() and sha256_file(folder / name) == digest
+                    for record in mine
+                    for name, digest in record["files"].items()
+                )
             )
         except (UserError, KeyError, TypeError, OSError):
             return False
@@ -281,6 +290,12 @@ class Checkpoints:
             if not enough:
                 logger.warning("no checkpoint: %s has %d MB, and %d are needed", self._folder, free >> 20, needed >> 20)
         return bool(all_gather(enough)[0])
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Hash of what a rank says of a checkpoint, the state of the loop among it."""
+    content = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _shown(topology: Mapping[str, Any]) -> str:

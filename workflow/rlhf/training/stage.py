@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from rlhf.models.card import model_card
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.files import read_jsonl, write_json, write_text
+from rlhf.runtime.finished import bring_back, set_aside
 from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.lineage import lineage
@@ -28,6 +28,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, describe, utc_now, write_manifest
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
+from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
 from rlhf.training.weights import whole
@@ -72,7 +73,7 @@ class Stage:
         self.execution: dict[str, Any] = spec["execution"]
         self.seed: int = spec["seed"]
         self.memory = MemoryMonitor(rank())
-        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]))
+        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]), starters())
         self._lease = StateLease(paths.state)
         self._attempt = Attempt(paths.state, rank())
         self._checkpoints: Checkpoints | None = None
@@ -100,6 +101,11 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._surroundings.__exit__(kind, error, traceback)
+
+    def was_finished(self) -> bool:
+        """Whether an earlier attempt had finished the stage; its results are then back in their place."""
+        found = rank() == 0 and bring_back(self.paths.output, self.paths.state, self.spec)
+        return bool(all_gather(found)[0])
 
     @contextmanager
     def metrics(self, total_steps: int) -> Iterator[StageMetrics]:
@@ -152,7 +158,7 @@ class Stage:
             attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
             write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
             if not self.execution["keep_state"]:
-                shutil.rmtree(self.paths.state)
+                set_aside(output, self.paths.state)
             logger.info("done: %s", output)
         barrier()
 

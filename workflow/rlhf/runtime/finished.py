@@ -1,0 +1,81 @@
+"""Results that survive a failure in the last moment: killed when all is written, but not yet recorded.
+
+Snakemake removes the results of a job that did not end well, also where they were complete. They are therefore linked
+into the state folder as well, which costs no space, until a Snakemake has come to its end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+from rlhf.runtime.files import atomic_directory, read_json, sha256_file
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
+
+FOLDER = "finished"
+MANIFEST = "manifest.json"
+KEPT = (FOLDER, "lease")
+
+
+def set_aside(output: Path, state: Path) -> None:
+    """Link the results into the state folder, and remove what training needed there.
+
+    Args:
+        output: results/STAGE/ID, complete.
+        state: state/STAGE/ID.
+    """
+    names = [*read_json(output / MANIFEST)["outputs"], MANIFEST]
+    try:
+        with atomic_directory(state / FOLDER) as folder:
+            for name in names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(output / name, folder / name)
+    except OSError as error:  # another file system, or one without hard links
+        logger.info("the results have no second place until they are recorded: %s", error)
+    for path in state.iterdir():
+        if path.name not in KEPT:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def bring_back(output: Path, state: Path, spec: dict[str, Any]) -> bool:
+    """Put the results of an earlier attempt back in their place.
+
+    Args:
+        output: results/STAGE/ID.
+        state: state/STAGE/ID.
+        spec: the stage's specification; results of another one are left alone.
+
+    Returns:
+        Whether there were any, whole and of this specification.
+    """
+    folder = state / FOLDER
+    if not folder.is_dir():
+        return False
+    if not _is_whole(folder, spec):
+        logger.warning("%s: damaged, or of another specification; not used", folder)
+        return False
+    output.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):  # last: it says that all is there
+        place = output / path.name
+        if path.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(path, place, copy_function=os.link)
+        else:
+            place.unlink(missing_ok=True)
+            os.link(path, place)
+    logger.info("%s was finished by an attempt that failed afterwards, or that nobody recorded", output)
+    return True
+
+
+def _is_whole(folder: Path, spec: dict[str, Any]) -> bool:
+    try:
+        manifest = read_json(folder / MANIFEST)
+        same = {**manifest["spec"], "execution": None} == {**spec, "execution": None}
+        return same and all(sha256_file(folder / name) == digest for name, digest in manifest["outputs"].items())
+    except (UserError, OSError, KeyError, TypeError):
+        return False
