@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
@@ -44,7 +45,7 @@ def memory(experiment: Experiment) -> str:
             axis.set_title(f"{title}: largest peak of a process")
         handles = [Patch(color=NEUTRAL, label="measured")]
         handles += [Patch(color=COLOURS[kind], label=f"predicted {kind.replace('_', ' ')}") for kind in used]
-        legend_below(figure, handles, 4)
+        legend_below(figure, handles, 3 * len(found))
         return to_svg(figure)
 
 
@@ -65,7 +66,8 @@ def _draw_bars(axis: Axes, places: dict[tuple[str, str], Row]) -> None:
         if bar is not None:
             axis.bar_label(bar, labels=[shown % start], padding=3)
     values = [row["measured"] / bytes_ for row in places.values()]
-    bars = axis.barh([height + HEIGHT / 2 for height in heights], values, color=NEUTRAL, height=HEIGHT)
+    below = [HEIGHT / 2 if "predicted" in row else 0.0 for row in places.values()]
+    bars = axis.barh(np.add(heights, below), values, color=NEUTRAL, height=HEIGHT)
     axis.bar_label(bars, fmt=shown, padding=3)
     axis.set_yticks(heights, [f"{stage}: {phase}" for stage, phase in places])
     axis.invert_yaxis()
