@@ -70,8 +70,9 @@ def test_changing_the_reward_model_leaves_sft_alone(finished):
 
 
 def test_changing_how_a_stage_runs_reruns_nothing(finished):
-    assert jobs_after(finished, "ppo.execution.per_device_training_batch_size", 8) == set()
-    assert jobs_after(finished, "sft.execution.gpus_per_node", 2) == set()
+    """It may be planned anew; neither training nor the tables follow."""
+    assert jobs_after(finished, "ppo.execution.per_device_training_batch_size", 8) <= {"plan_memory"}
+    assert jobs_after(finished, "sft.execution.gpus_per_node", 2) <= {"plan_memory"}
 
 
 def test_a_new_experiment_runs_beside_what_is_there(finished):
