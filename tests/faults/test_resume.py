@@ -3,7 +3,9 @@
 import shutil
 
 import pytest
+import torch
 
+from rlhf.runtime.files import read_json
 from rlhf.training import stage as stage_module
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.engine import Trainer
@@ -163,3 +165,27 @@ def test_the_best_weights_and_early_stopping_survive(stage_run, expected, monkey
     assert_same(result, whole)
     assert whole.manifest["steps"]["stopped_early"]
     assert whole.manifest["steps"]["best_step"] < whole.manifest["steps"]["done"] < whole.manifest["steps"]["planned"]
+
+
+def test_a_stage_that_runs_out_of_memory_leaves_its_measurement(stage_run, expected, monkeypatch):
+    run = stage_run("sft", checkpoint_steps=1)
+    message = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.15 GiB of which"
+
+    def run_out(*_args, **_kwargs):
+        raise torch.OutOfMemoryError(message)
+
+    with monkeypatch.context() as patch:
+        at_call(patch, Trainer, "step", 2, run_out)
+        with pytest.raises(torch.OutOfMemoryError):
+            run.start()
+    report = read_json(run.state / "memory.json")
+    assert (report["status"], report["stage"], report["failure"]["phase"]) == ("oom", "sft", "train")
+    assert (report["failure"]["tried"], report["failure"]["message"]) == (5 * 2**29, message)
+    (process,) = report["processes"]
+    assert [phase["name"] for phase in process["phases"]] == ["load", "train"]
+    with monkeypatch.context() as patch:
+        at_call(patch, Checkpoints, "boundary", 2, request_stop)
+        assert run.is_stopped()
+    assert not (run.state / "memory.json").exists()  # it told of the attempt before
+    assert_same(run.start(), expected("sft"))
+    assert read_json(run.folder / "output/memory.json")["status"] == "ok"

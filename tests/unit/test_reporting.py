@@ -27,7 +27,7 @@ from rlhf.reporting.collect import (
     read_runs,
     short_names,
 )
-from rlhf.reporting.memory_figure import largest_peaks, memory
+from rlhf.reporting.memory_figure import memory
 from rlhf.reporting.plots import Curve, best_of_n_curve, learning_curves, mean_curve, reward_vs_kl, root_of_kl
 from rlhf.reporting.reward_figure import pooled, reward_model
 from rlhf.reporting.reward_table import COLUMNS, reward_rows
@@ -293,13 +293,10 @@ def test_resources_convert_units_and_skip_what_was_not_measured(experiment: Expe
     assert rows["evaluate_sft", "tiny-s1"] == {"stage": "evaluate_sft", "id": "tiny-s1"}
 
 
-def test_memory_rows_and_largest_peaks(experiment: Experiment) -> None:
+def test_memory_rows_are_one_for_each_stage_process_and_phase(experiment: Experiment) -> None:
     rows = memory_rows(experiment)
     assert len(rows) == 2 * 4 + 2 * 4 + 4 * 5
-    peaks = largest_peaks([*rows, {**rows[0], "peak_rss": 10**12}], "peak_rss")
-    assert peaks["sft", "load"] == 10**12
-    assert [phase for stage, phase in peaks if stage == "ppo"] == ["load", "generate", "score", "train", "save"]
-    assert largest_peaks(rows, "peak_allocated") == {}
+    assert rows[1]["peak_rss"] == 390 * 2**20 and "peak_allocated" not in rows[1]
 
 
 def test_checks_have_one_row_per_inequality_and_violations_first(experiment: Experiment) -> None:

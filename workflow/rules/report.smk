@@ -17,6 +17,7 @@ rule summarise:
     input:
         runs="results/experiments/{name}/runs.json",
         trained=results_of("manifest.json", "sft", "reward", "ppo"),
+        planned=ancient(results_of("memory_plan.json", "sft", "reward", "ppo")),
         checked=results_of("checks.json", "ppo", folder="check_ppo"),
         evaluated=results_of("evaluation.json", "evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo"),
     output:
@@ -84,6 +85,13 @@ rule summarise:
             category="{name}",
             subcategory="Resources",
             labels={"result": "Peak memory"},
+        ),
+        memory_table=report(
+            "results/experiments/{name}/memory.html",
+            caption="../report/memory_table.rst",
+            category="{name}",
+            subcategory="Resources",
+            labels={"result": "Memory: predicted and measured"},
         ),
         resources=report(
             "results/experiments/{name}/resources.html",

@@ -52,6 +52,7 @@ class StageFiles:
     manifest: Row | None = None
     evaluation: Row | None = None
     memory: Row | None = None
+    plan: Row | None = None
     benchmark: Row | None = None
     checks: Row | None = None
     metrics: list[Row] = field(default_factory=list)
@@ -148,6 +149,7 @@ def _read_stage(root: Path, kind: str, identifier: str) -> StageFiles:
         manifest=_optional(folder / "manifest.json"),
         evaluation=read_json(folder / "evaluation.json") if kind in EVALUATED else None,
         memory=_optional(folder / "memory.json"),
+        plan=_optional(folder / "memory_plan.json") if kind in TRAINED else None,
         benchmark=benchmarks[-1] if benchmarks else None,
         checks=read_json(root / "results/check_ppo" / identifier / "checks.json") if kind == "ppo" else None,
         metrics=_required_rows(metrics) if kind in TRAINED else _optional_rows(metrics),

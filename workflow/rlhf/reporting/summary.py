@@ -17,6 +17,13 @@ from rlhf.reporting.check_tables import (
 from rlhf.reporting.collect import Experiment, Row, provenance
 from rlhf.reporting.efficiency import EFFICIENCY_COLUMNS, EFFICIENCY_NOTE, efficiency_rows, jobs_of
 from rlhf.reporting.memory_figure import memory
+from rlhf.reporting.memory_table import (
+    COMPARISON_COLUMNS,
+    COMPARISON_CSV,
+    COMPARISON_NOTE,
+    comparison_rows,
+    memory_text,
+)
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
 from rlhf.reporting.reward_figure import reward_model
 from rlhf.reporting.reward_table import COLUMNS as REWARD_COLUMNS
@@ -46,13 +53,14 @@ DESCRIPTIONS = {
     "reward_parts": "accuracy of the reward models over all pairs, by subset and by length",
     "resources": "time, memory and speed of each stage",
     "efficiency": "GPUs, memory and time that each stage asked for and used",
+    "memory": "predicted against measured memory of each training stage and phase",
     "samples": "answers of the SFT model and the policy side by side",
 }
 FIGURES = {
     "learning_curves.svg": "Training metrics of the three phases",
     "reward_vs_kl.svg": "Score and gold reward against the distance from the SFT model",
     "reward_model.svg": "Calibration of the reward model, and its accuracy by length difference",
-    "memory.svg": "Measured peak memory of each phase",
+    "memory.svg": "Predicted and measured peak memory of each phase",
 }
 
 
@@ -88,6 +96,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     resources, checks = resource_rows(experiment), check_table(experiment)
     rewards = reward_rows(experiment)
     efficiency = efficiency_rows(experiment, cpu_use(jobs_of(experiment)))
+    compared = comparison_rows(experiment)
     name = experiment.name
     return {
         "runs.csv": to_csv(runs, [column.key for column in run_heads]),
@@ -108,7 +117,10 @@ def _tables(experiment: Experiment) -> dict[str, str]:
         "efficiency.csv": to_csv(efficiency, [column.key for column in EFFICIENCY_COLUMNS]),
         "efficiency.md": f"{to_markdown(efficiency, EFFICIENCY_COLUMNS)}\n{EFFICIENCY_NOTE}\n",
         "efficiency.html": to_html(efficiency, EFFICIENCY_COLUMNS, f"Efficiency of {name}", EFFICIENCY_NOTE),
-        "memory.csv": to_csv(memory_rows(experiment), MEMORY_COLUMNS),
+        "memory.csv": to_csv(compared, COMPARISON_CSV),
+        "memory.md": f"{to_markdown(compared, COMPARISON_COLUMNS)}\n{COMPARISON_NOTE}\n",
+        "memory.html": to_html(compared, COMPARISON_COLUMNS, f"Memory of {name}", COMPARISON_NOTE),
+        "memory_processes.csv": to_csv(memory_rows(experiment), MEMORY_COLUMNS),
     }
 
 
@@ -119,12 +131,13 @@ def _index(experiment: Experiment, links: Row, output: Path) -> str:
         f"# {experiment.name}\n",
         f"## Quality\n\n{to_markdown(rows, columns)}\n{QUALITY_NOTE}\n",
         f"## Checks\n\n{warnings_text(experiment)}",
+        f"## Memory\n\n{memory_text(experiment)}",
         "## Models\n\nHugging Face folders (safetensors and tokenizer) that any tool can load.\n",
         "| run | seed | policy after PPO | SFT model | reward model |\n| --- | --- | --- | --- | --- |",
         *(_model_line(experiment, index, output) for index in range(len(experiment.runs))),
         "\n## Tables\n",
         *(f"- {_table_links(name)}: {text}" for name, text in DESCRIPTIONS.items()),
-        "- [memory.csv](memory.csv): peak memory of each stage, process and phase, in bytes",
+        "- [memory_processes.csv](memory_processes.csv): peak memory of each stage, process and phase, in bytes",
         "- [stages.json](stages.json): the stages that each run is made of\n",
         "## Figures\n",
         *(f"![{title}]({name})\n" for name, title in FIGURES.items()),

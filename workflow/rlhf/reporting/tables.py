@@ -241,8 +241,15 @@ MEMORY_COLUMNS = (
     "seconds",
     "start_rss",
     "peak_rss",
+    "end_rss",
+    "end_pss",
     "peak_allocated",
+    "peak_active",
     "peak_reserved",
+    "peak_inactive_split",
+    "peak_device",
+    "alloc_retries",
+    "ooms",
 )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from rlhf.errors import UserError
 
+OUT_OF_MEMORY = ("out_of_device_memory", "out_of_host_memory")
+
 
 @dataclass(frozen=True)
 class Failure:

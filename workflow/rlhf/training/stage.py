@@ -11,14 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.corpus import Corpus
-from rlhf.memory.measure import MemoryMonitor, memory_report
+from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.runtime.attempts import Attempt
+from rlhf.runtime.failure import OUT_OF_MEMORY, explain
 from rlhf.runtime.files import read_jsonl, write_json, write_text
 from rlhf.runtime.finished import bring_back, set_aside
 from rlhf.runtime.interruption import Interruption, slurm_seconds_left
@@ -72,7 +74,7 @@ class Stage:
         self.settings: dict[str, Any] = spec["settings"]
         self.execution: dict[str, Any] = spec["execution"]
         self.seed: int = spec["seed"]
-        self.memory = MemoryMonitor(rank())
+        self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)
         self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]), starters())
         self._lease = StateLease(paths.state)
         self._attempt = Attempt(paths.state, rank())
@@ -85,6 +87,7 @@ class Stage:
             if rank() == 0:
                 self._lease.acquire()
                 stack.callback(self._lease.release)
+                self._failed_memory.unlink(missing_ok=True)
             stack.enter_context(self._attempt)
             barrier()
             stack.enter_context(self.interruption.listening())
@@ -100,7 +103,24 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._surroundings.__exit__(kind, error, traceback)
+        try:
+            process = self.memory.stop()
+            if error is not None:
+                self._record_memory(error, process)
+        finally:
+            self._surroundings.__exit__(kind, error, traceback)
+
+    @property
+    def _failed_memory(self) -> Path:
+        return self.paths.state / "memory.json"
+
+    def _record_memory(self, error: BaseException, process: dict[str, Any]) -> None:
+        """Keep what was measured until memory ran out; the first process that fails is the one that tells."""
+        found = explain(error)
+        if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
+            device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
+            report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
+            write_json(self._failed_memory, {"stage": self.spec["stage"], "id": self.spec["id"], **report})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
