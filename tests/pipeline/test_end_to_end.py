@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
+from rlhf.runtime.manifest import NOT_OUTPUTS
 from tests.snakemake import ENVIRONMENT, ROOT, dry_run, snakemake, write_config
 
 TRAINED = ("sft", "reward", "ppo")
@@ -91,8 +92,10 @@ def test_training_stages_leave_all_their_outputs(finished, kind):
     folder = finished.results(kind)
     manifest = read_json(folder / "manifest.json")
     outputs = sha256_tree(folder)
-    assert manifest["outputs"] == {n: h for n, h in outputs.items() if n not in ("manifest.json", "spec.yaml")}
+    assert manifest["outputs"] == {name: digest for name, digest in outputs.items() if name not in NOT_OUTPUTS}
+    plan = read_json(folder / "memory_plan.json")
     execution = finished.plan.stages[kind, folder.name].execution
+    execution |= {"mem_mb": plan["resources"]["mem_mb"], "memory_steps": []}
     assert manifest["spec"] == yaml.safe_load((folder / "spec.yaml").read_text()) | {"execution": execution}
     assert manifest["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     memory = read_json(folder / "memory.json")
