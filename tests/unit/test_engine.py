@@ -17,10 +17,10 @@ from rlhf.models.saving import write_model
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.average import WeightAverage
 from rlhf.training import distributed
-from rlhf.training.engine import Trainer
+from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
-from rlhf.training.weights import whole
+from rlhf.training.weights import plain_weights
 from tests.unit.conftest import ListCorpus
 from tests.unit.test_training import OPTIMIZATION, engine_settings
 
@@ -44,17 +44,18 @@ def steps(trainer: Trainer, corpus: ListCorpus, number: int, objective=None, aft
 
 def train(folder: Path, corpus: ListCorpus, output: Path, lora: bool = False, **changes) -> tuple[list, dict, dict]:
     """Norms of three steps; the weights that are saved, and those of the average."""
-    model = load_policy(folder, changes.get("dtype", "fp32"))
-    settings = SETTINGS | (ADAPTERS if lora else {})
+    settings, engine = SETTINGS | (ADAPTERS if lora else {}), engine_settings(micro_batch_size=4, **changes)
+    model = load_policy(folder, engine.dtype, zero3=partitioned_loading(settings, engine))
     torch.manual_seed(0)
-    adapted = add_lora(model, settings, "sft")
-    trainer = Trainer(model, settings, engine_settings(micro_batch_size=4, **changes), 3)
+    add_lora(model, settings, "sft")
+    trainer = Trainer(model, settings, engine, 3)
     average = WeightAverage(model, 0.5)
     norms = steps(trainer, corpus, 3, after=average.update)
     saved = []
     for name, weights in (("average", average.in_place()), ("last", nullcontext())):
-        with weights, whole(model):
-            write_model(model, adapted, load_tokenizer(folder), output / name, "5GB", None, "card")
+        with weights:
+            plain = plain_weights(model, keep=True)
+            write_model(model, plain, load_tokenizer(folder), output / name, "5GB", None, "card")
         saved.append(load_policy(output / name, "fp32").state_dict())
     return norms, *saved
 
@@ -135,8 +136,9 @@ def test_gradient_checkpointing_is_seen_to_save_memory(family_folder, list_corpu
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_checkpointing_works_for_a_value_model_under_every_stage(gpt2_folder, list_corpus, group, zero_stage):
-    scorer = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=0))
-    trainer = Trainer(scorer, SETTINGS, engine_settings(zero_stage=zero_stage, gradient_checkpointing=True), 1)
+    engine = engine_settings(zero_stage=zero_stage, gradient_checkpointing=True)
+    zero3 = partitioned_loading(SETTINGS, engine)
+    trainer = Trainer(TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=0, zero3=zero3)), SETTINGS, engine, 1)
     steps(trainer, list_corpus, 1, GroupPreference())
     assert trainer.facts() == {"gradient_checkpointing_effective": True}
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,10 @@ from transformers import AutoModelForCausalLM, BertConfig, MambaConfig
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone
 from rlhf.runtime.files import read_json
+from rlhf.training.weights import plain_weights, whole_while_used
 from tests.unit.conftest import edit_json, edit_weights, make_model
+
+ZERO3 = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 
 
 def test_an_extra_weight_is_refused(gpt2_folder: Path) -> None:
@@ -92,3 +99,65 @@ def test_families_that_cannot_score_are_refused(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(bert).save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="bert has no linear `score` head; choose a decoder family"):
         load_reward_backbone(tmp_path / "bert", "fp32", seed=0)
+
+
+# Partitions of ZeRO-3
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_partitions_hold_what_a_whole_model_holds(family_folder: Path, group: None, dtype: str) -> None:
+    """Weights, the drawn head, buffers and types; and drawing nothing else, so that dropout stays the same."""
+    zero3 = ZERO3 | ({"bf16": {"enabled": True}} if dtype == "bf16" else {})
+    state = torch.get_rng_state()
+    for load in (load_policy, lambda folder, dtype, zero3=None: load_reward_backbone(folder, dtype, 5, zero3=zero3)):
+        expected, model = load(family_folder, dtype), load(family_folder, dtype, zero3=zero3)
+        assert not any(parameter.numel() for parameter in model.parameters())
+        found = plain_weights(model, keep=True)
+        assert found.keys() == expected.state_dict().keys()
+        for name, value in expected.state_dict().items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+        for one, other in zip(model.buffers(), expected.buffers(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        with torch.no_grad(), whole_while_used(model):
+            ids = torch.tensor([[5, 6, 7]])
+            torch.testing.assert_close(model.eval()(ids).logits, expected.eval()(ids).logits)
+        assert not any(parameter.numel() for parameter in model.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.update({"transformer.h.2.ln_1.bias": torch.zeros(32)}), "unexpected, for example"),
+        (lambda weights: weights.update({"transformer.ln_f.bias": torch.zeros(7)}), "of another shape, for example"),
+        (lambda weights: weights.pop("transformer.ln_f.bias"), "missing, for example transformer.ln_f.bias"),
+    ],
+)
+def test_a_damaged_folder_is_refused_before_it_is_partitioned(
+    gpt2_folder: Path, group: None, change: Callable, message: str
+) -> None:
+    edit_weights(gpt2_folder, change)
+    for load in (load_policy, lambda folder, dtype, zero3: load_reward_backbone(folder, dtype, 0, zero3=zero3)):
+        with pytest.raises(UserError, match=message):
+            load(gpt2_folder, "fp32", zero3=ZERO3)
+    (gpt2_folder / "model.safetensors").write_bytes(b"\x00")
+    with pytest.raises(UserError, match="no readable weights"):
+        load_policy(gpt2_folder, "fp32", zero3=ZERO3)
+
+
+def test_no_process_of_two_ever_holds_the_whole_model(gpt2_folder: Path, tmp_path: Path) -> None:
+    """Nor gathers it for saving, but in the host memory of the process that writes."""
+    script = Path(__file__).with_name("partitions_of_two.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    port = str(20_000 + os.getpid() % 20_000)
+    subprocess.run([*launcher, "--master-port", port, str(script), str(gpt2_folder), str(tmp_path)], check=True)
+    seen = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(2)]
+    size = sum(parameter.nbytes for parameter in load_policy(gpt2_folder, "fp32").parameters())
+    for load, process in ((name, process) for process in seen for name in ("policy", "reward")):
+        own = process[load]
+        assert own["whole"] == 0
+        assert own["share"] == pytest.approx(own["parameters"] * 4 / 2, rel=0.01)
+    other = seen[1]["policy"]  # the first one has the file's pages mapped besides
+    assert other["share"] + other["largest"] <= other["load_peak"] < 0.85 * size
+    assert other["save_peak"] < 0.5 * size
+    assert seen[0]["policy"]["as_saved"] and seen[0]["reward"]["as_saved"]

@@ -14,10 +14,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from rlhf.config import resolve
 from rlhf.config.stages import PpoSettings, SftSettings
 from rlhf.errors import UserError
-from rlhf.memory.blueprint import Blueprint
+from rlhf.memory.blueprint import Blueprint, Counts
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
 from rlhf.memory.dryrun import dry_run, trace
-from rlhf.memory.parts import ALL_KINDS
+from rlhf.memory.host import LIBRARIES, host_memory
+from rlhf.memory.parts import ALL_KINDS, Resident, load_part, save_part
+from rlhf.memory.states import Engine
 from rlhf.memory.tracker import CACHE
 from rlhf.planning.command import main
 from rlhf.planning.files import write_plan
@@ -221,3 +223,34 @@ def test_the_command_says_so_by_its_exit_status(folder: Path, capsys: pytest.Cap
     assert main([str(folder / "nothing")]) == 2
     assert main([str(folder), "--stage", "ppo"]) == 2
     assert "--reward-model" in capsys.readouterr().err
+
+
+# Partitions of ZeRO-3, counted by hand: 16-bit weights, 8 processes, no small tensors
+
+
+def partitioned(role: str, trained: int, cuda: bool = True) -> Resident:
+    counts = Counts(all=800, trained=trained, largest=100, largest_trained=100, small=0, whole=1600, groups=(trained,))
+    return Resident(role, Engine(3, "bf16", 8, reduce_bucket=0, cuda=cuda), counts)
+
+
+def test_zero_3_reads_shares_and_the_largest_tensor() -> None:
+    frozen = [partitioned(role, 0) for role in ("reference", "reward")]
+    assert load_part(frozen).total == 2 * (2 * 100) + 2 * 100
+    trained = partitioned("policy", 800)  # its engine: master weights, gradients, and a copy of the share
+    assert load_part([*frozen, trained]).total == 3 * 200 + 4 * 100 + 2 * 100 + 2 * 100
+
+
+def test_zero_3_writes_tensor_by_tensor() -> None:
+    states = {800: 200 + 200 + 12 * 100, 80: 200 + 20 + 12 * 10}
+    assert save_part([partitioned("policy", 800)], "policy").total == states[800] + 200
+    # The weight of an adapted layer, its difference, and their sum.
+    assert save_part([partitioned("policy", 80)], "policy").total == states[80] + 3 * 200
+    # On the CPU the gathered weights wait beside them.
+    assert save_part([partitioned("policy", 800, cuda=False)], "policy").total == states[800] + 200 + 1600
+
+
+def test_under_zero_3_the_first_process_alone_reads_the_files() -> None:
+    models = [partitioned("policy", 800), partitioned("reference", 0)]
+    host = host_memory(models, [], processes=8, accumulates=False, cuda=True)
+    assert host.load == LIBRARIES[True]
+    assert host.node == 8 * LIBRARIES[True] + 1600

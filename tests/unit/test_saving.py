@@ -21,6 +21,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.manifest import describe
+from rlhf.training.weights import adapter_weights, plain_weights
 
 LORA = Optimization().model_dump() | {"lora_dim": 4, "lora_alpha": 6.0, "lora_module_name": "h."}
 BASE = "results/sft/tiny-s1-12345678/model"
@@ -36,9 +37,9 @@ def train(model: Any) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def save(model: Any, adapted: Any, folder: Path, tokenizer: Path, size: str = "5GB") -> Path:
+def save(model: Any, folder: Path, tokenizer: Path, size: str = "5GB") -> Path:
     generation = sampling_config(model, {"temperature": 0.7, "max_answer_seq_len": 12})
-    write_model(model, adapted, load_tokenizer(tokenizer), folder, size, generation, "# card\n")
+    write_model(model, plain_weights(model, keep=True), load_tokenizer(tokenizer), folder, size, generation, "# card\n")
     return folder
 
 
@@ -49,8 +50,8 @@ def test_a_policys_adapter_on_its_base_is_the_merged_model(gpt2_folder, tmp_path
     adapted = add_lora(model, LORA | {"only_optimize_lora": only_lora}, "sft")
     train(model)
     trained = model.eval()(IDS).logits
-    write_adapter(model, adapted, tmp_path / "adapter", BASE)
-    merged = AutoModelForCausalLM.from_pretrained(save(model, adapted, tmp_path / "model", gpt2_folder))
+    write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / "adapter", BASE)
+    merged = AutoModelForCausalLM.from_pretrained(save(model, tmp_path / "model", gpt2_folder))
     base = AutoModelForCausalLM.from_pretrained(gpt2_folder)
     untrained = base(IDS).logits
     assert (trained - untrained).abs().max() > 0.1
@@ -64,7 +65,7 @@ def test_a_reward_models_adapter_brings_its_head(gpt2_folder, tmp_path):
     model = load_reward_backbone(gpt2_folder, "fp32", seed=5)
     adapted = add_lora(model, LORA | {"only_optimize_lora": True}, "reward")
     train(model)
-    write_adapter(model, adapted, tmp_path / "adapter", BASE)
+    write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / "adapter", BASE)
     base = AutoModelForSequenceClassification.from_pretrained(gpt2_folder, num_labels=1)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     torch.testing.assert_close(loaded(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
@@ -74,7 +75,7 @@ def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_
     model = load_policy(gpt2_folder, "fp32")
     adapted = add_lora(model, LORA | {"only_optimize_lora": True}, "sft")
     for name in ("one", "two"):
-        write_adapter(model, adapted, tmp_path / name, BASE)
+        write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / name, BASE)
     one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert set(one) == {"adapter_model.safetensors", "adapter_config.json"}
     assert one == two
@@ -89,7 +90,7 @@ def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_
 
 def test_a_large_model_is_cut_into_files_with_an_index(gpt2_folder, tmp_path):
     model = load_policy(gpt2_folder, "fp32")
-    folder = save(model, None, tmp_path / "model", gpt2_folder, "20KB")
+    folder = save(model, tmp_path / "model", gpt2_folder, "20KB")
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 2
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
@@ -100,15 +101,15 @@ def test_a_large_model_is_cut_into_files_with_an_index(gpt2_folder, tmp_path):
 
 def test_a_merged_model_is_cut_too(gpt2_folder, tmp_path):
     model = load_policy(gpt2_folder, "fp32")
-    adapted = add_lora(model, LORA, "sft")
+    add_lora(model, LORA, "sft")
     train(model)
-    folder = save(model, adapted, tmp_path / "model", gpt2_folder, "20KB")
+    folder = save(model, tmp_path / "model", gpt2_folder, "20KB")
     assert (folder / "model.safetensors.index.json").exists()
     torch.testing.assert_close(load_policy(folder, "fp32")(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_policy_says_how_it_is_sampled_and_our_stages_do_not_follow(gpt2_folder, tmp_path):
-    folder = save(load_policy(gpt2_folder, "fp32"), None, tmp_path / "model", gpt2_folder)
+    folder = save(load_policy(gpt2_folder, "fp32"), tmp_path / "model", gpt2_folder)
     written = GenerationConfig.from_pretrained(folder)
     written.validate(strict=True)
     assert (written.do_sample, written.temperature, written.max_new_tokens) == (True, 0.7, 12)
@@ -121,7 +122,8 @@ def test_a_policy_says_how_it_is_sampled_and_our_stages_do_not_follow(gpt2_folde
 def test_a_reward_model_has_no_generation_settings(gpt2_folder, tmp_path):
     model = load_reward_backbone(gpt2_folder, "fp32", seed=5)
     model.config.reward_mean, model.config.reward_std = 0.5, 2.0
-    write_model(model, None, load_tokenizer(gpt2_folder), tmp_path / "model", "5GB", None, "# card\n")
+    weights = plain_weights(model, keep=True)
+    write_model(model, weights, load_tokenizer(gpt2_folder), tmp_path / "model", "5GB", None, "# card\n")
     assert not (tmp_path / "model/generation_config.json").exists()
     assert (tmp_path / "model/README.md").read_text() == "# card\n"
     assert load_reward(tmp_path / "model", "fp32").config.reward_std == 2.0

@@ -18,7 +18,7 @@ class HostMemory:
     """One process, and all of a node.
 
     Args:
-        load: of a process while models are read and engines are made.
+        load: of a process while models are read and engines are made; the first one reads those of ZeRO-3 besides.
         steady: of a process while it trains.
         save: of the process that writes the model.
         node: of all processes of a node at their largest.
@@ -39,14 +39,15 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
     """Host memory of a stage.
 
     Args:
-        models: all of them; each process reads every one whole.
+        models: all of them; each process reads every one whole, but those under ZeRO-3 only the first.
         parts: on the CPU, their tensors are host memory too.
         processes: of a node.
         accumulates: a step has several micro-batches.
         cuda: tensors are on a GPU unless they are offloaded.
     """
     base = LIBRARIES[cuda]
-    whole = sum(model.counts.whole for model in models)
+    whole = sum(model.counts.whole for model in models if model.engine.zero_stage < 3)
+    read_once = max((model.counts.whole for model in models if model.engine.zero_stage == 3), default=0)
     offloaded = sum(host_states(model.engine, model.counts, accumulates) for model in models)
     offloaded += sum(model.counts.whole for model in models if not model.on_device)
     step = max(host_step_extra(model.engine, model.counts) for model in models)
@@ -60,5 +61,5 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
     steady = base + offloaded + step + tensors[""]
     # A gathered model is copied to the host, and once more into the file's buffers.
     save = base + offloaded + tensors["save"] + (max(model.counts.whole for model in models) if cuda else 0)
-    node = max(processes * load, processes * steady, (processes - 1) * steady + save)
+    node = max(processes * load + read_once, processes * steady, (processes - 1) * steady + save)
     return HostMemory(load, steady, save, node)

@@ -140,31 +140,40 @@ def training_parts(
 
 
 def load_part(models: list[Resident]) -> Part:
-    """Making the engines, one after the other; a model is whole on its device before ZeRO-3 partitions it."""
-    part = static("load", "load", models)
+    """The larger one of reading all models, and of making their engines one after the other."""
+    made = static("load", "load", models)
     for model in models:
         if model.counts.trained and (model.engine.zero_stage or model.engine.dtype == "fp32"):
-            _without_moments(part, model)
-    extra = [max(load_extra(model.engine, model.counts), _whole(model)) for model in models]
+            _without_moments(made, model)
+    extra = [load_extra(model.engine, model.counts) for model in models]
     largest_extra = max(range(len(models)), key=extra.__getitem__)
-    return part.add(models[largest_extra].model, BUFFERS, extra[largest_extra])
+    made.add(models[largest_extra].model, BUFFERS, extra[largest_extra])
+    return max(_read(models), made, key=lambda part: part.total)
 
 
-def save_part(models: list[Resident], saved: str) -> Part:
-    """Writing a model: ZeRO-3 gathers all of it."""
-    part = static("save", "save", models)
-    own = next(model for model in models if model.model == saved)
-    if own.engine.zero_stage == 3 and own.engine.world_size > 1:
-        part.add(saved, BUFFERS, own.engine.element * own.counts.all)
+def _read(models: list[Resident]) -> Part:
+    """Weights alone, and the largest tensor that ZeRO-3 cuts into partitions, which each process has whole for that."""
+    part = Part("load", "load")
+    for model in models:
+        part.add(model.model, WEIGHTS, resident_weights(model.engine, model.counts) if model.on_device else 0)
+    cut = [model for model in models if model.engine.zero_stage == 3]
+    if cut:
+        largest_cut = max(cut, key=lambda model: model.engine.element * model.counts.largest)
+        part.add(largest_cut.model, BUFFERS, largest_cut.engine.element * largest_cut.counts.largest)
     return part
 
 
-def _whole(model: Resident) -> int:
-    """Bytes by which a model that is not partitioned yet exceeds its own partition and states."""
-    if model.engine.zero_stage < 3:
-        return 0
-    made = resident_weights(model.engine, model.counts) + resident_buffers(model.engine, model.counts)
-    return max(0, model.counts.whole - made)
+def save_part(models: list[Resident], saved: str) -> Part:
+    """Writing a model: tensors are gathered (ZeRO-3) and merged (adapters) one by one, and wait in host memory."""
+    part = static("save", "save", models)
+    own = next(model for model in models if model.model == saved)
+    engine, counts = own.engine, own.counts
+    merges = counts.trained < counts.all
+    at_once = (2 if merges else 0) + (1 if engine.zero_stage == 3 and engine.world_size > 1 else 0)
+    part.add(saved, BUFFERS, engine.element * counts.largest * at_once)
+    if not engine.cuda and (merges or engine.zero_stage == 3):
+        part.add(saved, BUFFERS, engine.element * counts.all)
+    return part
 
 
 def _without_moments(part: Part, model: Resident) -> None:

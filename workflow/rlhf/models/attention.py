@@ -62,7 +62,7 @@ def supports_segments(model: PreTrainedModel, longest: int) -> bool:
     short trial cannot show, so a window must not be narrower than a segment.
 
     Args:
-        model: causal language model or the transformer below its head, not yet partitioned over processes.
+        model: causal language model or the transformer below its head, its weights whole while they are used.
         longest: tokens of the longest segment, the shared one before it included.
     """
     if not accepts(model, "position_ids") or any(window < longest for window in _windows(model)):

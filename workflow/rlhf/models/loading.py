@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rlhf.errors import UserError
+from rlhf.runtime.files import read_json
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -40,20 +47,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{folder}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from None
 
 
-def load_policy(folder: Path, dtype: str, dropout: float | None = None) -> PreTrainedModel:
+def load_policy(
+    folder: Path, dtype: str, dropout: float | None = None, zero3: dict[str, Any] | None = None
+) -> PreTrainedModel:
     """A causal language model with every weight from the folder.
 
     Args:
         folder: Hugging Face folder.
         dtype: `fp32`, `bf16` or `fp16`.
         dropout: overrides every dropout of the model; None keeps its own.
+        zero3: DeepSpeed configuration with ZeRO-3: each process keeps its partition of each weight, and no process the
+            whole model; called by all processes. None: whole.
 
     Raises:
         UserError: weights are missing or left over.
     """
     config = _config(folder, dropout)
-    model, loading = _from_folder(AutoModelForCausalLM, folder, config, dtype)
+    model, loading = _from_folder(AutoModelForCausalLM, folder, config, dtype, only_layout=zero3 is not None)
     _require_all_weights(folder, loading, missing=set(), unexpected=set())
+    if zero3 is not None:
+        model = _partitioned(model, folder, config, zero3)
     # A checkpoint's own sampling defaults (top-k, repetition penalty) would make the sampled distribution differ from
     # the softmax that training differentiates.
     model.generation_config = GenerationConfig(
@@ -62,7 +75,9 @@ def load_policy(folder: Path, dtype: str, dropout: float | None = None) -> PreTr
     return model
 
 
-def load_reward_backbone(folder: Path, dtype: str, seed: int, dropout: float | None = None) -> PreTrainedModel:
+def load_reward_backbone(
+    folder: Path, dtype: str, seed: int, dropout: float | None = None, zero3: dict[str, Any] | None = None
+) -> PreTrainedModel:
     """A reward model with a fresh score head on a pretrained language model.
 
     The head is drawn from N(0, 1/sqrt(d + 1)), d its input width (Huang et al. 2024, "The N+ Implementation Details
@@ -73,27 +88,38 @@ def load_reward_backbone(folder: Path, dtype: str, seed: int, dropout: float | N
         dtype: `fp32`, `bf16` or `fp16`.
         seed: seed of the head.
         dropout: overrides every dropout of the model; None keeps its own.
+        zero3: as in `load_policy`.
 
     Raises:
         UserError: the family has no `score` head, or weights of the backbone are missing.
     """
     config = _config(folder, dropout)
     config.num_labels = 1
-    model, loading = _classifier(folder, config, dtype)
+    model, loading = _classifier(folder, config, dtype, only_layout=zero3 is not None)
     # The output layer stands beside the body, by a name of the family's own: lm_head, embed_out, with or without bias.
     output_layer = {name for name in loading["unexpected_keys"] if not name.startswith(f"{model.base_model_prefix}.")}
     logger.info("left out, because a reward model has another head: %s", ", ".join(sorted(output_layer)) or "nothing")
     _require_all_weights(folder, loading, missing={"score.weight"}, unexpected=output_layer)
     generator = torch.Generator().manual_seed(seed)
     width = model.score.in_features
+    head = torch.randn(1, width, generator=generator) / (width + 1) ** 0.5
+    if zero3 is not None:
+        return _partitioned(model, folder, config, zero3, {"score.weight": head})
     with torch.no_grad():
-        head = torch.randn(1, width, generator=generator) / (width + 1) ** 0.5
         model.score.weight.copy_(head)
     return model
 
 
-def load_reward(folder: Path, dtype: str, dropout: float | None = None) -> PreTrainedModel:
+def load_reward(
+    folder: Path, dtype: str, dropout: float | None = None, zero3: dict[str, Any] | None = None
+) -> PreTrainedModel:
     """A trained reward model with every weight from the folder.
+
+    Args:
+        folder: Hugging Face folder of a trained reward model.
+        dtype: `fp32`, `bf16` or `fp16`.
+        dropout: overrides every dropout of the model; None keeps its own.
+        zero3: as in `load_policy`.
 
     Raises:
         UserError: weights are missing or left over, or the folder stores no score normalisation.
@@ -103,9 +129,9 @@ def load_reward(folder: Path, dtype: str, dropout: float | None = None) -> PreTr
         raise UserError(
             f"{folder}/config.json: reward_mean and reward_std are missing; is this a trained reward model?"
         )
-    model, loading = _classifier(folder, config, dtype)
+    model, loading = _classifier(folder, config, dtype, only_layout=zero3 is not None)
     _require_all_weights(folder, loading, missing=set(), unexpected=set())
-    return model
+    return model if zero3 is None else _partitioned(model, folder, config, zero3)
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
@@ -141,9 +167,11 @@ def dropout_keys(config: PreTrainedConfig) -> list[str]:
     ]
 
 
-def _classifier(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _classifier(
+    folder: Path, config: PreTrainedConfig, dtype: str, only_layout: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
-        model, loading = _from_folder(AutoModelForSequenceClassification, folder, config, dtype)
+        model, loading = _from_folder(AutoModelForSequenceClassification, folder, config, dtype, only_layout)
     except ValueError as error:
         raise UserError(
             f"{folder}: {config.model_type} cannot be a reward model ({str(error).splitlines()[0]})"
@@ -156,23 +184,73 @@ def _classifier(folder: Path, config: PreTrainedConfig, dtype: str) -> tuple[Pre
 
 
 def _from_folder(
-    auto_class: Any, folder: Path, config: PreTrainedConfig, dtype: str
+    auto_class: Any, folder: Path, config: PreTrainedConfig, dtype: str, only_layout: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model and what transformers says about its weights; a file that cannot be read is a `UserError`."""
+    """A model and what transformers says about its weights; a file that cannot be read is a `UserError`.
+
+    With `only_layout` the weights have names, shapes and types, but no storage, and of the files only the headers are
+    read.
+    """
+    source: Any = folder
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": DTYPES[dtype],
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are reported, and refused by the caller
+    }
     try:
-        return auto_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=DTYPES[dtype],
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
-        )
+        if only_layout:
+            with torch.device("meta"):
+                auto_class, source = type(auto_class.from_config(config, dtype=DTYPES[dtype])), None
+            options |= {"state_dict": _stored(folder, "meta"), "device_map": {"": "meta"}}
+        # A missing head is drawn, and replaced: not from the stage's generator, or partitions would change the run.
+        with torch.random.fork_rng(devices=[]):
+            return auto_class.from_pretrained(source, local_files_only=True, **options)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: no readable weights ({str(error).splitlines()[0]}); remove the folder and run snakemake again"
         ) from None
+
+
+def _partitioned(
+    layout: PreTrainedModel,
+    folder: Path,
+    config: PreTrainedConfig,
+    zero3: dict[str, Any],
+    fresh: dict[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """The model of a layout with its weights partitioned over all processes from the start.
+
+    Transformers reports neither left over weights nor other shapes here, and draws missing ones on the first process
+    alone; so the layout has been compared with the folder, and `fresh` has what the folder lacks.
+    """
+    # The first process spreads the values (from the file's pages); the others need names and shapes.
+    weights = _stored(folder, "cpu" if torch.distributed.get_rank() == 0 else "meta")
+    with _partitioning(zero3):
+        model = type(layout).from_pretrained(
+            None, config=config, dtype=layout.dtype, state_dict=weights | (fresh or {}), local_files_only=True
+        )
+    model.name_or_path = model.config.name_or_path = str(folder)
+    return model
+
+
+@contextmanager
+def _partitioning(zero3: dict[str, Any]) -> Iterator[None]:
+    """Transformers partitions what it loads in the block: it looks for a live object, kept by weak reference."""
+    alive = HfDeepSpeedConfig(copy.deepcopy(zero3))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
+
+
+def _stored(folder: Path, place: str) -> dict[str, Tensor]:
+    """The weights in a folder's files: `cpu`: mapped into memory; `meta`: names, shapes and types alone."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = set(read_json(index)["weight_map"].values()) if index.exists() else {SAFE_WEIGHTS_NAME}
+    return {name: tensor for file in sorted(files) for name, tensor in load_state_dict(folder / file, place).items()}
 
 
 def _require_all_weights(folder: Path, loading: dict[str, Any], missing: set[str], unexpected: set[str]) -> None:

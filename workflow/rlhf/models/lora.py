@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -45,7 +44,8 @@ def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, fan_in_fan_out=_is_conv(model, targets[0])
     )
-    adapted = get_peft_model(model, config)
+    # In fp32 beside half precision, adapters could not join weights that ZeRO-3 has partitioned; DeepSpeed casts all.
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
         frozen = name.endswith("base_layer.weight") or (optimization["only_optimize_lora"] and "score" not in name)
         parameter.requires_grad_("lora_" in name or not frozen)
@@ -57,26 +57,11 @@ def linear_modules(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
-@contextmanager
-def merged_weights(model: PreTrainedModel, adapted: Any) -> Iterator[dict[str, Tensor] | None]:
-    """The weights of a plain model, the adapters added to them for the block.
-
-    Args:
-        model: the model that `add_lora` changed.
-        adapted: what `add_lora` returned.
-
-    Yields:
-        Parameter names of the plain model -> weights; None without adapters, where the model is plain already.
-    """
-    if adapted is None:
-        yield None
-        return
-    adapted.merge_adapter()
-    try:
-        weights = model.state_dict()
-        yield {name.replace("base_layer.", ""): value for name, value in weights.items() if "lora_" not in name}
-    finally:
-        adapted.unmerge_adapter()
+def merged_weight(layer: LoraLayer) -> Tensor:
+    """The weight of an adapted layer with its adapter added, in the weight's dtype; the layer is left as it is."""
+    weight = layer.get_base_layer().weight.detach()
+    (adapter,) = layer.active_adapters
+    return (weight + layer.get_delta_weight(adapter).detach()).to(weight.dtype)
 
 
 def _is_conv(model: PreTrainedModel, name: str) -> bool:

@@ -9,25 +9,25 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from rlhf.models.lora import merged_weights
-from rlhf.runtime.files import atomic_directory, write_text
+from rlhf.runtime.files import atomic_directory, read_json, write_json, write_text
 
 
 def write_model(
     model: PreTrainedModel,
-    adapted: Any,
+    weights: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     max_shard_size: str,
     generation: GenerationConfig | None,
     card: str,
 ) -> None:
-    """Write a plain Hugging Face folder, whole or not at all: safetensors with merged adapters, tokenizer and card.
+    """Write a plain Hugging Face folder, whole or not at all: safetensors, tokenizer and card.
 
     Args:
-        model: whole on this process; unchanged afterwards.
-        adapted: what `add_lora` returned for it.
+        model: names the architecture; its own weights are not looked at, and may be partitioned.
+        weights: names of the plain model -> whole weights, tied ones the same tensor.
         tokenizer: saved beside the weights.
         folder: appears with all its files; an older one is replaced.
         max_shard_size: largest weight file, such as `5GB`; more weights are cut into numbered files with an index.
@@ -35,23 +35,37 @@ def write_model(
         card: text of README.md.
     """
     with atomic_directory(folder) as beside:
-        with merged_weights(model, adapted) as weights:
-            model.save_pretrained(beside, state_dict=weights, max_shard_size=max_shard_size)
+        model.save_pretrained(beside, state_dict=dict(weights), max_shard_size=max_shard_size)
+        _correct_count(beside / SAFE_WEIGHTS_INDEX_NAME, model)
         tokenizer.save_pretrained(beside)
         if generation is not None:
             generation.save_pretrained(beside)
         write_text(beside / "README.md", card)
 
 
-def write_adapter(model: PreTrainedModel, adapted: Any, folder: Path, base: str) -> None:
+def _correct_count(index: Path, model: PreTrainedModel) -> None:
+    """Transformers counts the parameters that this process holds, adapters among them: not those in the files."""
+    if not index.exists():
+        return
+    content = read_json(index)
+    content["metadata"]["total_parameters"] = sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        for name, parameter in model.named_parameters()
+        if "lora_" not in name
+    )
+    write_json(index, content)
+
+
+def write_adapter(model: PreTrainedModel, weights: dict[str, Tensor], adapted: Any, folder: Path, base: str) -> None:
     """Write a PEFT folder with everything that was trained, whole or not at all.
 
     Where embeddings, norms or biases were trained beside the LoRA matrices, or a score head, their weights are in the
     file too, because the matrices alone would be another model. `PeftModel.from_pretrained` loads them all.
 
     Args:
-        model: whole on this process.
-        adapted: what `add_lora` returned for it; not None.
+        model: the adapted model; a score head of its is among the weights.
+        weights: everything that was trained, by PEFT's names.
+        adapted: what `add_lora` returned for the model; not None.
         folder: appears with all its files; an older one is replaced.
         base: the model that the adapter belongs to, as written into the configuration.
     """
@@ -61,17 +75,8 @@ def write_adapter(model: PreTrainedModel, adapted: Any, folder: Path, base: str)
     if hasattr(model, "score"):
         config.modules_to_save = ["score"]
     with atomic_directory(folder) as beside:
-        save_file(adapter_weights(model), beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(weights, beside / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(beside))
-
-
-def adapter_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The trained weights of a model with adapters, by the names that PEFT gives them in a file."""
-    return {
-        f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def sampling_config(model: PreTrainedModel, settings: dict[str, Any]) -> GenerationConfig:

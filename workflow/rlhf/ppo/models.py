@@ -21,7 +21,7 @@ from rlhf.ppo.scoring import Scorers
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import device
-from rlhf.training.engine import EngineSettings, Trainer, deepspeed_config
+from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
 from rlhf.training.stage import Stage
 
 logger = get_logger(__name__)
@@ -76,13 +76,14 @@ def load_models(stage: Stage, sft: Path, reward: Path, total_steps: int) -> PpoM
         UserError: a folder is damaged, or a LoRA pattern matches nothing.
     """
     settings = stage.settings
-    policy = load_policy(sft, settings["dtype"], settings["actor"]["dropout"])
+    dtype = settings["dtype"]
+    policy = load_policy(sft, dtype, settings["actor"]["dropout"], _trained_loading(stage, "actor"))
     adapted = add_lora(policy, settings["actor"], "ppo.actor")
     tokenizer, reward_tokenizer = load_tokenizer(sft), load_tokenizer(reward)
-    scorer = _token_scorer(stage, load_reward(reward, settings["dtype"], 0.0))
+    scorer = _token_scorer(stage, load_reward(reward, dtype, 0.0, _frozen_config(stage, "critic")))
     reference = None
     if not adapters_off(settings):
-        reference = _frozen(stage, load_policy(sft, settings["dtype"], 0.0), "actor")
+        reference = _frozen(stage, load_policy(sft, dtype, 0.0, _frozen_config(stage, "actor")), "actor")
     critic = None
     if settings["advantage_estimator"] == "gae":
         value = _value_model(stage, sft, reward, same_tokens(tokenizer, reward_tokenizer))
@@ -126,28 +127,39 @@ def _token_scorer(stage: Stage, model: PreTrainedModel) -> TokenScorer:
 
 def _value_model(stage: Stage, sft: Path, reward: Path, same: bool) -> TokenScorer:
     settings = stage.settings
-    dtype, dropout = settings["dtype"], settings["critic"]["dropout"]
+    dtype, dropout, zero3 = settings["dtype"], settings["critic"]["dropout"], _trained_loading(stage, "critic")
     if same:
-        scorer = _token_scorer(stage, load_reward(reward, dtype, dropout))
+        scorer = _token_scorer(stage, load_reward(reward, dtype, dropout, zero3))
     else:
         logger.info("the reward model has another tokenizer: it reads text, and the value model starts from the policy")
-        scorer = TokenScorer(load_reward_backbone(sft, dtype, derive_seed(stage.seed, "value head"), dropout))
+        scorer = TokenScorer(load_reward_backbone(sft, dtype, derive_seed(stage.seed, "value head"), dropout, zero3))
     add_lora(scorer.model, settings["critic"], "ppo.critic")
     return scorer
+
+
+def _trained_loading(stage: Stage, role: str) -> dict[str, Any] | None:
+    return partitioned_loading(stage.settings[role], engine_settings(stage, role))
 
 
 def _frozen(stage: Stage, model: nn.Module, role: str) -> nn.Module:
     """A model for scoring only: partitioned where its trained twin is under ZeRO-3, else whole on every process."""
     model.eval().requires_grad_(False)
-    settings, offload = engine_settings(stage, role), _offload(stage, role)
-    if settings.zero_stage < 3:
-        return model if offload else model.to(device())
-    config = deepspeed_config(stage.settings[role], settings)
-    zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
-    config["zero_optimization"] = zero | ({"offload_param": {"device": "cpu"}} if offload else {})
+    config = _frozen_config(stage, role)
+    if config is None:
+        return model if _offload(stage, role) else model.to(device())
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     return engine
+
+
+def _frozen_config(stage: Stage, role: str) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a model for scoring only; None where it needs no engine."""
+    config = partitioned_loading(stage.settings[role], engine_settings(stage, role))
+    if config is None:
+        return None
+    zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
+    offload = {"offload_param": {"device": "cpu"}} if _offload(stage, role) else {}
+    return config | {"zero_optimization": zero | offload}
 
 
 def _offload(stage: Stage, role: str) -> bool:

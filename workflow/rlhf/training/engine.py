@@ -18,6 +18,7 @@ from rlhf.errors import UserError
 from rlhf.runtime.logging import get_logger
 from rlhf.training.distributed import device, require_dtype, world_size
 from rlhf.training.recomputation import Recomputation
+from rlhf.training.weights import is_matrix
 
 logger = get_logger(__name__)
 
@@ -192,6 +193,12 @@ def deepspeed_config(optimization: dict[str, Any], settings: EngineSettings) -> 
     return deep_merge(config, settings.overrides)
 
 
+def partitioned_loading(optimization: dict[str, Any], settings: EngineSettings) -> dict[str, Any] | None:
+    """What loads a model in the partitions of its engine: a DeepSpeed configuration; None without ZeRO-3."""
+    config = deepspeed_config(optimization, settings)
+    return config if config["zero_optimization"]["stage"] == 3 else None
+
+
 def parameter_groups(model: nn.Module, optimization: dict[str, Any]) -> list[dict[str, Any]]:
     """Trainable parameters by rate and decay: main with decay, main without (biases, norms), LoRA.
 
@@ -204,10 +211,10 @@ def parameter_groups(model: nn.Module, optimization: dict[str, Any]) -> list[dic
             continue
         if "lora_" in name:
             lora.append(parameter)
-        elif parameter.ndim < 2:
-            plain.append(parameter)
-        else:
+        elif is_matrix(parameter):
             decayed.append(parameter)
+        else:
+            plain.append(parameter)
     rate, decay = optimization["learning_rate"], optimization["weight_decay"]
     groups = [
         {"params": decayed, "lr": rate, "weight_decay": decay},

@@ -22,10 +22,11 @@ from rlhf.models.scores import TokenScorer, inference_device, last_token
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import all_gather, rank, world_size
-from rlhf.training.engine import Trainer
+from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.sft import engine_settings, load_rows
 from rlhf.training.stage import Stage
 from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
+from rlhf.training.weights import whole_while_used
 
 logger = get_logger(__name__)
 
@@ -222,7 +223,11 @@ def require_segments(model: PreTrainedModel, execution: dict[str, Any], max_seq_
     Raises:
         UserError: naming the key.
     """
-    if execution["share_prompt"] and not supports_segments(model.base_model, max_seq_len):
+    if not execution["share_prompt"]:
+        return
+    with whole_while_used(model):
+        apart = supports_segments(model.base_model, max_seq_len)
+    if not apart:
         raise UserError(
             f"reward.execution.share_prompt: {model.config.model_type} cannot keep the answers of one sequence apart "
             "by mask and positions; set it to false"
@@ -247,7 +252,8 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
         require_margins(train, settings["margin_coefficient"])
         tokenizer = load_tokenizer(model_folder)
         head_seed = derive_seed(stage.seed, "score head")
-        model = load_reward_backbone(model_folder, settings["dtype"], head_seed, settings["dropout"])
+        zero3 = partitioned_loading(settings, engine_settings(stage))
+        model = load_reward_backbone(model_folder, settings["dtype"], head_seed, settings["dropout"], zero3)
         require_segments(model, stage.execution, settings["max_seq_len"])
         adapted = add_lora(model, settings, "reward")
         steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf.data.batching import pack, pad
 from rlhf.data.corpus import Corpus
@@ -18,9 +19,10 @@ from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import inference_device, token_logprobs
 from rlhf.runtime.logging import get_logger
-from rlhf.training.engine import EngineSettings, Trainer
+from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
 from rlhf.training.stage import Stage
 from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
+from rlhf.training.weights import whole_while_used
 
 logger = get_logger(__name__)
 
@@ -146,6 +148,19 @@ def engine_settings(stage: Stage) -> EngineSettings:
     )
 
 
+def _require_packing(model: PreTrainedModel, capacity: int | None) -> None:
+    """Refuse packed rows where the family cannot keep them apart."""
+    if capacity is None:
+        return
+    with whole_while_used(model):
+        apart = supports_segments(model, capacity)
+    if not apart:
+        raise UserError(
+            f"sft.execution.packing: {model.config.model_type} cannot keep the rows of a sequence of {capacity} tokens "
+            "apart; set it to false"
+        )
+
+
 def train_sft(stage: Stage, model_folder: Path) -> None:
     """Run the SFT stage.
 
@@ -164,12 +179,9 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
         tokenizer = load_tokenizer(model_folder)
         if train.chat_template is not None:
             tokenizer.chat_template = train.chat_template  # saved with the model, so that others prompt it as it learnt
-        model = load_policy(model_folder, settings["dtype"], settings["dropout"])
-        if objective.capacity is not None and not supports_segments(model, objective.capacity):
-            raise UserError(
-                f"sft.execution.packing: {model.config.model_type} cannot keep the rows of a sequence of "
-                f"{objective.capacity} tokens apart; set it to false"
-            )
+        zero3 = partitioned_loading(settings, engine_settings(stage))
+        model = load_policy(model_folder, settings["dtype"], settings["dropout"], zero3)
+        _require_packing(model, objective.capacity)
         adapted = add_lora(model, settings, "sft")
         steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])
         trainer = Trainer(model, settings, engine_settings(stage), steps)

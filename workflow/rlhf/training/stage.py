@@ -33,7 +33,7 @@ from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
-from rlhf.training.weights import whole
+from rlhf.training.weights import adapter_weights, plain_weights
 
 logger = get_logger(__name__)
 
@@ -204,7 +204,10 @@ class Stage:
         averaged: bool = False,
         **facts: Any,
     ) -> None:
-        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all, ZeRO-3 partitions gathered.
+        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all.
+
+        Partitions of ZeRO-3 are gathered one by one; the first process holds the whole model in host memory, and the
+        others nothing of it.
 
         Snakemake knows nothing of `adapter/` and `model_ema/`, because a declared output must exist in every stage of a
         rule; the manifest lists their hashes, and the next attempt of a failed stage replaces them.
@@ -218,16 +221,18 @@ class Stage:
         """
         output, saving = self.paths.output, self.execution["saving"]
         generation = None if self.spec["stage"] == "reward" else sampling_config(model, self.settings)
-        with whole(model):
-            if rank() == 0:
-                manifest = describe(self.spec, {}, **self._facts(), **facts)
-                metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-                has_adapter = adapted is not None and not averaged
-                card = model_card(manifest, metrics, saving["license"], averaged, has_adapter)
-                folder = output / ("model_ema" if averaged else "model")
-                write_model(model, adapted, tokenizer, folder, saving["max_shard_size"], generation, card)
-                if has_adapter:
-                    write_adapter(model, adapted, output / "adapter", manifest["lineage"]["base_model"]["path"])
+        has_adapter = adapted is not None and not averaged
+        weights = plain_weights(model, keep=rank() == 0)
+        adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
+        if rank() == 0:
+            manifest = describe(self.spec, {}, **self._facts(), **facts)
+            metrics = read_jsonl(self.paths.state / "metrics.jsonl")
+            card = model_card(manifest, metrics, saving["license"], averaged, has_adapter)
+            folder = output / ("model_ema" if averaged else "model")
+            write_model(model, weights, tokenizer, folder, saving["max_shard_size"], generation, card)
+            if has_adapter:
+                base = manifest["lineage"]["base_model"]["path"]
+                write_adapter(model, adapters, adapted, output / "adapter", base)
         barrier()
 
     def _facts(self) -> dict[str, Any]:

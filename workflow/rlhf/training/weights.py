@@ -1,17 +1,21 @@
-"""Weights of a model in training: a second copy (an average, or the best so far), and the whole of them."""
+"""Weights of a model in training: a second copy (an average, or the best so far), and whole ones of partitions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
+from rlhf.models.lora import merged_weight
 from rlhf.training.distributed import rank
 
 
@@ -80,9 +84,94 @@ def local(parameter: nn.Parameter) -> Tensor:
     return (parameter if partition is None else partition).detach()
 
 
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has two dimensions or more; what is left of a partitioned one does not show it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+
+
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """The block sees whole parameters, also where ZeRO-3 cut them into partitions; called by all processes."""
-    partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """The block sees these parameters whole, also where ZeRO-3 cut them into partitions; called by all processes."""
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
         yield
+
+
+@contextmanager
+def whole_while_used(model: nn.Module) -> Iterator[None]:
+    """A partitioned model computes in the block without an engine: each module has whole weights while it is called.
+
+    All processes must compute the same.
+    """
+    handles: list[RemovableHandle] = []
+    used: dict[nn.Module, ExitStack] = {}
+
+    def gather(module: nn.Module, _arguments: Any) -> None:
+        used[module] = ExitStack()
+        used[module].enter_context(gathered(module.parameters(recurse=False)))
+
+    def release(module: nn.Module, _arguments: Any, _output: Any) -> None:
+        used.pop(module).close()
+
+    for module in model.modules():
+        if any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
+            handles.append(module.register_forward_pre_hook(gather))
+            handles.append(module.register_forward_hook(release, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
+    """The weights of a plain model, adapters added to them, gathered one by one; called by all processes.
+
+    Args:
+        model: Hugging Face model, as `add_lora` left it; it stays as it is.
+        keep: whether this process is the one that needs them.
+
+    Returns:
+        Parameter and buffer names of the plain model -> weights, tied ones the same tensor: in host memory where they
+        were gathered or added to, else the model's own. Empty unless `keep`.
+    """
+    weights: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}
+    layers = {id(layer.get_base_layer().weight): layer for layer in model.modules() if isinstance(layer, LoraLayer)}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if "lora_" in name:
+            continue
+        layer = layers.get(id(weight))
+        if id(weight) not in copies:
+            with gathered([weight] if layer is None else layer.parameters()):
+                copies[id(weight)] = _on_host(weight, layer) if keep else weight
+        if keep:
+            weights[name.replace("base_layer.", "")] = copies[id(weight)]
+    return weights
+
+
+def adapter_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
+    """The trained weights of a model with adapters, gathered one by one; called by all processes.
+
+    Args:
+        model: Hugging Face model, as `add_lora` left it.
+        keep: whether this process is the one that needs them.
+
+    Returns:
+        The names that PEFT gives them in a file -> weights in host memory. Empty unless `keep`.
+    """
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with gathered([parameter]):
+                if keep:
+                    plain = name.replace(".default.", ".")
+                    weights[f"base_model.model.{plain}"] = parameter.detach().to("cpu", copy=True).contiguous()
+    return weights
+
+
+def _on_host(weight: Tensor, layer: LoraLayer | None) -> Tensor:
+    """A whole weight that outlives its gathering; with the adapter of its layer, where it has one."""
+    if layer is not None:
+        return merged_weight(layer).to("cpu")
+    return weight.detach().to("cpu", copy=True) if hasattr(weight, "ds_id") else weight.detach()
