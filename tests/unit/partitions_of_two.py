@@ -1,5 +1,6 @@
 """One of two processes that load a model in partitions; writes what it held: FOLDER OUTPUT."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def held(expected: Any, load: Any) -> dict[str, Any]:
 
 def main(folder: Path, output: Path) -> None:
     """Load a policy and a reward model."""
+    gc.set_threshold(50)  # tensors in reference cycles count until they are collected, which must not be left to chance
     with processes():
         seen = {
             "policy": held(load_policy(folder, "fp32").state_dict(), lambda: load_policy(folder, "fp32", zero3=ZERO3)),
