@@ -95,16 +95,20 @@ def show(plan: dict[str, Any], console: Console) -> None:
     console.print(_table(plan))
     _show_numbers(plan, console)
     for entry in plan["adaptations"]:
-        console.print(f"taken: {entry['name']}, saves {_gib(entry['saves'])} GiB ({entry['cost']})")
+        console.print(f"taken: {entry['name']}, saves {_gib(entry['saves'])} GiB ({entry['cost']})", soft_wrap=True)
     for entry in plan["advice"]:
-        console.print(f"would help: {entry['name']}, saves {_gib(entry['saves'])} GiB ({entry['cost']})")
+        console.print(
+            f"would help: {entry['name']}, saves {_gib(entry['saves'])} GiB ({entry['cost']})", soft_wrap=True
+        )
     if plan["remedy"]:
-        console.print(f"not enough: {plan['remedy']}")
+        console.print(f"not enough: {plan['remedy']}", soft_wrap=True)
     if plan["closed_form"]:
         parts = {name: _gib(amount) for name, amount in plan["closed_form"].items() if name != "article"}
         article = {name: _gib(amount) for name, amount in plan["closed_form"]["article"].items()}
         for title, terms in (("closed form", parts), ("the article's formula", article)):
-            console.print(f"{title}: " + ", ".join(f"{name} {amount} GiB" for name, amount in terms.items()))
+            console.print(
+                f"{title}: " + ", ".join(f"{name} {amount} GiB" for name, amount in terms.items()), soft_wrap=True
+            )
 
 
 TITLES = {"gradients": "grads", "optimizer": "optim", "activations": "activ", "kv_cache": "cache"}
@@ -134,10 +138,10 @@ def _show_numbers(plan: dict[str, Any], console: Console) -> None:
     if plan["expected_device"] is not None:
         device, upper = _gib(plan["expected_device"]), _gib(plan["upper_device"])
         text += f", {device} GiB on the device, at most {upper} GiB"
-    console.print(f"{text}; {host} MB of host memory per node")
+    console.print(f"{text}; {host} MB of host memory per node", soft_wrap=True)
     if plan["device"]:
         capacity = _gib(plan["device"]["capacity"])
-        console.print(f"verdict: {plan['verdict']} on {plan['device']['name']} ({capacity} GiB)")
+        console.print(f"verdict: {plan['verdict']} on {plan['device']['name']} ({capacity} GiB)", soft_wrap=True)
 
 
 def _gib(amount: int) -> str:
