@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import OPTConfig
 
 from rlhf.config import Fingerprints, Plan, resolve
 from tests.project import tiny_config
@@ -94,7 +95,7 @@ def test_a_stage_on_two_nodes_is_that_of_one_process(tmp_path: Path) -> None:
     alone = (tmp_path / f"results/sft/{identifier}").rename(tmp_path / "alone")
     write_config(tmp_path, two)
     given = ("--profile", write_profile(tmp_path), "--configfile", tmp_path / "config.yaml")
-    run(tmp_path, *given, "--allowed-rules", "train_sft", "write_spec", "--", target)
+    run(tmp_path, *given, "--allowed-rules", "train_sft", "write_spec", "plan_memory", "--", target)
     both = tmp_path / f"results/sft/{identifier}"
     assert eval_losses(both) == pytest.approx(eval_losses(alone), rel=1e-4)
     memory = json.loads((both / "memory.json").read_text())
@@ -105,6 +106,13 @@ def test_a_stage_on_two_nodes_is_that_of_one_process(tmp_path: Path) -> None:
     assert log.count("process(es), device cpu") == 1  # ranks other than 0 are quiet
 
 
+# What the memory plan reads of a model.
+OPT = {
+    "facebook/opt-66b": OPTConfig(hidden_size=9216, num_hidden_layers=64, ffn_dim=36864, num_attention_heads=72,
+                                  word_embed_proj_dim=9216),
+    "facebook/opt-350m": OPTConfig(hidden_size=1024, num_hidden_layers=24, ffn_dim=4096, num_attention_heads=16,
+                                   word_embed_proj_dim=512, do_layer_norm_before=False),
+}  # fmt: skip
 FAKE_SBATCH = """#!{python}
 import json, subprocess, sys
 answer = subprocess.run(["{sbatch}", "--test-only", *sys.argv[1:]], capture_output=True, text=True)
@@ -127,6 +135,8 @@ def test_slurm_accepts_the_largest_recipe(tmp_path: Path, monkeypatch: pytest.Mo
             folder = tmp_path / f"resources/{stage.kind}s" / stage.id
             (folder / ("arrow" if stage.kind == "dataset" else "model")).mkdir(parents=True)
             (folder / "report.json").write_text("{}")
+            if stage.kind == "model":
+                OPT[stage.settings["source"]["hub"]].save_pretrained(folder / "model")
             (folder / "manifest.json").write_text(json.dumps(facts))
         elif stage.kind != kind:
             (tmp_path / "results" / stage.kind / stage.id / ("rows" if stage.kind == "split" else "model")).mkdir(
@@ -142,9 +152,17 @@ def test_slurm_accepts_the_largest_recipe(tmp_path: Path, monkeypatch: pytest.Mo
     target = f"results/{kind}/{stages[kind]}/manifest.json"
     given = ("--profile", ROOT / "profiles/slurm", "--configfile", recipe, "--retries", "0")
     process = start_snakemake(
-        tmp_path, SNAKEFILE, *map(str, given), "--allowed-rules", f"train_{kind}", "write_spec", "--", target
+        tmp_path,
+        SNAKEFILE,
+        *map(str, given),
+        "--allowed-rules",
+        f"train_{kind}",
+        "write_spec",
+        "plan_memory",
+        "--",
+        target,
     )
-    assert process.wait(120) == 1
+    assert process.wait(240) == 1
     (answer,) = [json.loads(line) for line in log.read_text().splitlines()]
     status, said, words = answer
     assert status == 0, said

@@ -43,7 +43,8 @@ def test_nohup_is_respected():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_signal_ends_the_process_at_once():
+@pytest.mark.parametrize(("job", "status"), [(None, 128 + signal.SIGTERM), ("7", 0)])
+def test_a_second_signal_ends_the_process_at_once_but_in_a_slurm_job(job, status):
     script = """
         import os, signal, time
         from rlhf.runtime import interruption

@@ -20,7 +20,7 @@ logger = get_logger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # Of a time limit, what is left for what is not measured: the end of the process and of its job.
 RESERVE_SECONDS, RESERVE_SHARE = 60.0, 0.1
-# Slurm and launchers deliver one request twice within a moment; a second request is a person's.
+# Launchers deliver one request twice within a moment; a second request is a person's.
 REPEAT_SECONDS = 1.0
 
 
@@ -72,7 +72,8 @@ class Interruption:
         if self.reason is None:
             self.reason, self._first = signal.Signals(number).name, now
             logger.warning("%s: saving at the next chance; a second signal ends the process at once", self.reason)
-        elif now - self._first > REPEAT_SECONDS:
+        # Slurm sends a request to the job and to its steps, seconds apart, and kills in the end by itself.
+        elif now - self._first > REPEAT_SECONDS and "SLURM_JOB_ID" not in os.environ:
             logger.error("%s again: ending without saving", signal.Signals(number).name)
             os._exit(128 + number)
 
