@@ -6,7 +6,6 @@
 #                            exit with CMD's status. Nothing is shared with the machine, nothing is left when killed.
 #   cluster.sh crash NODE    kill -9 the daemon, steps and tasks of one node   (within `run`)
 #   cluster.sh revive NODE   start that node's daemon again                    (within `run`)
-#   cluster.sh restart       start database daemon and controller again        (within `run`)
 #
 # Needs root, bash, iproute2 and util-linux; no systemd, no container engine. Everything listens on loopback only, and
 # the namespace has no route: what runs in it has no network.
@@ -232,6 +231,5 @@ case $command in
   _inside) inside "$@" ;;
   crash) crash "$1" ;;
   revive) slurmd -N "$1" ;;
-  restart) start_slurmdbd; slurmctld ;;
-  *) die "install | run CMD... | crash NODE | revive NODE | restart" ;;
+  *) die "install | run CMD... | crash NODE | revive NODE" ;;
 esac

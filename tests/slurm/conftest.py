@@ -30,7 +30,6 @@ TOOLS = ("slurmctld", "slurmd", "srun", "munged", "slurmdbd", "mariadbd", "unsha
 KINDS = {
     "accounting": {"ACCOUNTING": "1"},
     "plain": {"ACCOUNTING": "0"},
-    "outage": {"ACCOUNTING": "1"},  # for a test that kills daemons which others need
     # As many nodes and as large ones as the largest recipe asks for; nothing runs on them.
     "large": {"ACCOUNTING": "0", "NODES": "8", "CPUS": "96", "GPUS": "8", "MEM_MB": "2500000"},
 }

@@ -9,8 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
 
@@ -148,19 +146,3 @@ def test_a_killed_snakemake_is_not_started_beside_its_own_jobs(stub: Stub) -> No
     wait_until(lambda: stub.jobs() == ["CANCELLED"], "the job is cancelled")
     stub.finish(stub.start())
     expect_resumed(stub)
-
-
-@pytest.mark.slurm("outage")
-def test_a_stage_outlives_controller_and_database(stub: Stub) -> None:
-    process = stub.start()
-    stub.wait_for_start(1)
-    wait_until(Path("/run/slurm-lab/ctld/job_state").exists, "the controller notes its jobs")
-    for daemon in ("slurmctld", "slurmdbd"):
-        os.kill(int(Path(f"/run/slurm-lab/pid/{daemon}.pid").read_text()), signal.SIGKILL)
-    (stub.state / "finish").touch()  # it ends while nobody can be asked
-    wait_until((stub.folder / "results/sft/stub/manifest.json").exists, "the stage ends")
-    time.sleep(15)
-    assert process.poll() is None
-    subprocess.run([CLUSTER, "restart"], check=True)
-    stub.finish(process)
-    assert len(stub.starts()) == 1
