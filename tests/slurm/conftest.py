@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.slurm.project import Stub, end
+from tests.snakemake import ENVIRONMENT
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -76,7 +77,7 @@ def run_inside(kind: str, tests: list[str], folder: Path) -> dict[str, Result]:
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", str(CLUSTER), "run", *pytest_command],  # ends with this process
         cwd=ROOT,
-        env={**os.environ, **KINDS[kind], INSIDE: kind},
+        env={**ENVIRONMENT, **KINDS[kind], INSIDE: kind},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -99,6 +99,17 @@ def test_a_step_gets_the_jobs_identity_and_none_of_the_options_of_the_step_aroun
     assert environment == {"PATH": "/bin", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"} | given
 
 
+@pytest.mark.parametrize("surroundings", [{}, IN_JOB])
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_stage_is_no_member_of_the_process_group_that_snakemake_was_started_in(
+    surroundings: dict[str, str], gpus: int
+) -> None:
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "57279"}
+    assert started(surroundings | group, gpus_per_node=gpus) == started(surroundings, gpus_per_node=gpus)
+    given = {"MASTER_PORT": 29500}
+    assert started(surroundings | group, environment=given).environment["MASTER_PORT"] == "29500"
+
+
 def test_a_stage_by_itself_stays_in_the_step_it_is_in() -> None:
     found = started(IN_JOB, alone=True, gpus_per_node=1)
     assert found.command == [sys.executable, *SCRIPT]

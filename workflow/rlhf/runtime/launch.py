@@ -17,6 +17,8 @@ FIRST_PORT, PORTS = 20000, 12000  # below the range that Linux gives to outgoing
 # Of the surrounding job step only its identity is passed on: srun takes other variables for options.
 JOB_IDENTITY = {"SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_CONF", "SLURM_SUBMIT_DIR"}
 STEP_PREFIXES = ("SLURM_", "SRUN_", "SBATCH_")
+# What a launcher tells its processes. If this one has them, they are those of a group that Snakemake was started in.
+GROUP = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def launch(
     in_job = "SLURM_JOB_ID" in environment
     given = {name: str(value) for name, value in execution["environment"].items()}
     threads = execution["threads"] if in_job else _local_threads(execution, environment, local)
-    changed = {**environment, "OMP_NUM_THREADS": str(threads), **given}
+    surroundings = {name: text for name, text in environment.items() if name not in GROUP}
+    changed = surroundings | {"OMP_NUM_THREADS": str(threads)} | given
     script = [*execution["wrapper"], sys.executable, *words]
     if in_job and not alone:
         step = {name: text for name, text in changed.items() if _passed_on(name)}
