@@ -54,7 +54,7 @@ def test_a_real_full_disk_is_recognised(tmp_path):
 
 
 def test_every_attempt_keeps_its_log_and_the_last_failure_its_cause(tmp_path):
-    logger = logging.getLogger("rlhf.test")
+    logger, before = logging.getLogger("rlhf.test"), logging.getLogger("rlhf").handlers[:]
     logger.setLevel(logging.INFO)
     with pytest.raises(ZeroDivisionError), Attempt(tmp_path):
         logger.info("first")
@@ -69,7 +69,18 @@ def test_every_attempt_keeps_its_log_and_the_last_failure_its_cause(tmp_path):
     logs = [(tmp_path / f"logs/attempt-{number}.log").read_text() for number in (1, 2)]
     assert "first" in logs[0] and "ZeroDivisionError" in logs[0] and "second" not in logs[0]
     assert "second" in logs[1]
-    assert not any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger("rlhf").handlers)
+    assert logging.getLogger("rlhf").handlers == before
+
+
+def test_a_failure_that_cannot_be_recorded_leaves_no_open_log(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = logging.getLogger("rlhf").handlers[:]
+    with pytest.raises(OSError, match="space"), Attempt(tmp_path):
+        monkeypatch.setattr("rlhf.runtime.attempts.write_json", full)
+        raise ZeroDivisionError
+    assert logging.getLogger("rlhf").handlers == before
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,15 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, Interrupted):
-            logging.getLogger(PACKAGE).info("interrupted: %s", error)
-        elif error is not None:
-            self._record(error)
-        if self._handler is not None:
-            logging.getLogger(PACKAGE).removeHandler(self._handler)
-            self._handler.close()
+        try:
+            if isinstance(error, Interrupted):
+                logging.getLogger(PACKAGE).info("interrupted: %s", error)
+            elif error is not None:
+                self._record(error)
+        finally:  # on a full disk the record fails as well
+            if self._handler is not None:
+                logging.getLogger(PACKAGE).removeHandler(self._handler)
+                self._handler.close()
 
     def _record(self, error: BaseException) -> None:
         failure = explain(error)
