@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,34 @@ def repo_root() -> Path:
     return ROOT
 
 
+ENGINES: list[Any] = []  # of DeepSpeed, made in this process since the last test
+
+
 @pytest.fixture(scope="session")
 def group() -> Iterator[None]:
     """A process group of one, as a training script has it."""
-    from rlhf.training.distributed import processes  # imports torch, which most tests of the workflow do not need
+    import deepspeed  # imports torch, which most tests of the workflow do not need
 
+    from rlhf.training.distributed import processes
+
+    def initialize(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        ENGINES.append(made[0])
+        return made
+
+    original, deepspeed.initialize = deepspeed.initialize, initialize
     with processes():
         yield
+    deepspeed.initialize = original
+
+
+@pytest.fixture(autouse=True)
+def engines_end() -> Iterator[None]:
+    """End engines with their test, as the end of a process does: each one of ZeRO-3 keeps gigabytes reserved, until the
+    system refuses to fork so large a process."""
+    yield
+    while ENGINES:
+        ENGINES.pop().destroy()
 
 
 @pytest.fixture(scope="session")
