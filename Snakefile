@@ -33,7 +33,7 @@ rule all:
 
 
 onstart:
-    check_jobs()
+    prepare_submission()
 
 
 onsuccess:

@@ -6,6 +6,7 @@
 #                            exit with CMD's status. Nothing is shared with the machine, nothing is left when killed.
 #   cluster.sh crash NODE    kill -9 the daemon, steps and tasks of one node   (within `run`)
 #   cluster.sh revive NODE   start that node's daemon again                    (within `run`)
+#   cluster.sh restart DAEMON...  start slurmdbd or slurmctld again            (within `run`)
 #
 # Needs root, bash, iproute2 and util-linux; no systemd, no container engine. Everything listens on loopback only, and
 # the namespace has no route: what runs in it has no network.
@@ -60,6 +61,7 @@ JobAcctGatherParams=OverMemoryKill"
   [ "$ACCOUNTING" = 1 ] && accounting="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=limits,qos
 AccountingStoreFlags=job_comment"
   # cred_expire is also the delay of a requeued job; MinJobAge as on a cluster with its defaults.
   cat >/etc/slurm/slurm.conf <<CONF
@@ -91,7 +93,6 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdTimeout=10
-KillWait=10
 ReturnToService=2
 InactiveLimit=0
 $accounting
@@ -170,6 +171,8 @@ start() {
   if [ "$ACCOUNTING" = 1 ]; then
     sacctmgr -i add account lab Description=lab Organization=lab >/dev/null
     sacctmgr -i add user root Account=lab DefaultAccount=lab >/dev/null
+    sacctmgr -i add qos narrow MaxSubmitJobsPerUser=1 >/dev/null   # a queue that is full with one job
+    sacctmgr -i modify user root set qos+=narrow >/dev/null
   fi
 }
 
@@ -231,5 +234,6 @@ case $command in
   _inside) inside "$@" ;;
   crash) crash "$1" ;;
   revive) slurmd -N "$1" ;;
-  *) die "install | run CMD... | crash NODE | revive NODE" ;;
+  restart) for daemon; do if [ "$daemon" = slurmdbd ]; then start_slurmdbd; else "$daemon"; fi; done ;;
+  *) die "install | run CMD... | crash NODE | revive NODE | restart DAEMON..." ;;
 esac

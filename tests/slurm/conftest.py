@@ -31,6 +31,9 @@ TOOLS = ("slurmctld", "slurmd", "srun", "munged", "slurmdbd", "mariadbd", "unsha
 KINDS = {
     "accounting": {"ACCOUNTING": "1"},
     "plain": {"ACCOUNTING": "0"},
+    # For tests that kill daemons which others need: one after another.
+    "outage": {"ACCOUNTING": "1"},
+    "plain outage": {"ACCOUNTING": "0"},
     # As many nodes and as large ones as the largest recipe asks for; nothing runs on them.
     "large": {"ACCOUNTING": "0", "NODES": "8", "CPUS": "96", "GPUS": "8", "MEM_MB": "2500000"},
 }
@@ -69,7 +72,7 @@ def run_inside(kind: str, tests: list[str], folder: Path) -> dict[str, Result]:
         "pytest",
         "-q",
         "-n",
-        str(min(SIDE_BY_SIDE, len(tests))),
+        str(1 if "outage" in kind else min(SIDE_BY_SIDE, len(tests))),
         "--dist=worksteal",
         f"--junitxml={report}",
     ]

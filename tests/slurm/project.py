@@ -22,12 +22,15 @@ STUB_EXECUTION = {"nodes": 1, "gpus_per_node": 1, "threads": 1, "environment": {
 WAIT_SECONDS = 240
 
 
-def write_profile(folder: Path, partition: str | None = None, warning: int = 20, **timers: int) -> Path:
+def write_profile(
+    folder: Path, partition: str | None = None, qos: str | None = None, warning: int = 20, **timers: int
+) -> Path:
     """The real profile with other timers: jobs here take seconds, not hours.
 
     Args:
         folder: where to write it.
         partition: for all jobs, in place of the profile's.
+        qos: for all jobs.
         warning: seconds between SIGTERM and the time limit.
         timers: further top-level numbers.
     """
@@ -38,6 +41,8 @@ def write_profile(folder: Path, partition: str | None = None, warning: int = 20,
         resources["slurm_extra"] = resources["slurm_extra"].replace("TERM@300", f"TERM@{warning}")
         if partition:
             resources["slurm_partition"] = partition
+        if qos:
+            resources["qos"] = qos
     (folder / "profile").mkdir(parents=True, exist_ok=True)
     (folder / "profile/config.yaml").write_text(yaml.safe_dump(profile))
     return folder / "profile"

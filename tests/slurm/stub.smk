@@ -2,10 +2,16 @@
 
 import json
 
-from rlhf.config import require_no_jobs
+from snakemake.exceptions import WorkflowError
+
+from rlhf.config import require_no_jobs, stand_before_slurm
+from rlhf.errors import UserError
 
 TESTS = workflow.basedir
 SCRIPTS = os.path.join(TESTS, "..", "..", "workflow", "scripts")
+
+
+include: "../../workflow/rules/cluster.smk"
 
 
 rule all:
@@ -36,4 +42,4 @@ rule train_sft:
 
 
 onstart:
-    require_no_jobs(str(workflow.workdir_init))
+    prepare_submission()

@@ -9,11 +9,15 @@ import json
 import os
 import signal
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
+from rlhf.config import stand_before_slurm
 from tests.slurm.conftest import CLUSTER
 from tests.slurm.project import WAIT_SECONDS, Stub, end, slurm, wait_until, write_profile
+from tests.snakemake import ENVIRONMENT, ROOT
 
 
 def expect_resumed(stub: Stub, *, saved_by_signal: bool = True) -> None:
@@ -146,3 +150,66 @@ def test_a_killed_snakemake_is_not_started_beside_its_own_jobs(stub: Stub) -> No
     wait_until(lambda: stub.jobs() == ["CANCELLED"], "the job is cancelled")
     stub.finish(stub.start())
     expect_resumed(stub)
+
+
+LAB = Path("/run/slurm-lab")
+
+
+def expect_outlived(stub: Stub, daemons: tuple[str, ...]) -> None:
+    """A stage ends while daemons are away; Snakemake waits for them, and nothing is run again."""
+    process = stub.start()
+    stub.wait_for_start(1)
+    started = time.time()  # a controller that is killed before it has noted the start starts the job once more
+    saved = LAB / "ctld/job_state"
+    wait_until(lambda: saved.exists() and saved.stat().st_mtime > started, "the controller notes its jobs")
+    for daemon in daemons:
+        os.kill(int((LAB / f"pid/{daemon}.pid").read_text()), signal.SIGKILL)
+    (stub.state / "finish").touch()
+    wait_until((stub.folder / "results/sft/stub/manifest.json").exists, "the stage ends")
+    time.sleep(15)
+    assert process.poll() == (None if "slurmctld" in daemons else 0)
+    subprocess.run([CLUSTER, "restart", *daemons], check=True)
+    stub.finish(process)
+    assert len(stub.starts()) == 1
+
+
+@pytest.mark.slurm("outage")
+@pytest.mark.parametrize("daemons", [("slurmdbd",), ("slurmctld",), ("slurmdbd", "slurmctld")], ids="+".join)
+def test_a_stage_outlives_database_and_controller(stub: Stub, daemons: tuple[str, ...]) -> None:
+    expect_outlived(stub, daemons)
+
+
+@pytest.mark.slurm("plain outage")
+def test_without_accounting_a_stage_outlives_the_controller(stub: Stub) -> None:
+    """The plugin alone would ask sacct from then on, which never answers."""
+    expect_outlived(stub, ("slurmctld",))
+
+
+@pytest.mark.slurm("outage")
+def test_a_submission_waits_for_the_controller(tmp_path: Path) -> None:
+    os.kill(int((LAB / "pid/slurmctld.pid").read_text()), signal.SIGKILL)
+    environment = ENVIRONMENT.copy()
+    stand_before_slurm(str(ROOT / "workflow/scripts/slurm"), environment)
+    said = tmp_path / "said"
+    with said.open("w") as output:
+        command = ["sbatch", "--parsable", "-n1", "-o", "/dev/null", "--wrap", "true"]
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    time.sleep(25)  # the real one gives up within seconds
+    assert process.poll() is None, said.read_text()
+    subprocess.run([CLUSTER, "restart", "slurmctld"], check=True)
+    assert process.wait(WAIT_SECONDS) == 0
+    assert said.read_text().strip().isdigit()
+
+
+@pytest.mark.slurm("accounting")
+def test_a_full_queue_is_waited_out(stub: Stub) -> None:
+    job = slurm("sbatch", "--parsable", "--qos=narrow", "-n1", "-o", "/dev/null", "--wrap", "sleep 600").strip()
+    process = stub.start("--retries", "0", profile=write_profile(stub.folder, qos="narrow"))
+    wait_until(lambda: "Slurm says: QOSMaxSubmitJobPerUserLimit" in stub.output(), "the queue is full")
+    time.sleep(12)  # tried again
+    assert process.poll() is None
+    assert stub.jobs() == []
+    slurm("scancel", job)
+    stub.wait_for_start(1)
+    stub.finish(process)
+    assert stub.jobs() == ["COMPLETED"]

@@ -24,7 +24,13 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     """On one and on two processes, of which each is told by Slurm."""
     config = tiny_config()
     sft = config["defaults"]["sft"] | {"num_train_epochs": 80}
-    sft["execution"] = {"gpus_per_node": gpus, "mem_mb": 3000, "runtime": 20, "checkpoint_minutes": None}
+    sft["execution"] = {
+        "gpus_per_node": gpus,
+        "mem_mb": 3000,
+        "runtime": 20,
+        "checkpoint_minutes": None,
+        "keep_state": True,
+    }
     config["defaults"]["sft"] = sft
     plan = plan_of(config, tmp_path)
     stage = plan.stages["sft", plan.runs[0].stages["sft"]]
@@ -41,7 +47,7 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     )
     try:
         progress = tmp_path / f"state/sft/{stage.id}/progress.json"
-        wait_until(lambda: progress.exists() and json.loads(progress.read_text())["step"] > 5, "steps")
+        wait_until(lambda: progress.exists() and (json.loads(progress.read_text())["step"] or 0) > 5, "steps")
         slurm("scancel", jobs_in(tmp_path)[0].split("|")[0])
         assert process.wait(300) == 0, (tmp_path / "snakemake.out").read_text()[-5000:]
     finally:
@@ -49,6 +55,7 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     assert sorted(job.split("|")[1] for job in jobs_in(tmp_path)) == ["CANCELLED", "COMPLETED"]
     manifest = json.loads((tmp_path / target).read_text())
     assert manifest["attempts"] == 2
-    assert manifest["checkpoints"]["resumed_from_step"] > 5
+    resumed = manifest["checkpoints"]["resumed_from_step"]
+    assert resumed is not None and resumed > 5, (progress.parent / "logs/attempt-1.log").read_text()[-3000:]
     assert manifest["steps"]["done"] == manifest["steps"]["planned"]
     assert manifest["world_size"] == gpus

@@ -24,7 +24,7 @@ DEFAULT_MIN_JOB_AGE = 300
 def test_a_lost_scheduler_is_waited_for() -> None:
     """When all attempts of one status check fail, the plugin forgets its jobs and waits for ever."""
     hours = PROFILE["slurm-status-attempts"] / PROFILE["max-status-checks-per-second"] / 3600
-    assert hours > 1
+    assert hours >= 24
 
 
 def test_the_status_comes_from_the_queue() -> None:

@@ -27,6 +27,7 @@ from rlhf.config import (
     require,
     require_no_jobs,
     resolve,
+    stand_before_slurm,
 )
 from rlhf.errors import UserError
 
@@ -39,29 +40,15 @@ shell.prefix(
 )
 
 
+include: "cluster.smk"
+
+
 def check_cached_models(plan: Plan) -> None:
     """Check what experiments ask of the models that are cached already; a new one is checked when it is cached."""
     for id, requirements in plan.requirements.items():
         manifest = Path(f"resources/models/{id}/manifest.json")
         if manifest.exists():
             require(read_facts(manifest), requirements, plan.stages["model", id].place)
-
-
-def submission(kind: str) -> dict[str, str]:
-    """What the profile adds to a stage's job; without `slurm_partition`, jobs do not go to Slurm."""
-    prefix = "" if kind.startswith("evaluate_") else "evaluate_" if kind == "baseline" else "train_"
-    settings = workflow.resource_settings
-    added = {**(settings.default_resources or {}), **settings.overwrite_resources.get(prefix + kind, {})}
-    return {name: str(added[name].raw) for name in ("slurm_partition", "slurm_extra") if name in added}
-
-
-def check_jobs() -> None:
-    """Refuse to run beside the jobs of a run that was killed."""
-    try:
-        if "slurm_partition" in submission("sft"):
-            require_no_jobs(str(workflow.workdir_init))
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
 
 
 def make_plan() -> Plan:

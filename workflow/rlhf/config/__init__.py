@@ -1,6 +1,6 @@
 """Typed configuration and its resolution into stages. Light on purpose: every submitted job imports it."""
 
-from rlhf.config.cluster import check_cluster, require_no_jobs
+from rlhf.config.cluster import check_cluster, require_no_jobs, stand_before_slurm
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.finished import accept_finished, remove_recorded_states
@@ -32,4 +32,5 @@ __all__ = [
     "require",
     "require_no_jobs",
     "resolve",
+    "stand_before_slurm",
 ]

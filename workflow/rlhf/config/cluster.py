@@ -1,11 +1,12 @@
-"""What Slurm says before anything is submitted: stages that no node could run, and jobs that an earlier run left."""
+"""Before anything is submitted: stages that no node could run, jobs that an earlier run left, commands that wait."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 
 from rlhf.config.plan import Plan, Stage
@@ -131,3 +132,14 @@ def require_no_jobs(folder: str) -> None:
             "them (a stage in training saves, and the next run goes on from there), then start again:\n"
             f"  scancel {' '.join(jobs)}"
         )
+
+
+def stand_before_slurm(folder: str, environment: MutableMapping[str, str]) -> None:
+    """Let Snakemake find the commands of a folder before Slurm's own (rlhf.runtime.patience).
+
+    Args:
+        folder: of the commands.
+        environment: of this process, the Snakemake that submits; changed.
+    """
+    environment["PATH"] = folder + os.pathsep + environment["PATH"]
+    environment["RLHF_PYTHON"], environment["RLHF_SNAKEMAKE"] = sys.executable, str(os.getpid())
