@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,18 @@ def write_profile(
     return folder / "profile"
 
 
-def start_snakemake(folder: Path, snakefile: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Snakemake as a user starts it in a folder; a process group of its own, output in snakemake.out."""
-    command = [sys.executable, IMPATIENT, "--snakefile", snakefile, "--nocolor", *arguments]
+def start_snakemake(
+    folder: Path, snakefile: Path, *arguments: str, before: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Snakemake as a user starts it in a folder; a process group of its own, output in snakemake.out.
+
+    Args:
+        folder: the project's.
+        snakefile: what to run.
+        arguments: of Snakemake.
+        before: words in front of the command.
+    """
+    command = [*before, sys.executable, IMPATIENT, "--snakefile", snakefile, "--nocolor", *arguments]
     with (folder / "snakemake.out").open("a") as output:
         return subprocess.Popen(
             list(map(str, command)),
@@ -68,6 +77,12 @@ def end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def status(folder: Path) -> str:
+    """What `rlhf-status` shows of a project."""
+    command = [Path(sys.executable).with_name("rlhf-status")]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
 
 
 def slurm(*command: str) -> str:
@@ -99,12 +114,14 @@ class Stub:
         runtime: int = 30,
         profile: Path | None = None,
         execution: dict[str, Any] | None = None,
+        before: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        """Start Snakemake; `words` are further arguments of the trainer."""
+        """Start Snakemake; `words` are further arguments of the trainer, `before` is what stands before Snakemake."""
         config = {"words": words, "mem_mb": mem_mb, "runtime": runtime, "execution": STUB_EXECUTION | (execution or {})}
         (self.folder / "stub.yaml").write_text(yaml.safe_dump(config))
         given = ["--profile", profile or write_profile(self.folder), "--configfile", self.folder / "stub.yaml"]
-        process = start_snakemake(self.folder, Path(__file__).parent / "stub.smk", *map(str, given), *arguments)
+        snakefile = Path(__file__).parent / "stub.smk"
+        process = start_snakemake(self.folder, snakefile, *map(str, given), *arguments, before=before)
         self.processes.append(process)
         return process
 

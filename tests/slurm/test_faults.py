@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from rlhf.config import stand_before_slurm
 from tests.slurm.conftest import CLUSTER
-from tests.slurm.project import WAIT_SECONDS, Stub, end, slurm, wait_until, write_profile
+from tests.slurm.project import WAIT_SECONDS, Stub, end, slurm, status, wait_until, write_profile
 from tests.snakemake import ENVIRONMENT, ROOT
 
 
@@ -213,3 +214,52 @@ def test_a_full_queue_is_waited_out(stub: Stub) -> None:
     stub.wait_for_start(1)
     stub.finish(process)
     assert stub.jobs() == ["COMPLETED"]
+
+
+# The main process with another view of the results than the jobs have.
+LAGGING = ["unshare", "--mount", "sh", "-c", 'mount --bind seen results && exec "$@"', "sh"]
+
+
+@pytest.mark.slurm("accounting")
+def test_a_file_system_that_shows_results_late_is_waited_for(stub: Stub) -> None:
+    for name in ("results", "seen"):
+        (stub.folder / name).mkdir()
+    process = stub.start(before=LAGGING)
+    stub.wait_for_start(1)
+    (stub.state / "finish").touch()
+    wait_until(lambda: "Waiting at most 10 seconds for missing files" in stub.output(), "the main process sees nothing")
+    assert process.poll() is None
+    shutil.copytree(stub.folder / "results", stub.folder / "seen", dirs_exist_ok=True)
+    stub.finish(process)
+    assert stub.jobs() == ["COMPLETED"]
+
+
+@pytest.mark.slurm("outage")
+def test_accounting_that_does_not_answer_holds_nothing_up(stub: Stub) -> None:
+    daemon = int((LAB / "pid/slurmdbd.pid").read_text())
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        process = stub.start()
+        stub.wait_for_start(1)
+        stub.finish(process)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert stub.jobs() == ["COMPLETED"]
+
+
+@pytest.mark.slurm("outage")
+def test_a_node_that_comes_back_late_gives_a_stage_no_second_writer(stub: Stub) -> None:
+    """Its daemon was away; the trainer was not, and still works when Slurm starts the stage again."""
+    process = stub.start(words="--save-always", profile=write_profile(stub.folder, "fragile"))
+    first = stub.wait_for_start(1)
+    os.kill(int((LAB / f"pid/slurmd-{first['node']}.pid").read_text()), signal.SIGKILL)
+    wait_until(lambda: stub.jobs() == ["PENDING"], "the job is back in the queue")
+    shown = status(stub.folder)
+    assert "queued" in shown and "/ 1.0 GB" in shown and "sft stub: " in shown, shown  # and Slurm's reason
+    step = int((stub.state / "step").read_text())
+    wait_until(lambda: int((stub.state / "step").read_text()) > step, "the trainer still works")
+    subprocess.run([CLUSTER, "revive", first["node"]], check=True)
+    stub.wait_for_start(2)
+    stub.finish(process)
+    expect_resumed(stub)
+    assert [start["job"] for start in stub.starts()] == [first["job"]] * 2

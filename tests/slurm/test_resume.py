@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.project import tiny_config
-from tests.slurm.project import end, slurm, start_snakemake, wait_until, write_profile
+from tests.slurm.project import end, slurm, start_snakemake, status, wait_until, write_profile
 from tests.slurm.test_workflow import SNAKEFILE, plan_of, run
 from tests.snakemake import write_config
 
@@ -48,7 +49,10 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     try:
         progress = tmp_path / f"state/sft/{stage.id}/progress.json"
         wait_until(lambda: progress.exists() and (json.loads(progress.read_text())["step"] or 0) > 5, "steps")
-        slurm("scancel", jobs_in(tmp_path)[0].split("|")[0])
+        job = jobs_in(tmp_path)[0].split("|")[0]
+        shown = status(tmp_path)
+        assert re.search(rf"{stage.id}.* running .*/240 .* / 3\.0 GB .* {job} .* n[12] .* loss \d", shown), shown
+        slurm("scancel", job)
         assert process.wait(300) == 0, (tmp_path / "snakemake.out").read_text()[-5000:]
     finally:
         end(process)
