@@ -21,6 +21,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = 5
+SUBMITTED = ("tokenize_", "train_", "evaluate_")  # the other rules are local
 FILES_PER_JOB = 3  # Snakemake's metadata, the log, the benchmark
 # Files of a finished stage: its declared outputs, with a model folder of two configs, weights and two of the tokenizer.
 MODEL_FILES = 5
@@ -56,10 +57,7 @@ def plan(runs: int, folder: Path) -> dict[str, Any]:
     text, dry, memory = measured([*snakemake, "--dry-run", "--quiet", "rules"], folder)
     table = text.split("Job stats:")[1].split("\n\n")[0]
     jobs = {name: int(count) for name, count in (line.split() for line in table.splitlines()[3:])}
-    local = sum(
-        jobs.get(rule, 0) for rule in ("write_spec", "write_runs", "cache_dataset", "cache_model", "split_dataset")
-    )
-    submitted = jobs["total"] - local - jobs["summarise"] - jobs["all"]
+    submitted = sum(count for rule, count in jobs.items() if rule.startswith(SUBMITTED))
     kinds = {"ppo": "train_ppo", "sft": "train_sft", "reward": "train_reward", "evaluate_ppo": "evaluate_ppo"}
     outputs = sum(OUTPUTS[kind] * jobs[rule] for kind, rule in kinds.items()) + jobs["write_spec"]
     return {

@@ -131,9 +131,11 @@ def test_retries_are_not_multiplied(stub: Stub) -> None:
 def test_ctrl_c_cancels_the_jobs_which_save(stub: Stub) -> None:
     process = stub.start()
     stub.wait_for_start(1)
+    asked = stub.folder / "asked"  # while Snakemake asks for states, it knows of no jobs to cancel
+    wait_until(lambda: asked.exists() and time.time() - asked.stat().st_mtime < 0.5, "a question has been answered")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(WAIT_SECONDS) != 0
-    wait_until(lambda: stub.jobs() == ["CANCELLED"], "the job is cancelled")
+    wait_until(lambda: stub.jobs() == ["CANCELLED"], f"{stub.jobs()} become CANCELLED; {stub.output()[-3000:]}")
     stub.finish(stub.start())
     expect_resumed(stub)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ def main(stand_in: str, *arguments: str) -> int:
         print(f"{name}: not found", file=sys.stderr)
         return 127
     if name == "sbatch":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C would lose the number of a job that was just submitted
         return submit([real, *arguments], sys.stdin.read() if "/dev/stdin" in arguments else "")
     os.execv(real, [real, *arguments])
 
@@ -70,7 +72,9 @@ def submit(command: list[str], script: str) -> int:
             tell(
                 f"A job waits to be submitted, Slurm says: {refusal[0]}. It is tried again every {ASK_AGAIN_SECONDS} s."
             )
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         time.sleep(ASK_AGAIN_SECONDS)
+        signal.signal(signal.SIGINT, before)
 
 
 def tell_states(name: str, accounting: list[str]) -> int:
