@@ -83,6 +83,13 @@ def test_nothing_is_submitted_for_a_snakemake_that_is_gone(bin, capfd, monkeypat
     assert len(calls(bin)) == 1
 
 
+def test_a_screen_that_cannot_be_written_to_does_not_matter(bin, capfd, monkeypatch):
+    monkeypatch.setenv("RLHF_SNAKEMAKE", "0")  # a process without a screen
+    monkeypatch.setattr(patience, "snakemake_lives", lambda: True)
+    assert patience.submit([refuse(bin, FULL, 2)], "") == 0
+    assert "Slurm says: " in capfd.readouterr().err
+
+
 def test_patience_has_an_end(bin, capfd, monkeypatch):
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", -1)
     assert patience.submit([refuse(bin, FULL, 3)], "") == 1

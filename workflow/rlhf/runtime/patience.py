@@ -112,8 +112,11 @@ def snakemake_lives() -> bool:
 
 def tell(message: str) -> None:
     """Say something on Snakemake's screen: what a submission prints, the plugin shows when it has ended."""
-    with Path(f"/proc/{os.environ['RLHF_SNAKEMAKE']}/fd/2").open("a", encoding="utf-8") as screen:
-        print(message, file=screen, flush=True)
+    try:
+        with Path(f"/proc/{os.environ['RLHF_SNAKEMAKE']}/fd/2").open("a", encoding="utf-8") as screen:
+            print(message, file=screen, flush=True)
+    except OSError:  # such as a socket, which can't be opened; the job is worth more than the message
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":
