@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -68,20 +67,17 @@ def make_rows(scale: Scale) -> list[dict[str, str]]:
     return rows
 
 
-def weights(folders: list[str], rewards: dict[str, str], device: str, after: str) -> dict[str, int]:
+def weights(folders: list[str], rewards: dict[str, str], device: str) -> dict[str, int]:
     """Give models their weights, in bf16.
 
     Args:
         folders: language models, written by `prepare`.
         rewards: folder of a language model -> folder of a reward model of the same size, which is made.
         device: where random numbers are drawn: for a billion of them a CPU takes minutes.
-        after: file that is there when `prepare` is done, in another process.
 
     Returns:
         Parameters of each language model, by its folder.
     """
-    while not Path(after).exists():
-        time.sleep(0.1)
     counts = {}
     for folder in folders:
         config = AutoConfig.from_pretrained(folder)

@@ -87,12 +87,13 @@ class Measurement:
         Raises:
             NoDevice: there is no GPU, and the scale is not the miniature.
         """
-        first = self._crew.take(more=True)
+        measures = any(map(self._wanted, self._measured))
+        first = self._crew.take(more=measures)
         self._attempt("machine", partial(self._look, first))
         if not self._tiny and self._machine.get("card", "unknown") is None:
             raise NoDevice("no CUDA device is visible; --tiny runs on the CPU")
         self._attempt("ceilings", partial(self._ceilings, first))
-        if any(map(self._wanted, self._measured)):
+        if measures:
             made, weights = self._begin_material(first)
             self._attempt("correctness", self._correctness)
             self._attempt("material", partial(self._material, first, made, weights))
@@ -173,9 +174,7 @@ class Measurement:
         rewards = {self._models[case.reward_model]: str(self._reward(case)) for case in self._scale.cases}
         device = "cpu" if self._tiny else "cuda"
         arguments = {"folders": list(self._models.values()), "rewards": rewards, "device": device}
-        # The folders are there before the weights: both workers wait for the first job.
-        weights = Job("benchmarks.gpu.material:weights", arguments | {"after": str(jobs[0].answer)})
-        return jobs, first.send(weights)
+        return jobs, first.send(Job("benchmarks.gpu.material:weights", arguments, after=jobs[0]))
 
     def _material(self, first: Worker, made: list[Job], weights: Job, found: Found) -> None:
         for job in made:
@@ -256,7 +255,7 @@ class Measurement:
         return [case.name for case in self._scale.cases] + ["plain-training", "plain-generation"]
 
     def _seconds(self, limit: float) -> float:
-        """Time that a step may take.
+        """Time that a step may take; in miniature, where the machine may be busy with anything, all that is left.
 
         Raises:
             OutOfTime: too little is left to begin.
@@ -264,7 +263,7 @@ class Measurement:
         left = self._end - RESERVE - time.monotonic()
         if left < LEAST:
             raise OutOfTime("no time was left")
-        return min(limit, left)
+        return left if self._tiny else min(limit, left)
 
     def _alone(self, job: Job, seconds: float) -> Any:
         """Run a job in a process that has run nothing else, and have the next one started meanwhile."""

@@ -51,16 +51,24 @@ class OutOfTime(Exception):
 
 @dataclass
 class Job:
-    """A call in a worker: `module:function` with keyword arguments that JSON can hold."""
+    """A call in a worker.
+
+    Args:
+        call: `module:function`.
+        arguments: its keyword arguments, which JSON can hold.
+        after: a job of any worker, sent before: this one begins when that one has an answer, good or bad.
+        answer: file of the answer; known when the job is sent.
+    """
 
     call: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    answer: Path = Path()  # where the worker writes what came of it; known when it is sent
+    after: Job | None = None
+    answer: Path = Path()
 
     @classmethod
-    def script(cls, command: list[str]) -> Job:
+    def script(cls, command: list[str], after: Job | None = None) -> Job:
         """A script of the workflow with its command line."""
-        return cls("benchmarks.gpu.worker:run_script", {"command": command})
+        return cls("benchmarks.gpu.worker:run_script", {"command": command}, after)
 
 
 class Worker:
@@ -91,6 +99,7 @@ class Worker:
         assert self._process.stdin is not None
         job.answer = self._answers / f"{next(self._numbers)}.json"
         line = {"call": job.call, "arguments": job.arguments, "answer": str(job.answer)}
+        line["after"] = None if job.after is None else str(job.after.answer)
         with contextlib.suppress(BrokenPipeError):  # `wait` says that the process has ended
             self._process.stdin.write(json.dumps(line).encode() + b"\n")
             self._process.stdin.flush()
@@ -275,6 +284,8 @@ def _load(path: str) -> ModuleType:
 
 def _answer(line: str) -> None:
     job = json.loads(line)
+    while job["after"] is not None and not Path(job["after"]).exists():
+        time.sleep(POLL_SECONDS)
     started = time.monotonic()
     try:
         module, name = job["call"].split(":")

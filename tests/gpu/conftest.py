@@ -30,3 +30,10 @@ def runs(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Iter
     started = Runs(tmp_path_factory.mktemp("runs"), device.type)
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begun(request: pytest.FixtureRequest) -> None:
+    """The stages run while other tests do."""
+    if any("runs" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("runs")

@@ -22,7 +22,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 REHEARSAL = os.environ.get("RLHF_GPU_TESTS") == "cpu"  # the CPU in the place of the device, and few of the cases
 FAMILIES = ("gpt2",) if REHEARSAL else ("gpt2", "opt", "llama")
 LONG = 64 if REHEARSAL else 512  # tokens of a row at which attention's kernels divide their work
-SECONDS = 120.0  # for one run, and all before it
+SECONDS = 400.0  # for one run, and all before it
 TIMES = ("time", "tokens_per_second", "time_generate", "time_score", "time_train")
 CPU, DEVICE = "cpu", "device"
 INTERRUPTED_AFTER = 2  # steps
@@ -181,26 +181,22 @@ class Runs:
         cpu = Worker(folder / "cpu.log", NO_GPU)
         self._workers = {CPU: cpu, DEVICE: cpu if device == "cpu" else Worker(folder / "device.log")}
         prepared = [*self._workplace.data(), *self._workplace.models(), *self._workplace.tokens()]
-        self._prepared = [cpu.send(Job.script(command)) for command in prepared]
+        jobs = [cpu.send(Job.script(command)) for command in prepared]
         self._jobs: dict[str, list[Job]] = {}
-        self._send(CPU, KINDS)
-        for job in self._prepared:
-            cpu.wait(job, SECONDS)
-        self._send(DEVICE, ("sft", "reward"))
+        self._send(CPU, KINDS, jobs[-1])
+        self._send(DEVICE, ("sft", "reward"), jobs[-1])
+        # PPO on the device starts from the models that the CPU has trained.
+        self._send(DEVICE, ("ppo",), self._jobs["reward cpu"][-1])
 
     def output(self, name: str) -> Path:
         """Folder of a run's results, when it is done.
 
         Raises:
-            JobFailed: the run, or one that it starts from, failed.
+            JobFailed: the run failed.
         """
         if name not in self._members:
             pytest.skip(f"{name}: not in a rehearsal on the CPU")
         member = self._members[name]
-        if name not in self._jobs:  # PPO on the device starts from the models that the CPU has trained
-            for kind in ("sft", "reward"):
-                self.output(f"{kind} cpu")
-            self._send(DEVICE, ("ppo",))
         for job in self._jobs[name]:
             self._workers[member.place].wait(job, SECONDS)
         return self._workplace.output(member.kind, name.replace(" ", "-"))
@@ -234,18 +230,18 @@ class Runs:
             config["experiments"][one.experiment] = one.settings
         return config
 
-    def _send(self, place: str, kinds: tuple[str, ...]) -> None:
+    def _send(self, place: str, kinds: tuple[str, ...], after: Job) -> None:
         for name, member in self._members.items():
             if member.place == place and member.kind in kinds:
-                self._jobs[name] = [self._workers[place].send(job) for job in self._steps(name, member)]
+                self._jobs[name] = [self._workers[place].send(job) for job in self._steps(name, member, after)]
 
-    def _steps(self, name: str, member: Member) -> list[Job]:
+    def _steps(self, name: str, member: Member, after: Job) -> list[Job]:
         models = {kind: self._workplace.output(kind, f"{kind}-cpu") / "model" for kind in ("sft", "reward")}
         changes = member.execution | ({"gpus_per_node": 0} if member.place == CPU else {})
         start = models if member.kind == "ppo" else None
         command = self._workplace.train(member.experiment, member.kind, name.replace(" ", "-"), changes, start)
-        whole = Job.script(command)
+        whole = Job.script(command, after)
         if not member.interrupted:
             return [whole]
         arguments = {"command": command, "step": INTERRUPTED_AFTER}
-        return [Job("benchmarks.gpu.worker:run_interrupted", arguments), whole]
+        return [Job("benchmarks.gpu.worker:run_interrupted", arguments, after), whole]
