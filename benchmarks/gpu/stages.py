@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.config import Run, Stage, resolve
+from rlhf.config import Run, Stage, dumped, resolve
 from rlhf.config.expand import deep_merge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ class Workplace:
             output = self._dataset(stage.id)
             commands.append(_command("cache_dataset", spec=self._spec(stage), place=stage.place, output=output))
         for stage in self._plan.of_kind("split"):
-            dataset, output = self._dataset(stage.upstream["dataset"]), self._split(stage.id)
+            dataset, output = self._dataset(_upstream(stage)["dataset"]), self._split(stage.id)
             commands.append(_command("split_dataset", spec=self._spec(stage), dataset=dataset, output=output))
         return commands
 
@@ -56,7 +56,7 @@ class Workplace:
         """Commands that fetch or make the models that training starts from."""
         commands = []
         for stage in self._plan.of_kind("model"):
-            datasets = [self._dataset(id) for id in stage.upstream.values()]
+            datasets = [self._dataset(id) for id in _upstream(stage).values()]
             output = self.folder / "resources/models" / stage.id
             own = {"spec": self._spec(stage), "place": stage.place, "output": output}
             commands.append(_command("cache_model", **own, **({"dataset": datasets} if datasets else {})))
@@ -66,8 +66,8 @@ class Workplace:
         """Commands that turn the datasets into ids; the models' tokenizers must be there."""
         commands = []
         for stage in self._plan.of_kind("tokens"):
-            dataset = self._dataset(stage.upstream["dataset"])
-            model = self.folder / "resources/models" / stage.upstream["model"] / "model"
+            dataset = self._dataset(_upstream(stage)["dataset"])
+            model = self.folder / "resources/models" / _upstream(stage)["model"] / "model"
             output = self.folder / "results/tokens" / stage.id
             commands.append(_command("tokenize_dataset", dataset=dataset, model=model, output=output))
         return commands
@@ -130,7 +130,7 @@ class Workplace:
 
     def rows(self, experiment: str, kind: str) -> tuple[list[Path], list[Path]]:
         """Folders of the token ids and of the index files that a training stage reads."""
-        upstream = self.stage(experiment, kind).upstream
+        upstream = _upstream(self.stage(experiment, kind))
         tokens = [self.folder / "results/tokens" / id for id in upstream["tokens"]]
         return tokens, [self._split(id) for id in upstream["split"]]
 
@@ -155,7 +155,13 @@ class Workplace:
         return file
 
     def _execution(self, stage: Stage, changes: dict[str, Any] | None) -> str:
-        return json.dumps(deep_merge(stage.execution, changes or {}))
+        return json.dumps(deep_merge(dumped(stage.job), changes or {}))
+
+
+def _upstream(stage: Stage) -> dict[str, Any]:
+    """What a stage is made from: role -> ID, or IDs."""
+    upstream: dict[str, Any] = stage.spec()["upstream"]
+    return upstream
 
 
 def _command(script: str, **arguments: Path | str | list[Path]) -> Command:
