@@ -31,8 +31,9 @@ class Ranks:
         self._mine = threading.local()
         self._meeting = threading.Barrier(number, timeout=SECONDS)
         self._values: list[Any] = [None] * number
-        functions = {"rank": self.rank, "world_size": lambda: number, "all_gather": self._all_gather}
-        functions |= {"barrier": self._meeting.wait}
+        self.before_collective: Callable[[], None] = lambda: None
+        functions = {"rank": self.rank, "world_size": lambda: number}
+        functions |= {"all_gather": self._all_gather, "barrier": self._barrier}
         for module in (distributed, checkpoints, random_state, weights):
             for name, function in functions.items():
                 if hasattr(module, name):
@@ -58,7 +59,12 @@ class Ranks:
         with ThreadPoolExecutor(self._number) as pool:
             return list(pool.map(as_rank, range(self._number)))
 
+    def _barrier(self) -> None:
+        self.before_collective()
+        self._meeting.wait()
+
     def _all_gather(self, value: Any) -> list[Any]:
+        self.before_collective()
         self._values[self.rank()] = value
         self._meeting.wait()
         gathered = list(self._values)
