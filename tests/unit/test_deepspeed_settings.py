@@ -9,11 +9,12 @@ import pytest
 
 from rlhf.config import resolve
 from rlhf.config.deepspeed import DRIVEN, FREE, deepspeed_mistakes
+from rlhf.config.stages import SftExecution
 from rlhf.errors import UserError
 from tests.project import tiny_config
 
 
-def sft_execution(**execution: Any) -> dict[str, Any]:
+def sft_execution(**execution: Any) -> SftExecution:
     """The execution of the SFT stage, as its script gets it."""
     return plan(sft={"execution": execution}).of_kind("sft")[0].execution
 

@@ -216,7 +216,7 @@ def card(
     }
     rows = [{"step": step, "phase": "train", "time": 1.0, **METRICS[kind], "tokens": 99} for step in (1, 40)]
     rows.append({"step": 40, "phase": "eval", "time": 2.0, **METRICS[kind]})
-    return model_card(describe(spec, {}, **facts), rows, **options)
+    return model_card(spec, describe(spec, {}, **facts), rows, **options)
 
 
 def front_matter(text: str) -> dict[str, Any]:
