@@ -64,7 +64,8 @@ def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
         raise UserError(f"{place}.hub: there is a local {hub!r}; give it as {place}.path, or move it")
 
     def load(split: str) -> Iterable[Row]:
-        return datasets.load_dataset(hub, source.name, revision=source.revision, split=split)
+        rows: Iterable[Row] = datasets.load_dataset(hub, source.name, revision=source.revision, split=split)
+        return rows
 
     try:
         return Rows(load(source.train_split), load(source.eval_split) if source.eval_split else None)

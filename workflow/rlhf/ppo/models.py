@@ -148,9 +148,8 @@ def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
     config = _frozen_config(stage, role)
     if config is None:
         return model if _offload(stage, role) else model.to(device())
-    engine, *_ = deepspeed.initialize(model=model, config=config)
-    engine.eval()
-    return engine
+    engine: nn.Module = deepspeed.initialize(model=model, config=config)[0]
+    return engine.eval()
 
 
 def _frozen_config(stage: PpoStage, role: Role) -> dict[str, Any] | None:
