@@ -146,7 +146,8 @@ def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
     if config is None:
         return model if _offload(stage, role) else model.to(device())
     engine: nn.Module = deepspeed.initialize(model=model, config=config)[0]
-    return engine.eval()
+    engine.eval()  # returns nothing
+    return engine
 
 
 def _frozen_config(stage: PpoStage, role: Role) -> dict[str, Any] | None:
