@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.sources import DatasetSettings, ModelSettings
+from rlhf.config.sources import ModelSettings
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.dataset import cache_dataset
 from rlhf.data.tokens import tokenize
 from rlhf.models.cache import cache_model
@@ -39,10 +40,10 @@ for step in STEPS:
 def make(step: str, work: Path) -> None:
     """A dataset or a model in the cache, or tokens of the ones in `whole`."""
     if step == "dataset":
-        cache_dataset(DatasetSettings(source=GENERATED).model_dump(mode="json"), work / step, "datasets.x")
+        cache_dataset(ResolvedDataset(source=GENERATED), work / step, "datasets.x")
     elif step == "model":
         source = {"path": str(work.parent / "base")}
-        cache_model(ModelSettings(source=source).model_dump(mode="json"), work / step, "models.x")
+        cache_model(ModelSettings(source=source), work / step, "models.x")
     else:
         tokenize(work.parent / "whole/dataset", work.parent / "base", work / step)
 

@@ -265,7 +265,7 @@ class Files:
 def shared(folder: Path, ranks: Ranks, number: int) -> SimpleNamespace:
     """Checkpoints of one rank among several, made in its thread."""
     identity = {"specification": "a", "topology": {"processes": number}}
-    execution = TrainingExecution(checkpoint_steps=1, checkpoint_minutes=None)
+    execution = TrainingExecution(checkpoint_steps=1)
     interruption, lease = Interruption(), SimpleNamespace(require=lambda: None)
     made = Checkpoints(folder / "checkpoints", identity, {"files": Files(ranks)}, execution, interruption, lease)
     return SimpleNamespace(checkpoints=made, interruption=interruption)

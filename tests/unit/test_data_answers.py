@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.config.sources import DatasetSettings
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
 from rlhf.data.dataset import cache_dataset, load_cached
 from rlhf.data.example import Example
 from rlhf.data.examples import examples
-from rlhf.data.mappings import with_mapping
+from rlhf.data.mappings import row_format
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
 from rlhf.models.loading import load_tokenizer
@@ -22,8 +22,8 @@ from tests.unit.conftest import make_model
 
 def read(shape: str, *rows: dict, **columns: str) -> list[Example | str]:
     """What becomes of rows: examples, or the reason why not."""
-    settings = DatasetSettings(source={"path": "rows.jsonl"}, shape=shape, columns=columns)
-    return [result for _, result in examples(rows, with_mapping(settings.model_dump()), "datasets.mine")]
+    settings = ResolvedDataset(source={"path": "rows.jsonl"}, shape=shape, columns=columns)
+    return [result for _, result in examples(rows, row_format(settings), "datasets.mine")]
 
 
 def pair(**more) -> dict:
@@ -129,8 +129,8 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("groups")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GROUPS))
     source = {"path": dict.fromkeys(("train", "eval"), str(folder / "rows.jsonl"))}
-    settings = DatasetSettings(source=source, shape="ranked", columns={"subset": "kind"})
-    cache_dataset(settings.model_dump(), folder / "dataset", "datasets.mine")
+    settings = ResolvedDataset(source=source, shape="ranked", columns={"subset": "kind"})
+    cache_dataset(settings, folder / "dataset", "datasets.mine")
     model = make_model(folder / "model", "gpt2")
     tokenize(folder / "dataset", model, folder / "tokens")
     split_dataset(folder / "dataset", "1,1,2", 0, folder / "split")

@@ -30,7 +30,7 @@ DEPENDENCIES: dict[str, set[str]] = {
     "runtime": {"config", "errors"},
     "memory": {"config", "errors", "models"},
     "config": {"errors", "phases"},
-    "data": {"errors", "functions", "phases", "runtime"},
+    "data": {"config", "errors", "functions", "phases", "runtime"},
     "models": {"config", "errors", "runtime"},
     "training": {"config", "data", "errors", "memory", "models", "runtime"},
     "ppo": {"config", "data", "errors", "models", "runtime", "training"},

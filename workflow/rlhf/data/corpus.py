@@ -69,33 +69,38 @@ class Corpus:
 
     def prompt(self, index: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
-        store, row = self._places[index]
-        return self._stores[store].prompt(row)
+        store, row = self._row(index)
+        return store.prompt(row)
 
     def chosen(self, index: int) -> np.ndarray:
         """Ids of the chosen answer, EOS included: [length] int64."""
-        store, row = self._places[index]
-        return self._stores[store].chosen(row)
+        store, row = self._row(index)
+        return store.chosen(row)
 
     def answers(self, index: int) -> list[np.ndarray]:
         """Ids of each answer to a prompt, EOS included, the best first: [length] int64 each."""
-        store, row = self._places[index]
-        return self._stores[store].answers(row)
+        store, row = self._row(index)
+        return store.answers(row)
 
     def judgements(self, index: int) -> np.ndarray:
         """`length`, `rank` (0 is best) and `rating` (NaN where unknown) of each answer: [answers], structured."""
-        store, row = self._places[index]
-        return self._stores[store].judgements(row)
+        store, row = self._row(index)
+        return store.judgements(row)
 
     def subset(self, index: int) -> str | None:
         """The part of its dataset that a row belongs to, where the data names one."""
-        store, row = self._places[index]
-        return self._stores[store].subset(row)
+        store, row = self._row(index)
+        return store.subset(row)
 
     def place(self, index: int) -> tuple[int, int]:
         """(number of the dataset, row in its cached split) of an index."""
         store, row = self._places[index]
         return int(store), int(row)
+
+    def _row(self, index: int) -> tuple[TokenStore, int]:
+        """The store that holds an index, and its row there."""
+        number, row = self.place(index)
+        return self._stores[number], row
 
     def lengths(self, field: str) -> np.ndarray:
         """Token counts of `prompt` or `chosen` of all rows: [rows] int64."""

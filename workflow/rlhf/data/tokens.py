@@ -48,7 +48,7 @@ class TokenStore:
             field: _map(folder / f"{split}.{field}.bin", facts["dtype"], int(self._offsets[field][-1]))
             for field in FIELDS
         }
-        self._answers = np.load(folder / f"{split}.answers.npy")
+        self._answers: np.ndarray = np.load(folder / f"{split}.answers.npy")
         self._answer_offsets = np.load(folder / f"{split}.answers.offsets.npy")
         self._subset_names: list[str] = facts["subsets"][split]
         self._subsets = np.load(folder / f"{split}.subset.npy")
@@ -69,7 +69,8 @@ class TokenStore:
     def judgements(self, row: int) -> np.ndarray:
         """Length in tokens, rank (0 is best) and rating (NaN where unknown) of each answer: [answers] of `ANSWER`."""
         start, end = self._answer_offsets[row : row + 2]
-        return self._answers[start:end]
+        judged: np.ndarray = self._answers[start:end]
+        return judged
 
     def subset(self, row: int) -> str | None:
         """The part of the dataset that a row belongs to, where the data names one."""
@@ -203,10 +204,11 @@ def _ordinary_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, add_spec
         split_special_tokens=True,
         return_offsets_mapping=tokenizer.is_fast,
     )
+    every: list[list[int]] = encoded["input_ids"]
     if not tokenizer.is_fast:
-        return encoded["input_ids"]
+        return every
     ordinary = OrdinaryText(tokenizer)
-    rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    rows = zip(texts, every, encoded["offset_mapping"], strict=True)
     return [ordinary.restore(text, ids, offsets, [(0, len(text))]) for text, ids, offsets in rows]
 
 

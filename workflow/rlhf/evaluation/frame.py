@@ -81,7 +81,9 @@ def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
 
 def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
     """Texts of id sequences, special tokens left out."""
-    return tokenizer.batch_decode([sequence.tolist() for sequence in sequences], skip_special_tokens=True)
+    ids = [sequence.tolist() for sequence in sequences]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
 
 
 def require_same_prompts(rows: list[dict[str, Any]], prompts: list[int], path: Path) -> None:

@@ -37,7 +37,8 @@ class JudgedPairs:
     @property
     def margin(self) -> np.ndarray:
         """By how much the better answer scores higher."""
-        return self.chosen - self.rejected
+        margin: np.ndarray = self.chosen - self.rejected
+        return margin
 
     def where(self, mask: np.ndarray) -> JudgedPairs:
         """The pairs at which `mask` is true."""

@@ -78,7 +78,7 @@ def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.nda
     with torch.no_grad():
         for micro in micro_batches(rows, objective.lengths(corpus), batch_size, rank=0, world_size=1):
             counts = [len(corpus.judgements(row)) for row in micro.rows]
-            parts = objective.scores(model, corpus, micro.rows).split(counts)
+            parts = torch.split(objective.scores(model, corpus, micro.rows), counts)
             for row, part in zip(micro.rows, parts, strict=True):
                 scores[row] = part.double().cpu().numpy()
     return np.concatenate(scores)

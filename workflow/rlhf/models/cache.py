@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from rlhf.config.requirements import Requirement, require
+from rlhf.config.sources import ModelSettings, ModelSource
 from rlhf.errors import UserError
 from rlhf.models.lora import linear_modules
 from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
@@ -49,7 +50,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 
 def cache_model(
-    settings: dict[str, Any],
+    settings: ModelSettings,
     output: Path,
     place: str,
     requirements: Iterable[Requirement] = (),
@@ -58,7 +59,7 @@ def cache_model(
     """Write `model/` (weights as safetensors, tokenizer, configuration) and `manifest.json` into `output`.
 
     Args:
-        settings: `ModelSettings` of the configuration.
+        settings: where the model comes from.
         output: resources/models/<id>/; appears whole or not at all.
         place: configuration path of the model, for messages.
         requirements: what experiments ask of the model.
@@ -68,11 +69,11 @@ def cache_model(
         UserError: the source cannot be read, has no tokenizer, lacks weights, the architecture is unknown, or a
             requirement is not met.
     """
-    if settings["source"] == "scratch":
+    if settings.source == "scratch":
         model, tokenizer = _from_scratch(settings, texts or (), place)
     else:
-        model, tokenizer = _from_source(settings, place)
-    settle_special_tokens(tokenizer, model, settings["eos_token"], settings["pad_token"], place)
+        model, tokenizer = _from_source(settings.source, settings.trust_remote_code, place)
+    settle_special_tokens(tokenizer, model, settings.eos_token, settings.pad_token, place)
     facts = _facts(model, tokenizer)
     require(facts, requirements, place)
     with atomic_directory(output) as folder:
@@ -98,15 +99,16 @@ def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[s
 
 
 def _from_scratch(
-    settings: dict[str, Any], texts: Iterable[str], place: str
+    settings: ModelSettings, texts: Iterable[str], place: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    architecture = dict(settings["architecture"])
+    architecture = dict(settings.architecture)
     _require_known_keys(architecture, f"{place}.architecture")
-    tokenizer = train_tokenizer(texts, settings["tokenizer"])
+    assert settings.tokenizer is not None  # ModelSettings of a model from scratch has one
+    tokenizer = train_tokenizer(texts, settings.tokenizer)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     try:
         config = AutoConfig.for_model(**(architecture | ids | {"vocab_size": len(tokenizer)}))
-        seed_everything(settings["seed"])
+        seed_everything(settings.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         raise UserError(f"{place}.architecture: transformers cannot build it: {_first_line(error)}") from None
@@ -130,16 +132,17 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    source = settings["source"]
-    name = source["hub"] or source["path"]
-    key = f"{place}.source.{'hub' if source['hub'] else 'path'}"
-    options = {"trust_remote_code": settings["trust_remote_code"], "local_files_only": source["hub"] is None}
-    if source["hub"]:
-        options["revision"] = source["revision"]
-    if source["hub"] and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
+def _from_source(
+    source: ModelSource, trust_remote_code: bool, place: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name = source.hub or str(source.path)
+    key = f"{place}.source.{'hub' if source.hub else 'path'}"
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": source.hub is None}
+    if source.hub:
+        options["revision"] = source.revision
+    if source.hub and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
         raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
-    if source["path"] and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+    if source.path and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
         # transformers would make up an empty tokenizer of the model's family
         raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); {_remedy(source)}")
     try:
@@ -193,8 +196,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _remedy(source: dict[str, Any]) -> str:
-    if source["hub"]:
+def _remedy(source: ModelSource) -> str:
+    if source.hub:
         return (
             "check the name and revision, and run this step on a machine that reaches the hub; weights must be "
             "safetensors, pickled ones (.bin) are never read"

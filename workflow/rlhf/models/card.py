@@ -7,6 +7,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from rlhf.config.specification import PpoUpstream, TrainingSpecification
+from rlhf.config.stages import PpoSettings
+
 POLICY, REWARD = "text-generation", "text-classification"
 STAGES = {
     "sft": (
@@ -150,6 +153,7 @@ LIMITS = {
 
 
 def model_card(
+    stage: TrainingSpecification,
     manifest: dict[str, Any],
     metrics: list[dict[str, Any]],
     license: str = "unknown",
@@ -161,15 +165,15 @@ def model_card(
     It says nothing of the host, the command or the folders that the manifest knows, because it is made to be published.
 
     Args:
+        stage: what was trained, and how.
         manifest: of the stage, with the facts `lineage`, `rows`, `dtype`, `world_size` and `device`.
         metrics: lines of metrics.jsonl.
         license: identifier of a licence; `unknown` where nobody has stated it.
         averaged: whether these are the averaged weights of PPO.
         has_adapter: whether the adapters are saved apart, beside this folder.
     """
-    spec, kind = manifest["spec"], manifest["stage"]
-    settings = spec["settings"]
-    trained = settings["actor"] if kind == "ppo" else settings
+    kind, settings = stage.stage, stage.settings
+    trained = settings.actor if isinstance(settings, PpoSettings) else settings
     base = manifest["lineage"]["base_model"]
     title, description = STAGES[kind]
     columns, results = _results(metrics)
@@ -181,7 +185,7 @@ def model_card(
         description=description,
         base=base,
         datasets=manifest["lineage"]["datasets"],
-        rewarded_by=spec["upstream"].get("reward"),
+        rewarded_by=stage.upstream.reward if isinstance(stage.upstream, PpoUpstream) else None,
         columns=columns,
         results=results,
         explanation=EXPLANATIONS[kind],
@@ -189,13 +193,13 @@ def model_card(
         usage=REWARD_USAGE if kind == "reward" else POLICY_USAGE,
         limits=LIMITS[kind],
         purposes=PURPOSES,
-        lora_dim=trained["lora_dim"],
-        more_trained=not trained["only_optimize_lora"],
+        lora_dim=trained.lora_dim,
+        more_trained=not trained.only_optimize_lora,
         has_adapter=has_adapter,
         averaged=averaged,
         license=license,
         settings=settings,
-        settings_yaml=_yaml(settings),
+        settings_yaml=_yaml(stage.identity()["settings"]),
     )
 
 

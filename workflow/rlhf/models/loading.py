@@ -206,7 +206,8 @@ def _from_folder(
             options |= {"state_dict": _stored(folder, "meta"), "device_map": {"": "meta"}}
         # A missing head is drawn, and replaced: not from the stage's generator, or partitions would change the run.
         with torch.random.fork_rng(devices=[]):
-            return auto_class.from_pretrained(source, local_files_only=True, **options)
+            loaded: tuple[Any, dict[str, Any]] = auto_class.from_pretrained(source, local_files_only=True, **options)
+            return loaded
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: no readable weights ({str(error).splitlines()[0]}); remove the folder and run snakemake again"

@@ -60,9 +60,10 @@ def linear_modules(model: PreTrainedModel) -> list[str]:
 
 def merged_weight(layer: LoraLayer) -> Tensor:
     """The weight of an adapted layer with its adapter added, in the weight's dtype; the layer is left as it is."""
-    weight = layer.get_base_layer().weight.detach()
+    weight: Tensor = layer.get_base_layer().weight.detach()
     (adapter,) = layer.active_adapters
-    return (weight + layer.get_delta_weight(adapter).detach()).to(weight.dtype)
+    change: Tensor = layer.get_delta_weight(adapter).detach()
+    return (weight + change).to(weight.dtype)
 
 
 def _is_conv(model: PreTrainedModel, name: str) -> bool:

@@ -50,7 +50,7 @@ def answer_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, w
         arguments["position_ids"] = position_ids(attention_mask)
     if accepts(module, "logits_to_keep"):
         arguments["logits_to_keep"] = width + 1
-    logits = model(**arguments).logits
+    logits: Tensor = model(**arguments).logits
     return logits[:, -(width + 1) : -1]
 
 
@@ -80,7 +80,8 @@ class TokenScorer(nn.Module):
     @property
     def body(self) -> nn.Module:
         """The transformer below the head."""
-        return getattr(self.model, self._body_name)
+        body: nn.Module = getattr(self.model, self._body_name)
+        return body
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Normalised scores.
@@ -97,7 +98,8 @@ class TokenScorer(nn.Module):
         if self._takes_positions:
             arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
         hidden = self.body(**arguments).last_hidden_state
-        return (self.model.score(hidden).squeeze(-1).float() - self.mean) / self.std
+        scores: Tensor = self.model.score(hidden).squeeze(-1).float()
+        return (scores - self.mean) / self.std
 
 
 def last_token(values: Tensor, attention_mask: Tensor) -> Tensor:

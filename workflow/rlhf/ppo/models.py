@@ -145,8 +145,8 @@ def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
     config = _frozen_config(stage, role)
     if config is None:
         return model if _offload(stage, role) else model.to(device())
-    engine, *_ = deepspeed.initialize(model=model, config=config)
-    engine.eval()
+    engine: nn.Module = deepspeed.initialize(model=model, config=config)[0]
+    engine.eval()  # returns nothing
     return engine
 
 

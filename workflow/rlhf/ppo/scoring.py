@@ -81,7 +81,8 @@ def _token_scores(part: Rectangle, scorers: Scorers, temperature: float) -> Iter
 
 def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
     """Values before each action, so read one position to its left: [batch, answer width] float32."""
-    return critic(part.input_ids, part.attention_mask)[:, -(part.width + 1) : -1]
+    values: Tensor = critic(part.input_ids, part.attention_mask)
+    return values[:, -(part.width + 1) : -1]
 
 
 def _rectangles(tables: Sequence[np.ndarray], lengths: np.ndarray) -> Iterator[Tensor]:

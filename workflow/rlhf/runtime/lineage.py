@@ -10,19 +10,18 @@ from rlhf.config.specfile import read_spec
 from rlhf.config.specification import (
     DatasetSpecification,
     ModelSpecification,
-    PpoUpstream,
     ResolvedSft,
-    RewardUpstream,
     SftUpstream,
     Specification,
     SpecificationT,
     SplitSpecification,
+    TrainingUpstream,
 )
 
 RESULTS = Path("results")
 
 
-def lineage(upstream: SftUpstream | RewardUpstream | PpoUpstream, results: Path = RESULTS) -> dict[str, Any]:
+def lineage(upstream: TrainingUpstream, results: Path = RESULTS) -> dict[str, Any]:
     """The model that a stage starts from, and its data.
 
     Names of a hub are in the specifications of models and datasets, which lie in the project. Names of local files stay

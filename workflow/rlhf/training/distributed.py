@@ -74,7 +74,7 @@ def world_size() -> int:
 
 def on_cpu() -> bool:
     """Whether training runs without an accelerator."""
-    return get_accelerator().device_name() == "cpu"
+    return bool(get_accelerator().device_name() == "cpu")
 
 
 def device() -> torch.device:
@@ -181,7 +181,7 @@ def _first_host(nodes: str) -> str:
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
 def _skip_shared_memory_op() -> None:

@@ -89,7 +89,8 @@ class Trainer:
     @property
     def module(self) -> nn.Module:
         """The model as it was given."""
-        return self.engine.module
+        module: nn.Module = self.engine.module
+        return module
 
     def step(self, losses: Iterator[Tensor] | list[Tensor], micro_steps: int) -> float | None:
         """One optimizer step.

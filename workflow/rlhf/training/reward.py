@@ -101,7 +101,8 @@ class GroupPreference:
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of the longest sequence of each group, [rows]."""
-        return corpus.lengths("prompt") + corpus.longest_answers()
+        lengths: np.ndarray = corpus.lengths("prompt") + corpus.longest_answers()
+        return lengths
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
         """Number of groups."""
@@ -127,7 +128,7 @@ class GroupPreference:
         better, worse = (torch.from_numpy(places).to(device) for places in (pairs.better, pairs.worse))
         if self._token_wise:
             ids, mask = answer_inputs(corpus, rows, device)
-            table = model(ids, mask)
+            table: Tensor = model(ids, mask)
             window = difference_window(ids[better], ids[worse], mask[better], mask[worse])
             losses = token_wise_loss(table[better], table[worse], margin, window)
             scores = last_token(table, mask)
@@ -173,7 +174,8 @@ def _scores_after_shared_prompt(model: nn.Module, corpus: Corpus, rows: np.ndarr
     device, dtype = inference_device(model), next(model.parameters()).dtype
     ids, segments, ends = (part.to(device) for part in shared_inputs(corpus, rows))
     table = model(ids, segment_mask(segments, dtype, PROMPT), segment_positions(segments, PROMPT))
-    return table.flatten()[ends]
+    scores: Tensor = table.flatten()[ends]
+    return scores
 
 
 def score_statistics(

@@ -44,7 +44,8 @@ class AnswerLikelihood:
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of prompt and answer, [rows]."""
-        return corpus.lengths("prompt") + corpus.lengths("chosen")
+        lengths: np.ndarray = corpus.lengths("prompt") + corpus.lengths("chosen")
+        return lengths
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
         """Tokens of the rows that the loss counts."""

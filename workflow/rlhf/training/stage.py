@@ -19,12 +19,12 @@ from rlhf.config.specification import (
     PlannedPpo,
     PlannedReward,
     PlannedSft,
-    PpoUpstream,
+    PlannedTraining,
     ResolvedPpo,
     ResolvedReward,
     ResolvedSft,
-    RewardUpstream,
-    SftUpstream,
+    TrainingSettings,
+    TrainingUpstream,
 )
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
@@ -48,8 +48,8 @@ from rlhf.training.weights import adapter_weights, plain_weights
 
 logger = get_logger(__name__)
 
-SettingsT = TypeVar("SettingsT", bound=ResolvedSft | ResolvedReward | ResolvedPpo, covariant=True)
-ExecutionT = TypeVar("ExecutionT", bound=PlannedSft | PlannedReward | PlannedPpo, covariant=True)
+SettingsT = TypeVar("SettingsT", bound=TrainingSettings, covariant=True)
+ExecutionT = TypeVar("ExecutionT", bound=PlannedTraining, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
 
     def __init__(
         self,
-        spec: JobSpecification[SettingsT, SftUpstream | RewardUpstream | PpoUpstream, ExecutionT],
+        spec: JobSpecification[SettingsT, TrainingUpstream, ExecutionT],
         paths: StagePaths,
     ) -> None:
         self.spec, self.paths = spec, paths
@@ -246,7 +246,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
             if rank() == 0:
                 manifest = describe(self.spec, {}, **self._facts(), **facts)
                 metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-                card = model_card(manifest, metrics, saving.license, averaged, has_adapter)
+                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter)
                 folder = output / ("model_ema" if averaged else "model")
                 write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
                 if has_adapter:
