@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf.commands.convert import parse_args, run
 from rlhf.config import Plan, resolve
-from rlhf.convert.__main__ import parse_args, run
 from rlhf.convert.arguments import PROGRAMS
 from rlhf.convert.documentation import DOCUMENT
 from rlhf.errors import UserError

@@ -37,7 +37,8 @@ DEPENDENCIES: dict[str, set[str]] = {
     "planning": {"config", "data", "errors", "memory", "models", "ppo", "runtime", "training"},
     "evaluation": {"data", "errors", "functions", "models", "ppo", "runtime", "training"},
     "reporting": {"errors", "evaluation", "runtime"},
-    "convert": {"config", "data", "errors", "runtime"},
+    "convert": {"config", "data", "errors"},
+    "commands": {"config", "convert", "errors", "memory", "planning", "reporting", "runtime"},
 }
 
 

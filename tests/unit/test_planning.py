@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf.commands.memory import main
 from rlhf.config import resolve
 from rlhf.config.stages import PpoSettings, SftSettings
 from rlhf.errors import UserError
@@ -21,7 +22,6 @@ from rlhf.memory.host import LIBRARIES, host_memory
 from rlhf.memory.parts import ALL_KINDS, Resident, load_part, save_part
 from rlhf.memory.states import Engine
 from rlhf.memory.tracker import CACHE
-from rlhf.planning.command import main
 from rlhf.planning.files import write_plan
 from rlhf.planning.ladder import ladder
 from rlhf.planning.plan import plan_stage

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rlhf.commands import status
+from rlhf.commands.status import key_metrics, parse_args, render, show
 from rlhf.errors import UserError
-from rlhf.reporting import status
 from rlhf.reporting.stage_status import TAIL_BYTES, StageStatus, read_status
-from rlhf.reporting.status import key_metrics, parse_args, render, show
 
 NOW = 1_800_000_000.0
 
@@ -196,7 +196,7 @@ def test_watch_refreshes_until_interrupted(tmp_path: Path, monkeypatch: pytest.M
 
 def test_import_is_light() -> None:
     heavy = ("torch", "pandas", "matplotlib", "numpy", "scipy")
-    code = f"import sys, rlhf.reporting.status; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, rlhf.commands.status; print([name for name in {heavy!r} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "workflow")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

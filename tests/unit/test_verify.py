@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from rlhf.commands.verify import parse_args, verify
 from rlhf.errors import UserError
-from rlhf.reporting.verify import parse_args, stage_folders, verify
+from rlhf.reporting.verify import stage_folders
 from rlhf.runtime.files import sha256_tree
 
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlhf.commands import verify
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
 from rlhf.errors import Interrupted, UserError
-from rlhf.reporting import verify
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from rlhf.config import resolve
 from rlhf.config.compatibility import PRESETS
@@ -77,6 +81,28 @@ def convert(commands: dict[str, Command], choices: Choices) -> Converted:
     converted.config["experiments"][choices.name or experiment["policy"]] = experiment
     resolve(converted.config, lambda path, key: "not read")  # a mistake must show now, not when it is run
     return converted
+
+
+def render(converted: Converted, places: Sequence[str]) -> str:
+    """The configuration file: what it was made from and what differs as comments, then YAML."""
+    parts = [f"Converted from {', '.join(places)} by rlhf-convert.", ""]
+    parts += ["threads, mem_mb and runtime are not in the scripts: set them under `execution` for a cluster.", ""]
+    if converted.notes:
+        parts += ["What differs from the scripts:", *(f"- {note}" for note in dict.fromkeys(converted.notes)), ""]
+    if converted.reported:
+        parts += [
+            "Flags without an effect here:",
+            *(f"- {name}: {why}" for name, why in converted.reported.items()),
+            "",
+        ]
+    lines = [line for part in parts[:-1] for line in _wrapped(part)]
+    return "\n".join(lines) + "\n\n" + yaml.safe_dump(converted.config, sort_keys=False, width=100)
+
+
+def _wrapped(text: str) -> list[str]:
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(text, 110, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"# {line}".rstrip() for line in lines]
 
 
 def _copied(experiment: dict[str, Any], command: Command) -> None:

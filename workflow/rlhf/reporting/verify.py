@@ -1,23 +1,17 @@
-"""`rlhf-verify`: are the outputs of an experiment what they were when they were made?
+"""Are the outputs of stages what they were when they were made?
 
 Every finished stage lists the hashes of its files in its manifest; they are computed again and compared.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from rlhf.errors import UserError
 from rlhf.runtime.files import sha256_file
-from rlhf.runtime.logging import run_script
 
 TRAINED = ("sft", "reward", "ppo")
 
@@ -86,41 +80,3 @@ def discard(damage: Damage) -> None:
         stand_in.parent.mkdir(parents=True, exist_ok=True)
         stand_in.touch()
     (damage.folder / "manifest.json").unlink(missing_ok=True)
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="rlhf-verify", description="Compare the files of finished stages with the hashes in their manifests."
-    )
-    parser.add_argument("experiment", nargs="?", help="name of an experiment (default: everything in the folder)")
-    parser.add_argument("--root", type=Path, default=Path("."), help="project folder (default: the present one)")
-    parser.add_argument("--discard", action="store_true", help="mark damaged stages as unfinished, for snakemake")
-    return parser.parse_args(arguments)
-
-
-def verify(args: argparse.Namespace) -> None:
-    """Print what was found.
-
-    Raises:
-        UserError: a stage is damaged and was not discarded, or there is nothing to verify.
-    """
-    console = Console(stderr=True)
-    folders = stage_folders(args.root, args.experiment)
-    found = [check(folder) for folder in track(folders, "hashing", console=console, transient=True)]
-    damaged = [damage for damage in found if damage is not None]
-    print(f"{len(folders) - len(damaged)} of {len(folders)} stages are as they were made")
-    for damage in damaged:
-        print(f"{damage.folder}: {'; '.join(damage.problems)}")
-        if args.discard:
-            discard(damage)
-    if damaged and not args.discard:
-        raise UserError(
-            f"{len(damaged)} stage(s) are damaged; `rlhf-verify --discard` marks them as unfinished, and the next "
-            "snakemake makes them again, and only them"
-        )
-
-
-def main() -> None:
-    """Entry point of the console script `rlhf-verify`."""
-    run_script(lambda: verify(parse_args()))

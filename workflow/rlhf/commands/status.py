@@ -153,3 +153,7 @@ def show(args: argparse.Namespace) -> None:
 def main() -> None:
     """Entry point of the console script `rlhf-status`."""
     run_script(lambda: show(parse_args()))
+
+
+if __name__ == "__main__":
+    main()

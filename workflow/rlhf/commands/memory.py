@@ -149,7 +149,7 @@ def _gib(amount: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Entry point of the console script `rlhf-memory`; returns its exit status."""
     warnings.simplefilter("ignore", FutureWarning)  # of transformers' own deprecations
     args = parse_args(argv)
     try:
@@ -164,6 +164,5 @@ def main(argv: list[str] | None = None) -> int:
     return DOES_NOT_FIT if plan["verdict"] == "does not fit" else FITS
 
 
-def run() -> None:
-    """Entry point of the console script."""
+if __name__ == "__main__":
     sys.exit(main())
