@@ -11,8 +11,8 @@ import yaml
 
 from rlhf.commands.convert import parse_args, run
 from rlhf.config import Plan, resolve
-from rlhf.convert.arguments import PROGRAMS
 from rlhf.convert.documentation import DOCUMENT
+from rlhf.convert.programs import PROGRAMS
 from rlhf.errors import UserError
 
 # Three scripts in the manner of the DeepSpeed-Chat article: OPT-13B as actor, OPT-350M as reward model, 8 GPUs.

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.convert.arguments import PROGRAMS, Command, read_command
+from rlhf.convert.arguments import Command, read_command
 from rlhf.convert.configuration import Choices, convert, render
+from rlhf.convert.programs import PROGRAMS
 from rlhf.convert.shell import PROGRAM
 from rlhf.errors import UserError
 from rlhf.runtime.logging import run_script
