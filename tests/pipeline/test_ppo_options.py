@@ -14,13 +14,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from rlhf.config.compatibility import PRESETS
+from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.reward import ReEncodedText, reward_scorer
 from rlhf.ppo.rollout import generate
 from rlhf.reporting.checks import check_metrics, require_hard
-from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
 

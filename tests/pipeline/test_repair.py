@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.runtime.files import sha256_file, sha256_tree
+from rlhf.files import sha256_file, sha256_tree
 from tests.project import Project
 from tests.snakemake import ENVIRONMENT, dry_run, leaks, snakemake
 

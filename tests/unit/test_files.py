@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import (
+from rlhf.files import (
     append_jsonl,
-    atomic_directory,
     read_json,
     read_jsonl,
     sha256_file,
@@ -27,6 +26,7 @@ from rlhf.runtime.files import (
     write_jsonl,
     write_text,
 )
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.manifest import utc_now, write_manifest
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
+from rlhf.files import read_json, read_jsonl, sha256_tree
 from rlhf.runtime.manifest import code_hash, utc_now, write_manifest
 from rlhf.runtime.progress import StageMetrics, format_seconds
 from rlhf.runtime.seeds import derive_seed, seed_everything

@@ -6,8 +6,8 @@ import pytest
 
 from rlhf.commands.verify import parse_args, verify
 from rlhf.errors import UserError
+from rlhf.files import sha256_tree
 from rlhf.reporting.verify import stage_folders
-from rlhf.runtime.files import sha256_tree
 
 
 @pytest.fixture

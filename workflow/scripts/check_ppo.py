@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlhf.files import read_json, read_jsonl, write_json
 from rlhf.reporting.checks import check_metrics, describe, report, require_hard
-from rlhf.runtime.files import read_json, read_jsonl, write_json
 from rlhf.runtime.logging import get_logger, run_script
 
 logger = get_logger("rlhf.check_ppo")

@@ -17,7 +17,8 @@ from rlhf.data.examples import examples
 from rlhf.data.mappings import with_mapping
 from rlhf.data.sources import load_rows
 from rlhf.errors import UserError
-from rlhf.runtime.files import atomic_directory, write_json
+from rlhf.files import write_json
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

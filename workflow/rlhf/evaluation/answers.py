@@ -14,13 +14,13 @@ from rlhf.data.batching import micro_batches
 from rlhf.data.corpus import Corpus
 from rlhf.evaluation.frame import Evaluation, decode, require_same_prompts, unseen_prompts
 from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_rate, mean_and_error, win_rate
+from rlhf.files import read_jsonl, write_jsonl
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, token_logprobs
 from rlhf.ppo.experience import Judge
 from rlhf.ppo.reward import reward_scorer
 from rlhf.ppo.rollout import Samples
 from rlhf.ppo.sampling import Answer, sample_answers
-from rlhf.runtime.files import read_jsonl, write_jsonl
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import device
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
+from rlhf.files import write_json
 from rlhf.functions import load_judge
 from rlhf.ppo.experience import Judge
-from rlhf.runtime.files import write_json
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import slurm_job
 from rlhf.runtime.seeds import derive_seed

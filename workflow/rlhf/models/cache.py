@@ -25,9 +25,10 @@ from transformers.utils import cached_file
 
 from rlhf.config.requirements import Requirement, require
 from rlhf.errors import UserError
+from rlhf.files import sha256_tree, write_json
 from rlhf.models.lora import linear_modules
 from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
-from rlhf.runtime.files import atomic_directory, sha256_tree, write_json
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from rlhf.runtime.files import atomic_directory, read_json, write_json, write_text
+from rlhf.files import read_json, write_json, write_text
+from rlhf.runtime.folders import atomic_directory
 
 
 def write_model(

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from rlhf.files import write_json
 from rlhf.memory.devices import GIB, Device, find_device
 from rlhf.planning.forecast import ROLES, read_config
 from rlhf.planning.plan import plan_stage
-from rlhf.runtime.files import write_json
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

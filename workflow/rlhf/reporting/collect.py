@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import read_json, read_jsonl
+from rlhf.files import read_json, read_jsonl
 
 MODEL_ROLES = ("policy", "reward_model")
 TRAINED = ("sft", "reward", "ppo")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rlhf.files import read_jsonl
 from rlhf.reporting.collect import Experiment, Row
 from rlhf.reporting.tables import Column, number, to_html, to_markdown
-from rlhf.runtime.files import read_jsonl
 
 TEXT_LIMIT = 400
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import sha256_file
+from rlhf.files import sha256_file
 
 TRAINED = ("sft", "reward", "ppo")
 

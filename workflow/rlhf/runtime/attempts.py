@@ -16,8 +16,8 @@ from typing import Self
 
 from rlhf.config.planned import STEPS_FILE, out_of_memory_failures
 from rlhf.errors import Interrupted
+from rlhf.files import write_json
 from rlhf.runtime.failure import explain
-from rlhf.runtime.files import write_json
 from rlhf.runtime.logging import LOG_DATES, LOG_FORMAT, PACKAGE
 
 

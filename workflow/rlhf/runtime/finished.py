@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import atomic_directory, read_json, sha256_file
+from rlhf.files import read_json, sha256_file
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import SoftFileLease, Timeout
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import write_json
+from rlhf.files import write_json
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

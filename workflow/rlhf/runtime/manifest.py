@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf.runtime.files import leftovers, sha256_file, sha256_tree, write_json
+from rlhf.files import sha256_file, sha256_tree, write_json
+from rlhf.runtime.folders import leftovers
 
 WORKFLOW = Path(__file__).resolve().parents[2]
 NOT_OUTPUTS = ("manifest.json", "spec.yaml", "memory_plan.json")  # the last may be made anew

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rlhf.errors import Interrupted
-from rlhf.runtime.files import append_jsonl, read_json, read_jsonl, write_json, write_text
+from rlhf.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

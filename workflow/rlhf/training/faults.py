@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.runtime.files import write_json
+from rlhf.files import write_json
 from rlhf.runtime.logging import get_logger
 from rlhf.training.distributed import rank
 

@@ -16,12 +16,12 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.corpus import Corpus
+from rlhf.files import read_jsonl, write_json, write_text
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.failure import OUT_OF_MEMORY, explain
-from rlhf.runtime.files import read_jsonl, write_json, write_text
 from rlhf.runtime.finished import bring_back, set_aside
 from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
