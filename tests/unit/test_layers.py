@@ -27,17 +27,18 @@ DEPENDENCIES: dict[str, set[str]] = {
     "errors": set(),
     "phases": set(),
     "files": {"errors"},
+    "records": {"errors", "files"},
     "functions": {"errors"},
-    "runtime": {"config", "errors", "files"},
+    "runtime": {"errors", "files", "records"},
     "memory": {"errors", "models"},
-    "config": {"errors", "phases"},
+    "config": {"errors", "files", "phases", "records"},
     "data": {"errors", "files", "functions", "phases", "runtime"},
-    "models": {"config", "errors", "files", "runtime"},
+    "models": {"config", "errors", "files", "records", "runtime"},
     "training": {"config", "data", "errors", "files", "memory", "models", "runtime"},
     "ppo": {"data", "errors", "models", "runtime", "training"},
     "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "runtime", "training"},
     "evaluation": {"data", "errors", "files", "functions", "models", "ppo", "runtime", "training"},
-    "reporting": {"errors", "evaluation", "files", "runtime"},
+    "reporting": {"errors", "evaluation", "files", "records", "runtime"},
     "convert": {"config", "data", "errors"},
     "commands": {"config", "convert", "errors", "memory", "planning", "reporting", "runtime"},
 }
@@ -143,4 +144,4 @@ def test_the_configuration_loads_pydantic_and_nothing_heavier() -> None:
     packages = {name for name in top(iter(loaded)) if not name.startswith("_")}
     assert packages - sys.stdlib_module_names - {"rlhf"} <= light
     parts = {name.split(".")[1] for name in loaded if name.startswith("rlhf.")}
-    assert parts == {"config", "errors", "phases"}
+    assert parts == {"config", "errors", "files", "phases", "records"}

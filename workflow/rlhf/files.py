@@ -7,10 +7,14 @@ import json
 import os
 import socket
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
+
+JsonObject = dict[str, Any]
+AGAIN = "remove it and run snakemake again"
 
 
 def temporary_prefix(path: Path) -> str:
@@ -45,30 +49,56 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: the file is missing or is not JSON.
     """
+    return _parsed(_content(path), str(path))
+
+
+def read_object(path: Path) -> Any:
+    """Content of a JSON file that holds one object; the type of its keys and values is the caller's to state.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; {AGAIN}")
+    return content
+
+
+def peek(path: Path) -> Any:
+    """The object of a file that its writer may change or remove meanwhile.
+
+    Returns:
+        None where there is no file, and an empty object where it is damaged.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: file not found; run the step that makes it (`snakemake -n` names it)") from None
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise UserError(f"{path}: not valid JSON ({error}); remove it and run snakemake again") from None
+        return None
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+def append_jsonl(path: Path, row: Mapping[str, object]) -> None:
     """Append one JSON object as a line and flush it, so that a reader sees whole lines only."""
     with Path(path).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, allow_nan=False) + "\n")
         stream.flush()
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file."""
-    with Path(path).open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream if line.strip()]
+def read_jsonl(path: Path) -> list[JsonObject]:
+    """The objects of a file with one JSON object per line.
+
+    Raises:
+        UserError: the file is missing, or a line of it is not JSON.
+    """
+    lines = enumerate(_content(path).split("\n"), start=1)
+    return [_parsed(line, f"{path}: line {number}") for number, line in lines if line.strip()]
 
 
 def sha256_file(path: Path) -> str:
@@ -90,3 +120,19 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _content(path: Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found; run the step that makes it (`snakemake -n` names it)") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {AGAIN}") from None
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{place}: not valid JSON ({error}); {AGAIN}") from None

@@ -10,11 +10,17 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from rlhf.files import peek
+from rlhf.records.evaluation import EVALUATION
+from rlhf.records.manifest import MANIFEST, Manifest
+from rlhf.records.memory import MEMORY, MemoryReport
+from rlhf.records.metrics import METRICS
+from rlhf.records.progress import Progress, read_progress
 from rlhf.reporting.slurm import Job, job_log
 from rlhf.runtime.progress import format_seconds
 
@@ -34,7 +40,7 @@ class StageStatus:
     total_steps: int | None = None
     speed: float | None = None
     seconds: float | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
     job: str = ""  # Slurm's job ID
     node: str = ""
@@ -58,14 +64,14 @@ def read_status(
     present = time.time() if now is None else now
     found: dict[tuple[str, str], StageStatus] = {}
     finished_at: dict[tuple[str, str], float] = {}
-    for file in root.glob("results/*/*/manifest.json"):
-        manifest = _read(file)
+    for file in root.glob(f"results/*/*/{MANIFEST}"):
+        manifest: Manifest | None = peek(file)
         if manifest is not None:
             place = (file.parent.parent.name, file.parent.name)
             found[place] = _finished(file, manifest)
             finished_at[place] = _timestamp(manifest.get("finished"))
     for file in root.glob("state/*/*/progress.json"):
-        progress = _read(file)
+        progress = read_progress(file.parent)
         place = (file.parent.parent.name, file.parent.name)
         if progress is not None and not _is_older(progress, finished_at.get(place)):
             found[place] = _started(root, *place, progress, present)
@@ -87,48 +93,37 @@ def _rank(stage: str) -> int:
     return STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Content of a JSON file; None if it vanished meanwhile, empty if it is broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _timestamp(text: str | None) -> float:
     return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
-def _is_older(progress: dict[str, Any], finished: float | None) -> bool:
+def _is_older(progress: Progress, finished: float | None) -> bool:
     """Whether a progress file is a leftover of the run whose manifest was written at `finished`."""
     return finished is not None and (progress.get("status") == "done" or progress.get("updated", 0.0) <= finished)
 
 
-def _finished(manifest_file: Path, manifest: dict[str, Any]) -> StageStatus:
+def _finished(manifest_file: Path, manifest: Manifest) -> StageStatus:
     folder = manifest_file.parent
     stage, identifier = folder.parent.name, folder.name
     if not manifest:
         return StageStatus(stage, identifier, "unreadable", note=f"{manifest_file} is not valid JSON")
-    metrics = _read(folder / "evaluation.json") or _last_lines(folder / "metrics.jsonl")
+    memory: MemoryReport | None = peek(folder / MEMORY)
     return StageStatus(
         stage,
         identifier,
         "done",
         seconds=manifest.get("wall_seconds"),
-        metrics=metrics,
+        metrics=peek(folder / EVALUATION) or _last_lines(folder / METRICS),
         job=manifest.get("slurm_job_id", ""),
         node=manifest.get("host", ""),
-        peak_rss=(_read(folder / "memory.json") or {}).get("peak_rss"),
+        peak_rss=memory.get("peak_rss") if memory else None,
         mem_mb=manifest.get("spec", {}).get("execution", {}).get("mem_mb"),
     )
 
 
-def _last_lines(path: Path) -> dict[str, Any]:
+def _last_lines(path: Path) -> dict[str, object]:
     """The last training metrics, overlaid with the last ones on unseen data; only the end of the file is read."""
-    last: dict[str, dict[str, Any]] = {}
+    last: dict[str, dict[str, object]] = {}
     for line in _tail(path):
         try:
             row = json.loads(line)
@@ -147,7 +142,7 @@ def _tail(path: Path) -> list[str]:
         return stream.read().decode("utf-8", errors="replace").splitlines()
 
 
-def _started(root: Path, stage: str, identifier: str, progress: dict[str, Any], now: float) -> StageStatus:
+def _started(root: Path, stage: str, identifier: str, progress: Progress, now: float) -> StageStatus:
     if not progress:
         return StageStatus(stage, identifier, "unreadable", note=f"state/{stage}/{identifier}/progress.json is broken")
     status, note = _judge(progress, now)
@@ -169,7 +164,7 @@ def _started(root: Path, stage: str, identifier: str, progress: dict[str, Any], 
     )
 
 
-def _judge(progress: dict[str, Any], now: float) -> tuple[str, str]:
+def _judge(progress: Progress, now: float) -> tuple[str, str]:
     """(status, why): a stage that says it runs is stalled if its process is gone or it has been silent too long."""
     status = progress.get("status", "running")
     if status != "running":
