@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlhf.evaluation.statistics import mean_interval
+from rlhf.records.experiment import ExperimentRun
 from rlhf.records.samples import SAMPLES, SamplePair, read_sample_pairs
-from rlhf.reporting.collect import Experiment, ExperimentRun, short_names
+from rlhf.reporting.collect import Experiment, short_names
 from rlhf.reporting.tables import Column, Row, number, to_csv, to_html, to_markdown
 
 
