@@ -30,17 +30,17 @@ DEPENDENCIES: dict[str, set[str]] = {
     "records": {"errors", "files"},
     "functions": {"errors"},
     "runtime": {"config", "errors", "files", "records"},
-    "memory": {"config", "errors", "models"},
+    "memory": {"config", "errors", "models", "records"},
     "config": {"errors", "files", "phases", "records"},
     "data": {"errors", "files", "functions", "phases", "runtime"},
     "models": {"config", "errors", "files", "records", "runtime"},
-    "training": {"config", "data", "errors", "files", "memory", "models", "runtime"},
+    "training": {"config", "data", "errors", "files", "memory", "models", "records", "runtime"},
     "ppo": {"config", "data", "errors", "models", "runtime", "training"},
-    "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "runtime", "training"},
-    "evaluation": {"config", "data", "errors", "files", "functions", "models", "ppo", "runtime", "training"},
+    "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "records", "runtime", "training"},
+    "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
     "reporting": {"errors", "evaluation", "files", "records", "runtime"},
     "convert": {"config", "data", "errors"},
-    "commands": {"config", "convert", "errors", "memory", "planning", "reporting", "runtime"},
+    "commands": {"config", "convert", "errors", "memory", "planning", "records", "reporting", "runtime"},
 }
 
 

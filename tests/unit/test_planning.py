@@ -23,7 +23,7 @@ from rlhf.memory.host import LIBRARIES, host_memory
 from rlhf.memory.parts import ALL_KINDS, Resident, load_part, save_part
 from rlhf.memory.states import Engine
 from rlhf.memory.tracker import CACHE
-from rlhf.planning.files import write_plan
+from rlhf.planning.files import plan_from_files
 from rlhf.planning.ladder import ladder
 from rlhf.planning.plan import plan_stage
 from rlhf.planning.ppo import DECODE, FIRST, PREFILL, SCORE, generation_program, scoring_program, update_program
@@ -192,7 +192,7 @@ def test_how_memory_is_planned_is_no_part_of_a_stage() -> None:
 def test_a_plan_is_made_from_the_files_of_a_stage(folder: Path, tmp_path: Path) -> None:
     stage = specification("sft", {"dtype": "fp32", "max_seq_len": 32}, {"gpus_per_node": 1}, id="x-00000000")
     output = tmp_path / "memory_plan.json"
-    plan = write_plan(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
+    plan = plan_from_files(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
     assert (plan["verdict"], plan["decision"]) == ("does not fit", "refuse")
     written = json.loads(output.read_text())
     assert written == json.loads(json.dumps({"id": "x-00000000", **plan}))

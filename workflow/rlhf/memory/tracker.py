@@ -45,7 +45,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int = 0, place: Callable[[], str] = str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._vocabulary, self._place = vocabulary, place
         self._live: dict[int, int] = {}  # address of a storage -> its number
         self._references: dict[int, Any] = {}

@@ -12,7 +12,9 @@ from typing import Any
 
 from rlhf.config.expand import deep_merge
 from rlhf.config.stages import AnyTrainingExecution, PpoExecution, SupervisedExecution
+from rlhf.files import JsonObject
 from rlhf.memory.states import BUCKET
+from rlhf.records.plan import NextStep
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Step:
 
     name: str
     cost: str
-    change: dict[str, Any]
+    change: JsonObject
 
     @property
     def moves_states(self) -> bool:
@@ -63,7 +65,7 @@ def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
     yield from _smaller_batches(execution)
 
 
-def dumped(execution: AnyTrainingExecution) -> dict[str, Any]:
+def dumped(execution: AnyTrainingExecution) -> JsonObject:
     """How a stage runs, as a plan has it: the plan names the steps that led there apart."""
     return execution.model_dump(mode="json", exclude={"memory_steps"})
 
@@ -167,7 +169,7 @@ def _undoes(step: Step, execution: AnyTrainingExecution) -> bool:
     return any(key.endswith("zero_stage") and getattr(execution, key) > value for key, value in step.change.items())
 
 
-def descent(execution: AnyTrainingExecution, trained: int) -> list[dict[str, Any]]:
+def descent(execution: AnyTrainingExecution, trained: int) -> list[NextStep]:
     """Further steps for a stage that ran out of memory though it was expected to fit: one for each failure.
 
     The ZeRO stage stays, because the stage's checkpoints depend on it. What a step saves is not predicted: the
@@ -176,7 +178,7 @@ def descent(execution: AnyTrainingExecution, trained: int) -> list[dict[str, Any
     Returns:
         `name` and `cost` of each step, and `execution` after it and all before it.
     """
-    steps: list[dict[str, Any]] = []
+    steps: list[NextStep] = []
     while True:
         possible = (step for step in ladder(execution, trained) if not any("zero" in key for key in step.change))
         step = next(possible, None)

@@ -75,7 +75,15 @@ class LengthAccuracy(LengthBin, Accuracy, total=False):
     """Of the pairs whose chosen answer is longer by `from` to `to` tokens."""
 
 
-class RewardEvaluation(Accuracy, total=False):
+class GoldAgreement(TypedDict, total=False):
+    """Share of pairs that reward model and gold reward rank alike, of those that differ in gold; correlation."""
+
+    gold_pairs: int
+    gold_accuracy: float | None
+    gold_correlation: float | None
+
+
+class RewardEvaluation(Accuracy, GoldAgreement, total=False):
     """Of the reward model; scores and margins are normalised as the model says, probabilities are not."""
 
     prompts: int
@@ -91,9 +99,6 @@ class RewardEvaluation(Accuracy, total=False):
     by_subset: list[SubsetAccuracy] | None
     by_longer: list[LongerAccuracy]
     by_length_difference: list[LengthAccuracy]
-    gold_pairs: int
-    gold_accuracy: float | None
-    gold_correlation: float | None
 
 
 class BestOfN(TypedDict, total=False):

@@ -47,6 +47,12 @@ class Lineage(TypedDict):
     datasets: list[DataSource]
 
 
+class SlurmJob(TypedDict, total=False):
+    """The job that made a stage; empty outside of Slurm."""
+
+    slurm_job_id: str
+
+
 class EngineFacts(TypedDict, total=False):
     """What is to be said of the training of one model."""
 
@@ -83,19 +89,37 @@ class Sampling(TypedDict):
     max_new_tokens: int
 
 
-class Manifest(EngineFacts, total=False):
+class Facts(EngineFacts, total=False):
+    """What a stage has to say of itself in its manifest.
+
+    Attributes:
+        attempts: number of the attempt that finished.
+        device: `cpu` or `cuda`.
+        training: role (`actor`, `critic`) -> facts of its engine, for a stage that trains two models.
+        rows: split -> number of rows used.
+    """
+
+    attempts: int
+    checkpoints: CheckpointFacts
+    world_size: int
+    device: str
+    dtype: str
+    lineage: Lineage
+    training: dict[str, EngineFacts]
+    rows: dict[str, int]
+    steps: Steps
+    sampling: Sampling
+
+
+class Manifest(Facts, SlurmJob, total=False):
     """Content of manifest.json; every entry may be absent, because older code and other stages wrote other ones.
 
     Attributes:
         spec: the stage's specification as it was: `settings`, `upstream`, and `execution`.
         inputs: name -> fingerprint of what the stage read.
         outputs: file, relative to the folder -> its hash.
-        slurm_job_id: of the job that made the stage; absent outside of Slurm.
         started, finished: ISO 8601, with the zone.
         wall_seconds: of the attempt that finished.
-        attempts: number of that attempt.
-        training: role (`actor`, `critic`) -> facts of its engine, for a stage that trains two models.
-        rows: split -> number of rows used.
     """
 
     schema_version: int
@@ -110,20 +134,9 @@ class Manifest(EngineFacts, total=False):
     python: str
     host: str
     command: list[str]
-    slurm_job_id: str
     started: str
     finished: str
     wall_seconds: float
-    attempts: int
-    checkpoints: CheckpointFacts
-    world_size: int
-    device: str
-    dtype: str
-    lineage: Lineage
-    training: dict[str, EngineFacts]
-    rows: dict[str, int]
-    steps: Steps
-    sampling: Sampling
 
 
 class ModelManifest(TypedDict, total=False):

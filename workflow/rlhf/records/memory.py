@@ -49,8 +49,29 @@ class ProcessMemory(_Process, total=False):
     cgroup_peak: int
 
 
-class MemoryFailure(TypedDict, total=False):
-    """What a process that ran out of memory had to say; sizes as `rlhf.memory.out_of_memory` finds them.
+class AllocatorMessage(TypedDict, total=False):
+    """What an out-of-memory message says in numbers: bytes, rounded to 1/100 of their unit in the message.
+
+    Attributes:
+        tried: of the allocation that failed.
+        total, free: of the device.
+        in_process: all that this process has on it.
+        allocated: in tensors.
+        reserved_unallocated: kept by the allocator without use, so that it was no help: fragments.
+        reserved: the sum of the two.
+    """
+
+    tried: int
+    total: int
+    free: int
+    in_process: int
+    allocated: int
+    reserved_unallocated: int
+    reserved: int
+
+
+class MemoryFailure(AllocatorMessage, total=False):
+    """What a process that ran out of memory had to say.
 
     Attributes:
         cause: `out_of_device_memory` or `out_of_host_memory`.
@@ -61,13 +82,6 @@ class MemoryFailure(TypedDict, total=False):
     cause: str
     phase: str
     message: str
-    tried: int
-    total: int
-    free: int
-    in_process: int
-    allocated: int
-    reserved_unallocated: int
-    reserved: int
 
 
 class _Report(TypedDict):

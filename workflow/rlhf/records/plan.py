@@ -113,10 +113,9 @@ class ClosedForm(TypedDict):
 
 
 class MemoryPlan(DeviceNumbers):
-    """Content of memory_plan.json: the device's numbers are those of the way of running that was decided on.
+    """A plan: the device's numbers are those of the way of running that was decided on.
 
     Attributes:
-        id: of the stage; empty for a plan that is not of a stage of a project.
         device: None where nothing is judged.
         as_given: numbers of the way of running that was asked for.
         on_misfit: `memory.on_misfit` of the configuration.
@@ -130,7 +129,6 @@ class MemoryPlan(DeviceNumbers):
 
     schema_version: int
     stage: str
-    id: str
     method: str
     unit: Literal["bytes"]
     device: PlannedDevice | None
@@ -149,16 +147,22 @@ class MemoryPlan(DeviceNumbers):
     closed_form: ClosedForm | None
 
 
-def read_plan(file: Path) -> MemoryPlan:
+class StagePlan(MemoryPlan):
+    """Content of memory_plan.json: the plan of the stage with this ID."""
+
+    id: str
+
+
+def read_plan(file: Path) -> StagePlan:
     """The memory plan of a stage.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    plan: MemoryPlan = read_object(file)
+    plan: StagePlan = read_object(file)
     return plan
 
 
-def write_plan(file: Path, plan: MemoryPlan) -> None:
+def write_plan(file: Path, plan: StagePlan) -> None:
     """Write the memory plan of a stage."""
     write_json(file, plan)

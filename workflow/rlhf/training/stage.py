@@ -27,10 +27,12 @@ from rlhf.config.specification import (
     SftUpstream,
 )
 from rlhf.data.corpus import Corpus
-from rlhf.files import read_jsonl, write_json, write_text
+from rlhf.files import write_text
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
 from rlhf.models.saving import sampling_config, write_adapter, write_model
+from rlhf.records.memory import MEMORY, ProcessMemory, write_memory
+from rlhf.records.metrics import METRICS, read_metrics
 from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.failure import OUT_OF_MEMORY, explain
 from rlhf.runtime.finished import bring_back, set_aside
@@ -38,7 +40,7 @@ from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.manifest import code_hash, describe, utc_now, write_manifest
+from rlhf.runtime.manifest import code_hash, describe, seal, utc_now
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
@@ -122,15 +124,15 @@ class Stage(Generic[SettingsT, ExecutionT]):
 
     @property
     def _failed_memory(self) -> Path:
-        return self.paths.state / "memory.json"
+        return self.paths.state / MEMORY
 
-    def _record_memory(self, error: BaseException, process: dict[str, Any]) -> None:
+    def _record_memory(self, error: BaseException, process: ProcessMemory) -> None:
         """Keep what was measured until memory ran out; the first process that fails is the one that tells."""
         found = explain(error)
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
             report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
-            write_json(self._failed_memory, {"stage": self.spec.stage, "id": self.spec.id, **report})
+            write_memory(self.paths.state, {**report, "stage": self.spec.stage, "id": self.spec.id})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
@@ -184,10 +186,10 @@ class Stage(Generic[SettingsT, ExecutionT]):
             self.save(model, adapted, tokenizer, **facts)
         processes = all_gather(self.memory.stop())
         if rank() == 0:
-            write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
-            write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
-            attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
-            write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
+            write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
+            write_text(output / METRICS, (self.paths.state / METRICS).read_text())
+            attempts: dict[str, Any] = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+            seal(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
             if not self.execution.keep_state:
                 set_aside(output, self.paths.state)
             logger.info("done: %s", output)
@@ -238,7 +240,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
         if rank() == 0:
             manifest = describe(self.spec, {}, **self._facts(), **facts)
-            metrics = read_jsonl(self.paths.state / "metrics.jsonl")
+            metrics = read_metrics(self.paths.state / METRICS)
             card = model_card(manifest, metrics, saving.license, averaged, has_adapter)
             folder = output / ("model_ema" if averaged else "model")
             write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
