@@ -29,6 +29,8 @@ from rlhf.planning.plan import plan_stage
 from rlhf.planning.ppo import DECODE, FIRST, PREFILL, SCORE, generation_program, scoring_program, update_program
 from rlhf.planning.rows import LongestRows
 from rlhf.ppo.rollout import collate
+from rlhf.records.plan import StagePlan
+from tests.records import problems
 from tests.specifications import specification
 
 ROWS, PROMPT, ANSWER = 3, 10, 6
@@ -197,6 +199,7 @@ def test_a_plan_is_made_from_the_files_of_a_stage(folder: Path, tmp_path: Path) 
     written = json.loads(output.read_text())
     assert written == json.loads(json.dumps({"id": "x-00000000", **plan}))
     assert {row["kind"] for part in written["phases"] for row in part["rows"]} <= set(ALL_KINDS)
+    assert problems(written, StagePlan) == []
 
 
 @pytest.fixture

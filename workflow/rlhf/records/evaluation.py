@@ -14,7 +14,9 @@ from rlhf.files import JsonObject, read_object, write_json
 EVALUATION = "evaluation.json"
 
 
-class _Job(TypedDict, total=False):
+class EvaluatedStage(TypedDict, total=False):
+    """The stage that measured, and how it ran."""
+
     schema_version: int
     stage: str
     id: str
@@ -148,7 +150,7 @@ class PpoEvaluation(TypedDict, total=False):
 Measured = SftEvaluation | RewardEvaluation | BaselineEvaluation | PpoEvaluation
 
 
-class EvaluationRecord(SftEvaluation, RewardEvaluation, BaselineEvaluation, PpoEvaluation, _Job, total=False):
+class EvaluationRecord(SftEvaluation, RewardEvaluation, BaselineEvaluation, PpoEvaluation, EvaluatedStage, total=False):
     """Content of evaluation.json, of whatever kind."""
 
 
