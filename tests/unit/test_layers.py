@@ -35,7 +35,7 @@ DEPENDENCIES: dict[str, set[str]] = {
     "data": {"errors", "files", "functions", "phases", "runtime"},
     "models": {"config", "errors", "files", "records", "runtime"},
     "training": {"config", "data", "errors", "files", "memory", "models", "records", "runtime"},
-    "ppo": {"config", "data", "errors", "models", "runtime", "training"},
+    "ppo": {"config", "data", "errors", "models", "records", "runtime", "training"},
     "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "records", "runtime", "training"},
     "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
     "reporting": {"errors", "evaluation", "files", "records", "runtime"},
