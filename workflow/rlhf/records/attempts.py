@@ -10,6 +10,7 @@ from rlhf.files import peek, read_object, write_json
 FAILURES = "failures"
 HOLDER = "holder.json"
 MEMORY_STEPS = "memory_steps.json"
+NONFINITE = "nonfinite.json"
 DEVICE_MEMORY = "out_of_device_memory"
 
 
@@ -36,6 +37,20 @@ class MemorySteps(TypedDict):
     failures: int
 
 
+class NonFinite(TypedDict):
+    """The step whose loss or gradient was not finite: content of nonfinite.json.
+
+    Attributes:
+        loss, gradient_norm: as text, because NaN and infinity are no JSON.
+        rows: (number of the dataset, row in its cached split) of the step's batch.
+    """
+
+    step: int
+    loss: str
+    gradient_norm: str
+    rows: list[tuple[int, int]]
+
+
 class Holder(TypedDict, total=False):
     """The process that holds the lease of the folder: content of holder.json. Empty where that is not known.
 
@@ -60,6 +75,15 @@ def write_failure(state: Path, failure: FailureRecord) -> None:
     write_json(state / FAILURES / f"rank-{failure['rank']}.json", failure)
 
 
+def read_failures(state: Path) -> list[FailureRecord]:
+    """What the processes of the last attempt said that failed, in the order of their ranks' names.
+
+    Empty where the attempt is gone that left them: the next one removes what it finds.
+    """
+    found: list[FailureRecord | None] = [peek(file) for file in sorted((state / FAILURES).glob("rank-*.json"))]
+    return [failure for failure in found if failure]
+
+
 def out_of_memory_failures(state: Path) -> int:
     """How many attempts at a stage ran out of device memory: those counted, and perhaps the last one.
 
@@ -68,13 +92,17 @@ def out_of_memory_failures(state: Path) -> int:
     """
     steps = state / MEMORY_STEPS
     counted: MemorySteps = read_object(steps) if steps.exists() else {"failures": 0}
-    last: list[FailureRecord | None] = [peek(file) for file in state.glob(f"{FAILURES}/rank-*.json")]
-    return counted["failures"] + any(failure and failure["cause"] == DEVICE_MEMORY for failure in last)
+    return counted["failures"] + any(failure["cause"] == DEVICE_MEMORY for failure in read_failures(state))
 
 
 def write_memory_steps(state: Path, steps: MemorySteps) -> None:
     """Keep the count when the failures that it was made of are removed."""
     write_json(state / MEMORY_STEPS, steps)
+
+
+def write_nonfinite(state: Path, found: NonFinite) -> None:
+    """Name the rows of a step that must not or cannot be skipped."""
+    write_json(state / NONFINITE, found)
 
 
 def read_holder(state: Path) -> Holder:
