@@ -92,6 +92,18 @@ def test_a_package_imports_what_lies_below_it_only(package: str) -> None:
     assert {name.split(".")[1] for name in modules} - {package} == DEPENDENCIES[package]
 
 
+def test_the_house_in_the_manual_stands_on_its_floors() -> None:
+    """CONTRIBUTING.md draws the packages in rows; all arrows point downward."""
+    text = (WORKFLOW.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (drawing,) = re.findall(r"## The house\n\n```text\n(.*?)```", text, re.DOTALL)
+    rows = [re.match(r"(?:\w+, )*\w+", line)[0].split(", ") for line in drawing.splitlines()]  # type: ignore[index]
+    assert rows[:2] == [["rules"], ["scripts"]]
+    height = {package: -number for number, row in enumerate(rows) for package in row}
+    assert height.keys() - {"rules", "scripts"} == DEPENDENCIES.keys()
+    for package, below in DEPENDENCIES.items():
+        assert all(height[other] < height[package] for other in below), package
+
+
 def test_no_module_imports_itself_on_a_detour() -> None:
     graph = {
         name: {module_of(used) for used in imported(file) if used.split(".")[0] == "rlhf"}
