@@ -39,18 +39,18 @@ class Command:
         return self.given.get(name, next(flag.default for flag in PROGRAMS[self.phase] if flag.name == name))
 
     def get(self, name: str, kind: type[Kind]) -> Kind | None:
-        """The same for a flag of this kind, or None where it is neither given nor has a default."""
+        """The value of a flag of this kind; None where it is neither given nor has a default."""
         value = self.value(name)
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"--{name} is {value!r}, no {kind.__name__}")
         return value
 
     def number(self, name: str) -> int:
-        """The same for a flag that counts."""
+        """The value of a flag that counts something; 0 where it is neither given nor has a default."""
         return self.get(name, int) or 0
 
     def words(self, name: str) -> list[str]:
-        """The same for a flag that takes any number of words."""
+        """The words of a flag that takes any number of them."""
         return self.get(name, list) or []
 
 

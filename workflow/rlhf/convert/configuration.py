@@ -106,7 +106,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _copied(experiment: Section, command: Command) -> None:
-    """Values that are the same here: those given, and defaults of DeepSpeed-Chat that are others than those here."""
+    """Copy flags whose value is that of a key: where they are given, and where DeepSpeed-Chat's default is another."""
     for flag in PROGRAMS[command.phase]:
         value = command.value(flag.name)
         for key in flag.keys if flag.use == "copy" else ():
@@ -203,7 +203,7 @@ def _sources(converted: Converted, experiment: Section, commands: dict[str, Comm
 
 
 def _common(commands: dict[str, Command], flag: str, converted: Converted) -> Value:
-    """The value of the first step; where others differ, a note."""
+    """The value of a flag in the first script; a note says so where other scripts have another one."""
     values = {phase: command.value(flag) for phase, command in commands.items()}
     first = next(iter(values.values()), None)
     for phase, value in values.items():

@@ -56,7 +56,7 @@ class PhasePeak:
     ooms: int | None = None
 
     def add_device(self, figures: dict[str, int]) -> None:
-        """Another time in this phase: peaks are the largest, events are summed."""
+        """Add what the allocator showed when the phase ran once more: the largest peak counts, events are summed."""
         for key, value in figures.items():
             before = getattr(self, key) or 0
             setattr(self, key, max(before, value) if key.startswith("peak_") else before + value)
@@ -156,7 +156,7 @@ def memory_report(processes: list[ProcessMemory], device: str) -> MemoryReport:
 
 
 def failure_report(process: ProcessMemory, device: str, cause: str, phase: str | None, message: str) -> MemoryReport:
-    """Content of memory.json where a stage ran out of memory: of the one process that did, for the others hang.
+    """Content of memory.json where a stage ran out of memory. Only the process that did is in it: the others hang.
 
     Args:
         process: its entry.

@@ -30,7 +30,7 @@ class Peak:
 
     @property
     def total(self) -> int:
-        """All kinds together."""
+        """Sum over all kinds."""
         return sum(self.kinds.values())
 
 
@@ -67,7 +67,7 @@ class Tracker(TorchDispatchMode):
         return out
 
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Say what the storages of some tensors are, and count those that are not counted yet."""
+        """Say of what kind the storages of some tensors are; those that are not counted yet are from now on."""
         for tensor in tensors:
             self._add(tensor)
             number = self._live.get(tensor.untyped_storage()._cdata)

@@ -33,16 +33,16 @@ class Step:
 
     @property
     def moves_states(self) -> bool:
-        """Whether it changes where weights and states are; else it changes what is computed at a time."""
+        """Whether the step moves weights or states elsewhere; the other steps compute less at a time."""
         return any(key.endswith("zero_stage") or key.startswith("offload") for key in self.change)
 
     def apply(self, execution: AnyTrainingExecution) -> AnyTrainingExecution:
-        """The changed settings."""
+        """How the stage runs after the step."""
         return type(execution).model_validate(deep_merge(execution.model_dump(), self.change))
 
 
 def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
-    """All steps that are possible, in the order of their cost; each from the settings as they were given.
+    """All steps that are possible, in the order of their cost. Each one starts from `execution` as it is given here.
 
     Args:
         execution: how the stage runs now.
@@ -66,7 +66,7 @@ def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
 
 
 def dumped(execution: AnyTrainingExecution) -> JsonObject:
-    """How a stage runs, as a plan has it: the plan names the steps that led there apart."""
+    """`execution` as a plan holds it; the names of the steps that led there stand beside it in the plan."""
     return execution.model_dump(mode="json", exclude={"memory_steps"})
 
 
@@ -83,7 +83,7 @@ def _evaluation(execution: AnyTrainingExecution) -> Iterator[Step]:
 
 
 def _bucket(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
-    """A bucket larger than all gradients is allocated at its full size nevertheless."""
+    """DeepSpeed allocates its gradient bucket at the configured size, also where all gradients together are smaller."""
     zero: Any = execution.deepspeed_config.get("zero_optimization", {})
     size = int(zero.get("reduce_bucket_size", BUCKET))
     stages = [value for key, value in execution if key.endswith("zero_stage")]

@@ -34,7 +34,7 @@ MAX_GPUS, GPUS_OF_A_NODE = 128, 8  # how far more of them are tried
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is said of a stage on a device.
+    """Whether a stage fits a device, and what is decided.
 
     Args:
         verdict: `fits`, `does not fit` or `not judged`.
@@ -94,7 +94,7 @@ class Planner:
         return on_device(found, self._device, execution).upper_device, found.largest.phase
 
     def adapt(self, execution: AnyTrainingExecution, limit: int) -> tuple[AnyTrainingExecution, list[Taken]]:
-        """Steps towards a limit."""
+        """Take steps until the upper bound is within a limit, or none is left."""
         trained = max(model.counts.trained for model in self.forecast(execution).models)
         return descend(execution, trained, self._upper_and_phase, limit)
 
@@ -115,7 +115,7 @@ class Planner:
         return Judgement("does not fit", decision, execution, advice=steps, remedy=remedy)
 
     def remedy(self, execution: AnyTrainingExecution, limit: int) -> str:
-        """Which number of GPUs, or which device, would do after all steps."""
+        """What would make the stage fit where all steps do not: more GPUs, or another device."""
         upper = least = self.upper(execution)
         more = execution
         while more.nodes * more.gpus_per_node < MAX_GPUS:

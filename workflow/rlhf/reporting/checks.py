@@ -26,13 +26,13 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
 
 
 def _levels(values: Sequence[float]) -> tuple[float, float]:
-    """Means over the first and the last fifth."""
+    """Means over the first and over the last fifth of the values."""
     part = max(1, len(values) // 5)
     return sum(values[:part]) / part, sum(values[-part:]) / part
 
 
 def _increases(values: Sequence[float]) -> list[float]:
-    """From one line to the next, and from 0 to the first."""
+    """By how much each value is above the one before; the first is compared with 0."""
     return [new - old for old, new in zip([0, *values], values, strict=False)]
 
 
@@ -147,7 +147,7 @@ def quantities(manifest: Manifest) -> dict[str, float]:
 
 
 def conditions(manifest: Manifest) -> dict[str, bool]:
-    """What a PPO run has."""
+    """Name of a condition, as in the table -> whether a PPO run fulfils it."""
     settings = RunSettings.of(manifest)
     return {
         "fp32": settings.dtype == "fp32",

@@ -35,7 +35,7 @@ HEIGHT = 0.38  # of a bar; a phase has the height 1
 
 
 def size(amount: float) -> str:
-    """Bytes for people."""
+    """An amount of bytes as people read it, for example `1.50 GiB`."""
     for unit, bytes_ in UNITS:
         if amount >= bytes_:
             return f"{amount / bytes_:.2f} {unit}" if unit == "GiB" else f"{amount / bytes_:.0f} {unit}"
@@ -156,7 +156,7 @@ def _host_row(stage: StageFiles) -> Row:
 
 
 def _judged(row: Row, remarks: list[str]) -> Row:
-    """Add error, cover and remarks, as far as there are any."""
+    """Add to a row how far the prediction is off, whether the bound holds, and remarks; where there are any."""
     if "predicted" in row:
         row["error"] = row["predicted"] / row["measured"] - 1
         if abs(row["error"]) > TOLERANCE:
@@ -195,7 +195,7 @@ def _plan_remarks(stage: StageFiles) -> list[str]:
 
 
 def _changes(planned: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
-    """A stage that ran out of memory goes on in another way than was planned."""
+    """What is otherwise than planned: a stage that ran out of memory is tried again with less."""
     changed = [
         f"{key} {run[key]} in place of {value}"
         for key, value in planned.items()

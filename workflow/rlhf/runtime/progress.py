@@ -73,7 +73,7 @@ class StageMetrics:
             write_json(folder / "elapsed.json", self.elapsed)
 
     def load(self, folder: Path) -> None:
-        """Go on from the metrics of a checkpoint."""
+        """Take the metrics of a checkpoint as the ones so far, and its time as the time so far."""
         self._start = time.monotonic() - read_json(folder / "elapsed.json")
         if self._enabled:
             lines = read_metrics(folder / METRICS)
