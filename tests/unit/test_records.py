@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, get_type_hints
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.files import sha256_file
+from rlhf.files import TAIL_BYTES, sha256_file
 from rlhf.memory.measure import MemoryMonitor, PhasePeak, failure_report, memory_report
 from rlhf.records.attempts import FailureRecord, Holder, MemorySteps, out_of_memory_failures, read_holder
 from rlhf.records.benchmark import measured, read_benchmark
@@ -20,7 +20,7 @@ from rlhf.records.evaluation import EVALUATION, read_evaluation, write_evaluatio
 from rlhf.records.experiment import ExperimentRun, read_provenance, read_runs, runs_text
 from rlhf.records.manifest import MANIFEST, changes, is_whole, read_manifest, read_model_manifest
 from rlhf.records.memory import MEMORY, MemoryReport, PhaseMemory, read_memory
-from rlhf.records.metrics import MetricsLine, append_metrics, read_metrics
+from rlhf.records.metrics import MetricsLine, append_metrics, last_lines, read_metrics
 from rlhf.records.plan import read_plan
 from rlhf.records.progress import Progress, read_progress
 from rlhf.records.samples import read_baseline_samples, read_sample_pairs
@@ -101,6 +101,18 @@ def test_a_line_without_its_place_is_refused(tmp_path: Path, missing: str) -> No
     file = write(tmp_path / "metrics.jsonl", row)
     with pytest.raises(UserError, match=rf"metrics\.jsonl: a line has no '{missing}'"):
         read_metrics(file)
+
+
+def test_the_last_lines_of_a_long_file_are_found_while_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert last_lines(file) == {}
+    rows = [{"step": step, "phase": "train", "time": 1.0 * step, "note": step} for step in range(5000)]
+    rows.insert(4000, {"step": 4000, "phase": "eval", "time": 1.0, "loss": 2.0})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert len(text) > TAIL_BYTES
+    file.write_text(text + '{"step": 5000, "pha')
+    last = last_lines(file)
+    assert (last["train"].step, last["eval"].values) == (4999, {"loss": 2.0})
 
 
 # Manifests

@@ -14,6 +14,7 @@ from typing import Any
 from rlhf.errors import UserError
 
 JsonObject = dict[str, Any]
+TAIL_BYTES = 65536
 AGAIN = "remove it and run snakemake again"
 
 
@@ -77,6 +78,15 @@ def peek(path: Path) -> Any:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def tail(path: Path) -> list[str]:
+    """The last lines of a text file that may be long, the first of them perhaps cut; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return stream.read().decode("utf-8", errors="replace").splitlines()
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from rlhf.files import JsonObject, read_object, write_json
+from rlhf.files import JsonObject, peek, read_object, write_json
 
 EVALUATION = "evaluation.json"
 
@@ -161,6 +161,12 @@ def read_evaluation(folder: Path) -> EvaluationRecord:
         UserError: the file is missing or damaged.
     """
     evaluation: EvaluationRecord = read_object(folder / EVALUATION)
+    return evaluation
+
+
+def peek_evaluation(folder: Path) -> EvaluationRecord | None:
+    """What was measured, where a stage may be made meanwhile: None where it is not there, empty where it is damaged."""
+    evaluation: EvaluationRecord | None = peek(folder / EVALUATION)
     return evaluation
 
 

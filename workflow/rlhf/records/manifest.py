@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from rlhf.errors import UserError
-from rlhf.files import JsonObject, read_object, sha256_file, write_json
+from rlhf.files import JsonObject, peek, read_object, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 
@@ -175,6 +175,12 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: it is missing or damaged.
     """
     manifest: Manifest = read_object(folder / MANIFEST)
+    return manifest
+
+
+def peek_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a stage that may be made meanwhile: None where it is not there, empty where it is damaged."""
+    manifest: Manifest | None = peek(folder / MANIFEST)
     return manifest
 
 

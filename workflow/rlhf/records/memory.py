@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from rlhf.files import read_object, write_json
+from rlhf.files import peek, read_object, write_json
 
 MEMORY = "memory.json"
 
@@ -116,6 +116,12 @@ def read_memory(folder: Path) -> MemoryReport:
         UserError: the file is missing or damaged.
     """
     report: MemoryReport = read_object(folder / MEMORY)
+    return report
+
+
+def peek_memory(folder: Path) -> MemoryReport | None:
+    """What was measured, where a stage may be made meanwhile: None where it is not there, empty where damaged."""
+    report: MemoryReport | None = peek(folder / MEMORY)
     return report
 
 

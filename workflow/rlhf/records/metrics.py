@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.errors import UserError
-from rlhf.files import JsonObject, append_jsonl, read_jsonl
+from rlhf.files import JsonObject, append_jsonl, read_jsonl, tail
 
 METRICS = "metrics.jsonl"
 Phase = Literal["train", "eval"]
@@ -57,6 +59,16 @@ def read_metrics(file: Path) -> list[MetricsLine]:
         return [MetricsLine.of(row) for row in read_jsonl(file)]
     except KeyError as error:
         raise UserError(f"{file}: a line has no {error}; remove the stage's folder and run snakemake again") from None
+
+
+def last_lines(file: Path) -> dict[Phase, MetricsLine]:
+    """The last line of each phase near the end of a file that may be long, or be written meanwhile."""
+    last: dict[Phase, MetricsLine] = {}
+    for text in tail(file):
+        with suppress(ValueError, KeyError, TypeError):  # a line that is cut, or not yet whole
+            line = MetricsLine.of(json.loads(text))
+            last[line.phase] = line
+    return last
 
 
 def append_metrics(file: Path, line: MetricsLine) -> None:

@@ -6,7 +6,6 @@ wait for a cluster's nodes, or have only just got them, by Slurm's queue.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -15,17 +14,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from rlhf.files import peek
-from rlhf.records.evaluation import EVALUATION
-from rlhf.records.manifest import MANIFEST, Manifest
-from rlhf.records.memory import MEMORY, MemoryReport
-from rlhf.records.metrics import METRICS
-from rlhf.records.progress import Progress, read_progress
+from rlhf.files import tail
+from rlhf.records.evaluation import peek_evaluation
+from rlhf.records.manifest import MANIFEST, Manifest, peek_manifest
+from rlhf.records.memory import peek_memory
+from rlhf.records.metrics import METRICS, last_lines
+from rlhf.records.progress import PROGRESS, Progress, read_progress
 from rlhf.reporting.slurm import Job, job_log
 from rlhf.runtime.progress import format_seconds
 
 STALLED_AFTER_SECONDS = 120.0
-TAIL_BYTES = 65536
 STAGE_ORDER = ("tokens", "sft", "evaluate_sft", "reward", "evaluate_reward", "baseline", "ppo", "evaluate_ppo")
 
 
@@ -65,12 +63,12 @@ def read_status(
     found: dict[tuple[str, str], StageStatus] = {}
     finished_at: dict[tuple[str, str], float] = {}
     for file in root.glob(f"results/*/*/{MANIFEST}"):
-        manifest: Manifest | None = peek(file)
+        manifest = peek_manifest(file.parent)
         if manifest is not None:
             place = (file.parent.parent.name, file.parent.name)
             found[place] = _finished(file, manifest)
             finished_at[place] = _timestamp(manifest.get("finished"))
-    for file in root.glob("state/*/*/progress.json"):
+    for file in root.glob(f"state/*/*/{PROGRESS}"):
         progress = read_progress(file.parent)
         place = (file.parent.parent.name, file.parent.name)
         if progress is not None and not _is_older(progress, finished_at.get(place)):
@@ -107,13 +105,13 @@ def _finished(manifest_file: Path, manifest: Manifest) -> StageStatus:
     stage, identifier = folder.parent.name, folder.name
     if not manifest:
         return StageStatus(stage, identifier, "unreadable", note=f"{manifest_file} is not valid JSON")
-    memory: MemoryReport | None = peek(folder / MEMORY)
+    memory = peek_memory(folder)
     return StageStatus(
         stage,
         identifier,
         "done",
         seconds=manifest.get("wall_seconds"),
-        metrics=peek(folder / EVALUATION) or _last_lines(folder / METRICS),
+        metrics=peek_evaluation(folder) or _last_metrics(folder),
         job=manifest.get("slurm_job_id", ""),
         node=manifest.get("host", ""),
         peak_rss=memory.get("peak_rss") if memory else None,
@@ -121,25 +119,11 @@ def _finished(manifest_file: Path, manifest: Manifest) -> StageStatus:
     )
 
 
-def _last_lines(path: Path) -> dict[str, object]:
-    """The last training metrics, overlaid with the last ones on unseen data; only the end of the file is read."""
-    last: dict[str, dict[str, object]] = {}
-    for line in _tail(path):
-        try:
-            row = json.loads(line)
-        except ValueError:  # the first line of the tail is cut
-            continue
-        if isinstance(row, dict):
-            last[row.get("phase", "train")] = row
-    return {**last.get("train", {}), **last.get("eval", {})}
-
-
-def _tail(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        return stream.read().decode("utf-8", errors="replace").splitlines()
+def _last_metrics(folder: Path) -> dict[str, float]:
+    """The last training metrics, overlaid with the last ones on unseen data."""
+    last = last_lines(folder / METRICS)
+    train, unseen = last.get("train"), last.get("eval")
+    return {**(train.values if train else {}), **(unseen.values if unseen else {})}
 
 
 def _started(root: Path, stage: str, identifier: str, progress: Progress, now: float) -> StageStatus:
@@ -191,7 +175,7 @@ def _is_alive(pid: int | None) -> bool:
 
 def _log_note(root: Path, stage: str, identifier: str) -> str:
     """The last line of the stage's log, and where to read on: there, and in the log of its Slurm job."""
-    lines = [line.strip() for line in _tail(root / "logs" / stage / f"{identifier}.log") if line.strip()]
+    lines = [line.strip() for line in tail(root / "logs" / stage / f"{identifier}.log") if line.strip()]
     if not lines:
         return ""
     logs = [f"logs/{stage}/{identifier}.log", job_log(root, stage, identifier)]
