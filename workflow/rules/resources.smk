@@ -13,8 +13,7 @@ def as_json(kind: str) -> Callable:
 
 def memory_plan(input) -> dict:
     """The memory plan of a training stage."""
-    if not os.path.exists(input.plan):
-        raise FileNotFoundError(input.plan)  # Snakemake asks again later
+    os.stat(input.plan)  # raises, with the file's name, where it is not there yet: then Snakemake asks again later
     return read_plan(Path(input.plan))
 
 
