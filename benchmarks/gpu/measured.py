@@ -15,7 +15,7 @@ from benchmarks.gpu.cases import SCALES, Scale
 from transformers import AutoConfig
 
 from rlhf.data.corpus import Corpus
-from rlhf.runtime.files import read_json, read_jsonl
+from rlhf.files import read_json, read_jsonl
 
 WARM_UP = {"sft": 3, "reward": 3, "ppo": 1}  # first steps, which are not counted
 Numbers, Folders = dict[str, Any], dict[str, list[str]]

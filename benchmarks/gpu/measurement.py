@@ -24,7 +24,7 @@ from benchmarks.gpu.report import markdown
 from benchmarks.gpu.stages import ROOT, Workplace
 from benchmarks.gpu.worker import NO_GPU, Crew, Job, JobFailed, OutOfTime, Worker, search_path, tail
 
-from rlhf.runtime.files import read_jsonl, write_json, write_text
+from rlhf.files import read_jsonl, write_json, write_text
 from rlhf.runtime.manifest import code_hash
 
 RESERVE, LEAST = 6.0, 8.0  # seconds: kept for the end; without which no part begins

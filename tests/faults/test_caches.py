@@ -13,8 +13,9 @@ from rlhf.config.sources import ModelSettings
 from rlhf.config.specification import ResolvedDataset
 from rlhf.data.dataset import cache_dataset
 from rlhf.data.tokens import tokenize
+from rlhf.files import sha256_tree
 from rlhf.models.cache import cache_model
-from rlhf.runtime.files import leftovers, sha256_tree
+from rlhf.runtime.folders import leftovers
 from tests.project import tiny_config
 from tests.snakemake import ENVIRONMENT, ROOT, snakemake, write_config
 from tests.unit.conftest import make_model
@@ -25,10 +26,10 @@ STEPS = ("dataset", "model", "tokens")
 KILLED_PROCESSES = """
 import os, signal, sys
 from pathlib import Path
-from rlhf.runtime import files
+from rlhf.runtime import folders
 from tests.faults.test_caches import STEPS, make
 
-files._replace = lambda path, new: os.kill(os.getpid(), signal.SIGKILL)
+folders._replace = lambda path, new: os.kill(os.getpid(), signal.SIGKILL)
 for step in STEPS:
     process = os.fork()
     if process == 0:

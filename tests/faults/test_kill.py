@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rlhf.runtime.files import read_json
+from rlhf.files import read_json
 from tests.faults.processes import DEEPSPEED, checkpoint_steps, finish, log, start, wait_for_step, workers
 
 pytestmark = pytest.mark.slow

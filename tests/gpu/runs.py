@@ -15,7 +15,7 @@ from benchmarks.gpu.stages import Workplace
 from benchmarks.gpu.worker import NO_GPU, Job, Worker
 
 from rlhf.config.expand import deep_merge
-from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
+from rlhf.files import read_json, read_jsonl, sha256_tree
 
 KINDS = ("sft", "reward", "ppo")
 DTYPES = ("fp32", "bf16", "fp16")

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.config.expand import deep_merge
 from rlhf.data.corpus import Corpus
+from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.rollout import collate
-from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.reward import train_reward
 from rlhf.training.sft import AnswerLikelihood, train_sft
 from rlhf.training.stage import Stage, StagePaths

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.specification import PpoSpecification
+from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.reward import ReEncodedText, reward_scorer
 from rlhf.ppo.rollout import generate
+from rlhf.records.metrics import read_metrics
 from rlhf.reporting.checks import check_metrics, require_hard
-from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
 from tests.specifications import specification_of
@@ -44,10 +45,10 @@ def run(project: Project, output: Path, spec: PpoSpecification, reward: Path | N
     output.mkdir()
     with Stage(spec, paths) as stage:
         train_ppo(stage, project.results("sft") / "model", reward or project.results("reward") / "model")
-    rows = read_jsonl(output / "metrics.jsonl")
-    metrics = {"ppo": rows} | {k: read_jsonl(project.results(k) / "metrics.jsonl") for k in ("sft", "reward")}
+    folders = {"ppo": output, "sft": project.results("sft"), "reward": project.results("reward")}
+    metrics = {kind: read_metrics(folder / "metrics.jsonl") for kind, folder in folders.items()}
     require_hard(check_metrics(read_json(output / "manifest.json"), metrics), output.name)
-    return rows
+    return read_jsonl(output / "metrics.jsonl")
 
 
 @pytest.fixture

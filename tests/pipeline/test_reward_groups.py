@@ -14,9 +14,9 @@ from rlhf.data.tokens import tokenize
 from rlhf.errors import UserError
 from rlhf.evaluation.frame import Evaluation
 from rlhf.evaluation.supervised import evaluate_reward, unseen_scores
+from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_reward
 from rlhf.models.scores import TokenScorer
-from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.reward import train_reward
 from rlhf.training.stage import Stage, StagePaths
 from tests.specifications import specification

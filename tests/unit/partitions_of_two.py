@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from rlhf.files import write_json
 from rlhf.memory.tracker import Tracker
 from rlhf.models.loading import load_policy, load_reward_backbone
-from rlhf.runtime.files import write_json
 from rlhf.training.distributed import processes, rank
 from rlhf.training.weights import plain_weights
 

@@ -10,7 +10,7 @@ from rlhf.data.batching import epoch_batches, micro_batches, pack, shuffled_rows
 from rlhf.data.corpus import Corpus
 from rlhf.data.tokens import ANSWER
 from rlhf.errors import UserError
-from rlhf.runtime.files import read_json, write_json
+from rlhf.files import read_json, write_json
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
+from rlhf.records.metrics import MetricsLine
 from rlhf.reporting.checks import (
     COMPARISONS,
     STATISTICS,
@@ -76,18 +77,22 @@ def right_run() -> Metrics:
     ]
     supervised = []
     for step in range(STEPS + 1):
-        row = {"step": step, "loss": 0.7 - 0.01 * step, "accuracy": 0.5 + 0.02 * step}
+        row = {"step": step, "time": 0.5 * step, "loss": 0.7 - 0.01 * step, "accuracy": 0.5 + 0.02 * step}
         supervised += [row | {"phase": "train"}] if step else []
         supervised += [row | {"phase": "eval"}] if step in (0, STEPS) else []
     return {"ppo": ppo, "sft": supervised, "reward": copy.deepcopy(supervised)}
 
 
+def lines_of(metrics: Metrics) -> dict[str, list[MetricsLine]]:
+    return {kind: [MetricsLine.of(row) for row in rows] for kind, rows in metrics.items()}
+
+
 def violated(metrics: Metrics, manifest: dict[str, Any] = MANIFEST) -> list[Inequality]:
-    return [check.line for check in check_metrics(manifest, metrics) if not check.holds]
+    return [check.line for check in check_metrics(manifest, lines_of(metrics)) if not check.holds]
 
 
 def test_a_right_run_holds_every_line() -> None:
-    checks = check_metrics(MANIFEST, right_run())
+    checks = check_metrics(MANIFEST, lines_of(right_run()))
     assert [check.line for check in checks] == list(INEQUALITIES)
     assert all(check.holds for check in checks)
     require_hard(checks, "tiny-12345678")
@@ -117,7 +122,7 @@ def test_a_violation_of_each_line_is_caught_and_explained(line: Inequality) -> N
     name = "score" if line.metric == "*" and line.stage == "ppo" else "loss" if line.metric == "*" else line.metric
     for row, value in zip(rows, wrong_values(line, beyond(line), len(rows)), strict=True):
         row[name] = value
-    checks = check_metrics(MANIFEST, metrics)
+    checks = check_metrics(MANIFEST, lines_of(metrics))
     (found,) = [check for check in checks if check.line == line]
     assert not found.holds
     if line.hard:
@@ -161,7 +166,10 @@ def test_one_wrong_number_among_right_ones_is_caught(metric: str, row: int, valu
     assert {line.hard for line in lines} == {hard}
 
 
-@pytest.mark.parametrize("metric", sorted({line.metric for line in HARD if line.stage == "ppo"} - {"*", "kl_loss"}))
+# A line without a step is no line: reading it fails.
+@pytest.mark.parametrize(
+    "metric", sorted({line.metric for line in HARD if line.stage == "ppo"} - {"*", "kl_loss", "step"})
+)
 def test_an_absent_metric_is_a_violation(metric: str) -> None:
     metrics = right_run()
     for row in metrics["ppo"]:
@@ -169,7 +177,7 @@ def test_an_absent_metric_is_a_violation(metric: str) -> None:
     lines = violated(metrics)
     assert lines and {line.metric for line in lines} == {metric}
     with pytest.raises(UserError, match=f"of {metric} must be .* but the metric is absent"):
-        require_hard(check_metrics(MANIFEST, metrics), "tiny-12345678")
+        require_hard(check_metrics(MANIFEST, lines_of(metrics)), "tiny-12345678")
 
 
 def test_metrics_that_a_run_does_not_have_are_not_asked_for() -> None:
@@ -191,7 +199,7 @@ def test_one_iteration_says_nothing_of_a_trend() -> None:
     manifest = MANIFEST | {"spec": {"settings": SETTINGS | {"iterations": 1}}}
     metrics = right_run()
     metrics["ppo"] = metrics["ppo"][:1]
-    checks = check_metrics(manifest, metrics)
+    checks = check_metrics(manifest, lines_of(metrics))
     assert all(check.holds for check in checks)
     assert not [c for c in checks if c.line.statistic in COMPARISONS and c.line.stage == "ppo"]
 
@@ -253,7 +261,7 @@ def test_every_statistic_is_used_and_known() -> None:
 
 def test_a_check_becomes_a_row() -> None:
     line = Inequality("kl", "largest", "<=", 1.0, "learning rate")
-    assert Check(line, 1.0, 2.0, False).row() == {
+    assert Check(line, 1.0, 2.0, False).record() == {
         "stage": "ppo",
         "phase": "train",
         "metric": "kl",
@@ -265,7 +273,7 @@ def test_a_check_becomes_a_row() -> None:
         "holds": False,
         "cause": "learning rate",
     }
-    assert "value" not in Check(line, 1.0, None, False).row()
+    assert "value" not in Check(line, 1.0, None, False).record()
 
 
 def run_script(folder: Path, metrics: Metrics) -> subprocess.CompletedProcess[str]:

@@ -15,8 +15,8 @@ from rlhf.data.examples import examples
 from rlhf.data.mappings import row_format
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
+from rlhf.files import read_json
 from rlhf.models.loading import load_tokenizer
-from rlhf.runtime.files import read_json
 from tests.unit.conftest import make_model
 
 

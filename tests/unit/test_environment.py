@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -109,6 +110,16 @@ def test_console_scripts_can_be_imported() -> None:
         subprocess.run([sys.executable, "-c", program], check=True)
         installed = entry_points(group="console_scripts", name=name)
         assert [point.value for point in installed] in ([], [target])
+
+
+def test_each_command_is_one_file_and_can_be_started_without_being_installed() -> None:
+    files = {file.stem for file in (ROOT / "workflow/rlhf/commands").glob("*.py")} - {"__init__"}
+    assert PROJECT["scripts"] == {f"rlhf-{name}": f"rlhf.commands.{name}:main" for name in files}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
+    for name in files - {"memory"}:  # it loads torch; the tests of planning call it
+        command = [sys.executable, "-m", f"rlhf.commands.{name}", "--help"]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
+        assert done.stdout.startswith(f"usage: rlhf-{name} ")
 
 
 def test_make_without_a_target_lists_all_targets() -> None:

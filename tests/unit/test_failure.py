@@ -85,7 +85,7 @@ def test_a_failure_that_cannot_be_recorded_leaves_no_open_log(tmp_path, monkeypa
 
     before = logging.getLogger("rlhf").handlers[:]
     with pytest.raises(OSError, match="space"), Attempt(tmp_path):
-        monkeypatch.setattr("rlhf.runtime.attempts.write_json", full)
+        monkeypatch.setattr("rlhf.runtime.attempts.write_failure", full)
         raise ZeroDivisionError
     assert logging.getLogger("rlhf").handlers == before
 

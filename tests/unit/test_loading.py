@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, MambaConfig
 
 from rlhf.errors import UserError
+from rlhf.files import read_json
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone
-from rlhf.runtime.files import read_json
 from rlhf.training.weights import plain_weights, whole_while_used
 from tests.unit.conftest import edit_json, edit_weights, make_model
 from tests.unit.partitions_of_two import LOADING, SAVING, ZERO3

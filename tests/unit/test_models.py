@@ -13,9 +13,9 @@ from transformers import AutoConfig
 from rlhf.config import Requirement
 from rlhf.config.sources import ModelSettings
 from rlhf.errors import UserError
+from rlhf.files import read_json, sha256_tree
 from rlhf.models.cache import cache_model
 from rlhf.models.loading import load_policy, load_tokenizer
-from rlhf.runtime.files import read_json, sha256_tree
 from tests.unit.conftest import edit_json, edit_weights
 
 TEXTS = ["a b c\n", "b c d e 😀", "a a <eos"]

@@ -12,8 +12,8 @@ from rlhf.data.dataset import cache_dataset
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
 from rlhf.errors import UserError
+from rlhf.files import read_jsonl
 from rlhf.models.loading import load_policy
-from rlhf.runtime.files import read_jsonl
 from rlhf.training.sft import AnswerLikelihood, collate_packed, train_sft
 from rlhf.training.stage import Stage, StagePaths
 from rlhf.training.supervised import mean_loss

@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf.commands.memory import main
 from rlhf.config import resolve
 from rlhf.config.memory import MemorySettings
 from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettings, SftSection
@@ -22,13 +23,14 @@ from rlhf.memory.host import LIBRARIES, host_memory
 from rlhf.memory.parts import ALL_KINDS, Resident, load_part, save_part
 from rlhf.memory.states import Engine
 from rlhf.memory.tracker import CACHE
-from rlhf.planning.command import main
-from rlhf.planning.files import write_plan
+from rlhf.planning.files import plan_from_files
 from rlhf.planning.ladder import ladder
 from rlhf.planning.plan import plan_stage
 from rlhf.planning.ppo import DECODE, FIRST, PREFILL, SCORE, generation_program, scoring_program, update_program
 from rlhf.planning.rows import LongestRows
 from rlhf.ppo.rollout import collate
+from rlhf.records.plan import StagePlan
+from tests.records import problems
 from tests.specifications import specification
 
 ROWS, PROMPT, ANSWER = 3, 10, 6
@@ -192,11 +194,12 @@ def test_how_memory_is_planned_is_no_part_of_a_stage() -> None:
 def test_a_plan_is_made_from_the_files_of_a_stage(folder: Path, tmp_path: Path) -> None:
     stage = specification("sft", {"dtype": "fp32", "max_seq_len": 32}, {"gpus_per_node": 1}, id="x-00000000")
     output = tmp_path / "memory_plan.json"
-    plan = write_plan(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
+    plan = plan_from_files(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
     assert (plan["verdict"], plan["decision"]) == ("does not fit", "refuse")
     written = json.loads(output.read_text())
     assert written == json.loads(json.dumps({"id": "x-00000000", **plan}))
     assert {row["kind"] for part in written["phases"] for row in part["rows"]} <= set(ALL_KINDS)
+    assert problems(written, StagePlan) == []
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from rlhf.models.card import model_card
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.saving import sampling_config, write_adapter, write_model
+from rlhf.records.metrics import MetricsLine
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.manifest import describe
 from rlhf.training.weights import adapter_weights, plain_weights
@@ -210,7 +211,7 @@ def card(
     }
     rows = [{"step": step, "phase": "train", "time": 1.0, **METRICS[kind], "tokens": 99} for step in (1, 40)]
     rows.append({"step": 40, "phase": "eval", "time": 2.0, **METRICS[kind]})
-    return model_card(spec, describe(spec, {}, **facts), rows, **options)
+    return model_card(spec, describe(spec, {}, **facts), [MetricsLine.of(row) for row in rows], **options)
 
 
 def front_matter(text: str) -> dict[str, Any]:

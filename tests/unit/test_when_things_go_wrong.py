@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlhf.commands import verify
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
-from rlhf.reporting import verify
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
@@ -78,7 +78,8 @@ def a_loss_that_is_not_finite() -> str:
 
 def too_few_steps() -> str:
     with StageMetrics(STATE, "sft", STATE.name, 120) as metrics:
-        (STATE / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "phase": "train"}}\n' for n in range(1, 120)))
+        rows = [{"step": step, "phase": "train", "time": 0.5 * step} for step in range(1, 120)]
+        (STATE / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return message(lambda: metrics.require_complete(120), RuntimeError)
 
 
@@ -86,7 +87,7 @@ def refusals() -> list[str]:
     (STATE / "holder.json").write_text(json.dumps({"host": "node8", "pid": 816, "job": None, "since": SINCE}))
     lease = StateLease(STATE)
     holder = {"host": "node7", "pid": 815, "job": "4711", "since": SINCE}
-    superseded = SimpleNamespace(_folder=STATE, _holder=lease._holder, _lease=SimpleNamespace(compromise="evicted"))
+    superseded = SimpleNamespace(_folder=STATE, _lease=SimpleNamespace(compromise="evicted"))
     return [lease._refusal(holder), message(lambda: StateLease.require(superseded))]
 
 

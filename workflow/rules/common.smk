@@ -24,6 +24,7 @@ from rlhf.config import (
     planned_execution,
     planned_memory,
     read_facts,
+    read_plan,
     remove_recorded_states,
     require,
     require_no_jobs,
@@ -113,8 +114,7 @@ def spec_text(wildcards) -> str:
 
 def runs_text(wildcards) -> str:
     """An experiment's runs as JSON: sweep point, seed, stage IDs."""
-    runs = [run for run in PLAN.runs if run.experiment == wildcards.name]
-    return json.dumps([{"point": run.point, "seed": run.seed, "stages": run.stages} for run in runs])
+    return PLAN.runs_text(wildcards.name)
 
 
 def shown_samples(wildcards) -> int:

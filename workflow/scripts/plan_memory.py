@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf.config.memory import MemorySettings
 from rlhf.config.specfile import read_job
 from rlhf.config.specification import TRAINING
-from rlhf.planning.files import refusal, write_plan
+from rlhf.planning.files import plan_from_files, refusal
 from rlhf.runtime.logging import run_script
 
 DOES_NOT_FIT = 3
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Plan, write, and refuse where that is asked for."""
     stage = read_job(TRAINING, args.spec, args.execution)
-    plan = write_plan(stage, MemorySettings.model_validate(args.memory), args.model, args.output)
+    plan = plan_from_files(stage, MemorySettings.model_validate(args.memory), args.model, args.output)
     if plan["decision"] == "refuse":
         print(f"error: {refusal(plan)}", file=sys.stderr, flush=True)
         sys.exit(DOES_NOT_FIT)

@@ -18,7 +18,8 @@ from rlhf.data.examples import examples
 from rlhf.data.mappings import mapped_source, row_format
 from rlhf.data.sources import load_rows
 from rlhf.errors import UserError
-from rlhf.runtime.files import atomic_directory, write_json
+from rlhf.files import write_json
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

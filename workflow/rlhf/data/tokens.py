@@ -16,7 +16,8 @@ from rlhf.data.dataset import load_cached
 from rlhf.data.groups import answer_groups, grouped_ids
 from rlhf.data.special import OrdinaryText
 from rlhf.errors import UserError
-from rlhf.runtime.files import atomic_directory, read_json, sha256_file, write_json
+from rlhf.files import read_json, sha256_file, write_json
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

@@ -50,7 +50,7 @@ class Blueprint:
         return int(self.config.num_hidden_layers)
 
     def uniform(self) -> bool:
-        """Whether all layers are of one kind, so that few of them tell of all."""
+        """Whether all layers have the same shapes and attention, so that a model of few layers tells of one of many."""
         key = (self.config.to_json_string(use_diff=False), self.head)
         if key not in _UNIFORM:
             kinds = set(getattr(self.config, "layer_types", None) or ["same"])
@@ -103,7 +103,7 @@ class Blueprint:
 
 
 def materialise(model: nn.Module) -> nn.Module:
-    """Replace each parameter and buffer by an empty one of the present mode; tied ones stay tied."""
+    """Give all parameters and buffers of a model storage, fake under a fake tensor mode; tied ones share it."""
     made: dict[int, Tensor] = {}
 
     def empty(tensor: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def weights(model: nn.Module) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of a model.
+    """How many parameters a model has, by what its memory depends on.
 
     Args:
         all: parameters, tied ones once.
@@ -159,7 +159,7 @@ Grouping = Callable[[nn.Module], list[list[nn.Parameter]]]
 
 
 def count_parameters(model: nn.Module, grouping: Grouping) -> Counts:
-    """Parameters of a built model; no storage is needed.
+    """Count the parameters of a built model, which needs no storage for that.
 
     Args:
         model: the module.
@@ -181,7 +181,7 @@ def count_parameters(model: nn.Module, grouping: Grouping) -> Counts:
 
 
 def count(blueprint: Blueprint, grouping: Grouping) -> Counts:
-    """Parameters of a blueprint, from few of its layers: all being equal, each number is linear in theirs."""
+    """Count a model's parameters from two short ones: its layers are equal, so each count is linear in their number."""
     if blueprint.layers <= SHORT[1] or not blueprint.uniform():
         return count_parameters(blueprint.build(), grouping)
     shorter, longer = (count_parameters(blueprint.build(layers), grouping) for layers in SHORT)

@@ -15,7 +15,7 @@ RESERVE = 1.15  # of what is asked of the scheduler over what is expected
 
 @dataclass(frozen=True)
 class HostMemory:
-    """One process, and all of a node.
+    """Host memory in bytes of one process in each phase, and of all processes of a node.
 
     Args:
         load: of a process while models are read and engines are made; the first one reads those of ZeRO-3 besides.

@@ -49,14 +49,14 @@ class Part:
     bytes: dict[Row, int] = field(default_factory=dict)
 
     def add(self, model: str, kind: str, amount: int) -> Part:
-        """Count an amount; nothing is not listed."""
+        """Add an amount to the entry of a model and kind; an amount of 0 makes no entry."""
         if amount:
             self.bytes[model, kind] = self.bytes.get((model, kind), 0) + amount
         return self
 
     @property
     def total(self) -> int:
-        """All models and kinds."""
+        """Sum over all models and kinds."""
         return sum(self.bytes.values())
 
 
@@ -77,7 +77,7 @@ class Resident:
     on_device: bool = True
 
     def add_to(self, part: Part, used: bool = False) -> Part:
-        """Count what stays; where the model is used, its gathered or fetched weights too."""
+        """Add what the model keeps for the whole run and, where used, the weights gathered or fetched for that."""
         if self.on_device or used:
             part.add(self.model, WEIGHTS, resident_weights(self.engine, self.counts))
         part.add(self.model, OPTIMIZER, optimizer_states(self.engine, self.counts) if self.counts.trained else 0)
@@ -96,7 +96,7 @@ def largest(places: Places, program: str, direction: str = "") -> dict[str, int]
 
 
 def dynamic(part: Part, model: str, kinds: dict[str, int]) -> Part:
-    """Count what a trace shows beside the weights."""
+    """Add what a trace shows; its weights are left out, because `static` counts those by the model's engine."""
     for kind, amount in kinds.items():
         if kind != WEIGHTS:
             part.add(model, kind, amount)
@@ -104,7 +104,7 @@ def dynamic(part: Part, model: str, kinds: dict[str, int]) -> Part:
 
 
 def static(phase: str, name: str, models: Iterable[Resident], used: str = "") -> Part:
-    """A part with everything that stays, and nothing else yet."""
+    """A part with all that its models keep for the whole run; `dynamic` adds what comes and goes."""
     part = Part(phase, name)
     for model in models:
         model.add_to(part, used=model.model == used)
@@ -114,7 +114,7 @@ def static(phase: str, name: str, models: Iterable[Resident], used: str = "") ->
 def training_parts(
     models: list[Resident], trained: str, places: Places, names: tuple[str, str], programs: tuple[str, str]
 ) -> list[Part]:
-    """Backward and step of one trained model.
+    """The backward pass and the step of one trained model, each at its largest instant.
 
     Args:
         models: everything that stays.
@@ -177,7 +177,7 @@ def save_part(models: list[Resident], saved: str) -> Part:
 
 
 def _without_moments(part: Part, model: Resident) -> None:
-    """Moments appear at the first step."""
+    """Take a model's moments out of a part: the optimizer allocates them at its first step."""
     states = part.bytes.pop((model.model, OPTIMIZER), 0)
     each = MOMENTS + (MASTER if model.engine.keeps_master else 0)
     part.add(model.model, OPTIMIZER, states * (each - MOMENTS) // each)

@@ -26,9 +26,11 @@ from transformers.utils import cached_file
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.sources import ModelSettings, ModelSource
 from rlhf.errors import UserError
+from rlhf.files import sha256_tree, write_json
 from rlhf.models.lora import linear_modules
 from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
-from rlhf.runtime.files import atomic_directory, sha256_tree, write_json
+from rlhf.records.manifest import MANIFEST, ModelManifest
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
 
@@ -79,12 +81,12 @@ def cache_model(
     with atomic_directory(output) as folder:
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        write_json(folder / "manifest.json", {**facts, "outputs": sha256_tree(folder)})
+        write_json(folder / MANIFEST, {**facts, "outputs": sha256_tree(folder)})
     parameters, tokens = f"{facts['parameters']:,}", facts["vocabulary"]
     logger.info("%s: %s with %s parameters, %s tokens", place, facts["model_type"], parameters, tokens)
 
 
-def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelManifest:
     """What others need to know of a model without loading it."""
     return {
         "schema_version": 1,

@@ -9,6 +9,8 @@ from jinja2 import Environment, StrictUndefined
 
 from rlhf.config.specification import PpoUpstream, TrainingSpecification
 from rlhf.config.stages import PpoSettings
+from rlhf.records.manifest import Manifest
+from rlhf.records.metrics import MetricsLine, Phase
 
 POLICY, REWARD = "text-generation", "text-classification"
 STAGES = {
@@ -20,7 +22,7 @@ STAGES = {
     "ppo": ("PPO", "an SFT model optimised with PPO against a reward model, with a KL penalty towards the SFT model"),
 }
 # Places and speeds say nothing of the model.
-HIDDEN = {"step", "phase", "time", "epoch", "tokens", "tokens_per_second"}
+HIDDEN = {"epoch", "tokens", "tokens_per_second"}
 HIDDEN |= {"time_generate", "time_score", "time_train", "learning_rate", "critic_learning_rate"}
 
 TEMPLATE = """\
@@ -154,8 +156,8 @@ LIMITS = {
 
 def model_card(
     stage: TrainingSpecification,
-    manifest: dict[str, Any],
-    metrics: list[dict[str, Any]],
+    manifest: Manifest,
+    metrics: list[MetricsLine],
     license: str = "unknown",
     averaged: bool = False,
     has_adapter: bool = False,
@@ -214,15 +216,15 @@ def _front_matter(kind: str, hub: str | None, license: str) -> dict[str, Any]:
     }
 
 
-def _results(metrics: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def _results(metrics: list[MetricsLine]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the last training step and the last evaluation."""
-    last = {row["phase"]: row for row in metrics}
-    labelled = [("last training step", "train"), ("unseen rows", "eval")]
-    lines = [(label, last[phase]) for label, phase in labelled if phase in last]
-    columns = list(dict.fromkeys(name for _, row in lines for name in row if name not in HIDDEN))
+    last = {line.phase: line for line in metrics}
+    labels: dict[Phase, str] = {"train": "last training step", "eval": "unseen rows"}
+    lines = [(label, last[phase]) for phase, label in labels.items() if phase in last]
+    columns = list(dict.fromkeys(name for _, line in lines for name in line.values if name not in HIDDEN))
     cells = [
-        [label, str(row["step"]), *(f"{row[name]:.4g}" if name in row else "" for name in columns)]
-        for label, row in lines
+        [label, str(line.step), *(f"{line.values[name]:.4g}" if name in line.values else "" for name in columns)]
+        for label, line in lines
     ]
     return columns, cells
 

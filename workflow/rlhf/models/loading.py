@@ -27,7 +27,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import read_json
+from rlhf.files import read_json
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

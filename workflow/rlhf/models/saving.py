@@ -12,7 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from rlhf.config.stages import PpoSettings, SftSettings
-from rlhf.runtime.files import atomic_directory, read_json, write_json, write_text
+from rlhf.files import read_json, write_json, write_text
+from rlhf.runtime.folders import atomic_directory
 
 
 def write_model(

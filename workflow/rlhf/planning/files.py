@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rlhf.config.memory import MemorySettings
 from rlhf.config.specification import TrainingSpecification
 from rlhf.memory.devices import GIB, Device, find_device
 from rlhf.planning.forecast import ROLES, read_config
 from rlhf.planning.plan import plan_stage
-from rlhf.runtime.files import write_json
+from rlhf.records.plan import StagePlan, write_plan
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
 
 
-def write_plan(
+def plan_from_files(
     stage: TrainingSpecification, memory: MemorySettings, models: list[Path], output: Path
-) -> dict[str, Any]:
+) -> StagePlan:
     """Plan a stage and write memory_plan.json.
 
     Args:
@@ -34,11 +33,13 @@ def write_plan(
     device: Device | None = None
     if memory.gpu is not None or memory.gpu_memory_gib is not None:
         device = find_device(memory.gpu, memory.gpu_memory_gib)
-    plan = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit)
-    write_json(output, {"id": stage.id, **plan})
+    found = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit)
+    plan: StagePlan = {"id": stage.id, **found}
+    write_plan(output, plan)
     logger.info("%s %s: %s, %s", stage.stage, stage.id, plan["verdict"], plan["decision"])
-    for name in ("expected_allocated", "expected_device", "upper_device"):
-        logger.info("  %s: %s bytes", name, plan[name])
+    logger.info("  expected_allocated: %s bytes", plan["expected_allocated"])
+    logger.info("  expected_device: %s bytes", plan["expected_device"])
+    logger.info("  upper_device: %s bytes", plan["upper_device"])
     for entry in (*plan["adaptations"], *plan["advice"]):
         logger.info("  %s saves %d bytes (%s)", entry["name"], entry["saves"], entry["cost"])
     if plan["remedy"]:
@@ -46,12 +47,17 @@ def write_plan(
     return plan
 
 
-def refusal(plan: dict[str, Any]) -> str:
-    """Why a stage is refused, and what would help."""
-    device = plan["device"]
+def refusal(plan: StagePlan) -> str:
+    """Why a stage is refused, and what would help.
+
+    Args:
+        plan: of a stage that does not fit its device.
+    """
+    device, upper = plan["device"], plan["upper_device"]
+    assert device is not None and upper is not None  # else nothing would have been judged
     steps = "; ".join(entry["name"] for entry in plan["advice"]) or "none"
     return (
-        f"{plan['stage']} {plan['id']}: needs up to {plan['upper_device'] / GIB:.1f} GiB of a device in phase "
+        f"{plan['stage']} {plan['id']}: needs up to {upper / GIB:.1f} GiB of a device in phase "
         f"{plan['peak']['phase']}, {device['name']} has {device['capacity'] / GIB:.1f} GiB. Steps that do not change "
         f"the result (`memory.on_misfit: adapt` takes them): {steps}"
         + (f". They are not enough: {plan['remedy']}" if plan["remedy"] else "")

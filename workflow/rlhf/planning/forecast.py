@@ -63,7 +63,7 @@ def forecast(
 
 
 def on_device(found: Forecast, device: Device | None, execution: AnyTrainingExecution) -> DeviceMemory:
-    """Allocated, expected and upper bytes of a device; on the CPU there is nothing beside the tensors."""
+    """What a process needs of its device; on the CPU, the tensors and nothing beside them."""
     allocated = found.largest.total
     if execution.gpus_per_node == 0:
         return device_memory(allocated, 0.0, 0)

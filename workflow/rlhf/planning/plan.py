@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedConfig
 
@@ -19,6 +18,15 @@ from rlhf.planning.forecast import Settings, forecast, on_device, on_host
 from rlhf.planning.ladder import Taken, descend, descent, dumped
 from rlhf.planning.supervised import Forecast
 from rlhf.planning.traces import Traces
+from rlhf.records.plan import (
+    ClosedForm,
+    Decision,
+    DeviceNumbers,
+    MemoryPlan,
+    PartMemory,
+    PlannedStep,
+    Verdict,
+)
 
 SCHEMA_VERSION = 1
 MAX_GPUS, GPUS_OF_A_NODE = 128, 8  # how far more of them are tried
@@ -26,7 +34,7 @@ MAX_GPUS, GPUS_OF_A_NODE = 128, 8  # how far more of them are tried
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is said of a stage on a device.
+    """Whether a stage fits a device, and what is decided.
 
     Args:
         verdict: `fits`, `does not fit` or `not judged`.
@@ -37,11 +45,11 @@ class Judgement:
         remedy: what would do where all steps do not.
     """
 
-    verdict: str
-    decision: str
+    verdict: Verdict
+    decision: Decision
     execution: AnyTrainingExecution
-    adaptations: list[dict[str, Any]] = field(default_factory=list)
-    advice: list[dict[str, Any]] = field(default_factory=list)
+    adaptations: list[PlannedStep] = field(default_factory=list)
+    advice: list[PlannedStep] = field(default_factory=list)
     remedy: str | None = None
 
 
@@ -86,7 +94,7 @@ class Planner:
         return on_device(found, self._device, execution).upper_device, found.largest.phase
 
     def adapt(self, execution: AnyTrainingExecution, limit: int) -> tuple[AnyTrainingExecution, list[Taken]]:
-        """Steps towards a limit."""
+        """Take steps until the upper bound is within a limit, or none is left."""
         trained = max(model.counts.trained for model in self.forecast(execution).models)
         return descend(execution, trained, self._upper_and_phase, limit)
 
@@ -103,11 +111,11 @@ class Planner:
         if reached and on_misfit == "adapt":
             return Judgement("fits", "adapt", adapted, adaptations=steps)
         remedy = None if reached else self.remedy(adapted, limit)
-        decision = "warn" if on_misfit == "warn" else "refuse"
+        decision: Decision = "warn" if on_misfit == "warn" else "refuse"
         return Judgement("does not fit", decision, execution, advice=steps, remedy=remedy)
 
     def remedy(self, execution: AnyTrainingExecution, limit: int) -> str:
-        """Which number of GPUs, or which device, would do after all steps."""
+        """What would make the stage fit where all steps do not: more GPUs, or another device."""
         upper = least = self.upper(execution)
         more = execution
         while more.nodes * more.gpus_per_node < MAX_GPUS:
@@ -130,8 +138,8 @@ def plan_stage(
     configs: dict[str, PreTrainedConfig],
     device: Device | None = None,
     on_misfit: str = "warn",
-) -> dict[str, Any]:
-    """The content of memory_plan.json.
+) -> MemoryPlan:
+    """What a stage needs, and how it shall run therefore.
 
     Args:
         kind: `sft`, `reward` or `ppo`.
@@ -158,8 +166,12 @@ def plan_stage(
         "device": {"name": device.name, "capacity": device.capacity} if device else None,
         "as_given": _numbers(on_device(given, device, execution), given, execution),
         "on_misfit": on_misfit,
-        **asdict(judged),
+        "verdict": judged.verdict,
+        "decision": judged.decision,
         "execution": dumped(chosen),
+        "adaptations": judged.adaptations,
+        "advice": judged.advice,
+        "remedy": judged.remedy,
         **_numbers(on_device(found, device, chosen), found, chosen),
         "phases": _phases(found, cuda),
         "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
@@ -169,7 +181,7 @@ def plan_stage(
     }
 
 
-def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecution) -> dict[str, Any]:
+def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecution) -> DeviceNumbers:
     return {
         "expected_allocated": memory.expected_allocated,
         "expected_device": memory.expected_device if execution.gpus_per_node else None,
@@ -178,13 +190,13 @@ def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecut
     }
 
 
-def _entry(taken: Taken) -> dict[str, Any]:
+def _entry(taken: Taken) -> PlannedStep:
     step = taken.step
     change = copy.deepcopy(step.change)
     return {"name": step.name, "cost": step.cost, "change": change, "saves": taken.saves, "upper_device": taken.upper}
 
 
-def _phases(found: Forecast, cuda: bool) -> list[dict[str, Any]]:
+def _phases(found: Forecast, cuda: bool) -> list[PartMemory]:
     """Bytes by phase and part; on the CPU, `peak_rss` is what the measurement of the process should show."""
     return [
         {
@@ -204,7 +216,7 @@ def _closed_form(
     execution: AnyTrainingExecution,
     configs: dict[str, PreTrainedConfig],
     parameters: int,
-) -> dict[str, Any] | None:
+) -> ClosedForm | None:
     """The explanation beside the dry run, and the article's formula; None where the family has no closed form."""
     config = configs["model" if kind != "ppo" else "policy"]
     if config.model_type not in COEFFICIENTS or isinstance(settings, PpoSettings):

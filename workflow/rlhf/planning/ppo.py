@@ -18,7 +18,7 @@ from rlhf.memory.states import Engine
 from rlhf.memory.tracker import CACHE
 from rlhf.models.scores import answer_logits, token_entropy, token_logprobs
 from rlhf.planning.rows import LongestRows
-from rlhf.planning.supervised import Forecast, make_engine, micro_batches, resident
+from rlhf.planning.supervised import Forecast, make_engine, micro_batch_shape, resident
 from rlhf.planning.traces import Traces
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
 from rlhf.ppo.models import adapters_off
@@ -38,7 +38,7 @@ class _Stage:
     traces: Traces
 
     def rectangle(self, rows: int) -> Rectangle:
-        """Samples of the greatest lengths."""
+        """Samples as long as the settings allow."""
         longest = LongestRows(self.settings.max_prompt_seq_len, self.settings.max_answer_seq_len)
         indices = range(rows)
         prompts = [longest.prompt(row) for row in indices]
@@ -49,7 +49,7 @@ class _Stage:
         """(rows of a training micro-batch, micro-batches per step) of one process."""
         samples = self.settings.prompts_per_rollout * self.settings.answers_per_prompt
         size = self.execution.per_device_training_batch_size
-        return micro_batches(-(-samples // self.settings.minibatches), self.execution, size)
+        return micro_batch_shape(-(-samples // self.settings.minibatches), self.execution, size)
 
 
 def forecast_ppo(
@@ -122,7 +122,7 @@ def _resident(stage: _Stage, role: str, blueprint: Blueprint) -> Resident:
 def _generation(stage: _Stage, models: list[Resident], blueprint: Blueprint) -> Part:
     settings, execution = stage.settings, stage.execution
     prompts = settings.prompts_per_rollout * settings.answers_per_prompt
-    rows, _ = micro_batches(prompts, execution, execution.per_device_generation_batch_size)
+    rows, _ = micro_batch_shape(prompts, execution, execution.per_device_generation_batch_size)
     lengths = settings.max_prompt_seq_len, settings.max_answer_seq_len
     program = generation_program(rows, *lengths)
     # While generating, checkpointing is off.
@@ -162,7 +162,7 @@ def _update(stage: _Stage, models: list[Resident], role: str, blueprint: Bluepri
 
 
 def generation_program(rows: int, prompt: int, answer: int) -> Program:
-    """The prompts in one pass, and the last token of the answers with a full cache."""
+    """Generation at its largest instants: the pass over the prompts, and the last token of an answer, cache full."""
 
     def program(run: Run) -> None:
         run.model.eval()
@@ -181,7 +181,7 @@ def generation_program(rows: int, prompt: int, answer: int) -> Program:
 
 
 def _filled_cache(run: Run, like: DynamicCache, length: int) -> DynamicCache:
-    """A cache of as many layers and heads, for a length."""
+    """A cache with the layers and heads of another one, filled up to a length."""
     cache = DynamicCache(config=run.model.config)
     for index, layer in enumerate(like.layers):
         rows, heads, _, width = layer.keys.shape
@@ -228,7 +228,7 @@ def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
 
 
 def _counted(part: Rectangle) -> Rectangle:
-    """A copy that the tracker has seen being made."""
+    """A copy made under the tracker, which counts no tensor that was there before it."""
     return Rectangle(part.input_ids.clone(), part.attention_mask.clone(), part.mask.clone())
 
 

@@ -32,7 +32,7 @@ FIRST, LATER, EVALUATION = "first micro-batch", "later micro-batch", "evaluation
 
 @dataclass(frozen=True)
 class Forecast:
-    """The parts of a stage, and the models that make them."""
+    """What a stage will need: its parts, the models in them, and whether a step has several micro-batches."""
 
     parts: list[Part]
     models: list[Resident]
@@ -59,7 +59,7 @@ def forecast_supervised(
     checkpointing = execution.gradient_checkpointing
     blueprint = Blueprint(config, head, settings.dtype, settings, checkpointing, kind)
     engine = make_engine(settings, execution, settings.dtype, execution.zero_stage, traces.cuda)
-    micro, steps = micro_batches(settings.global_batch_size, execution, execution.per_device_train_batch_size)
+    micro, steps = micro_batch_shape(settings.global_batch_size, execution, execution.per_device_train_batch_size)
     evaluated = execution.per_device_eval_batch_size
     program = supervised_program(settings, micro, steps > 1, evaluated)
     places = traces.places(blueprint, kind, program, engine.gradient_share, micro, steps > 1, evaluated)
@@ -106,7 +106,7 @@ def make_engine(
     return Engine.from_deepspeed(deepspeed_config(optimization, settings), dtype, execution.world_size, cuda)
 
 
-def micro_batches(global_batch: int, execution: Execution, size: int) -> tuple[int, int]:
+def micro_batch_shape(global_batch: int, execution: Execution, size: int) -> tuple[int, int]:
     """(rows of a micro-batch, micro-batches per step) of one process."""
     own = -(-global_batch // execution.world_size)
     size = min(size, own)
@@ -114,5 +114,5 @@ def micro_batches(global_batch: int, execution: Execution, size: int) -> tuple[i
 
 
 def resident(role: str, blueprint: Blueprint, engine: Engine, traces: Traces, on_device: bool = True) -> Resident:
-    """A model with its engine."""
+    """A model of a stage, with its engine and the number of its parameters."""
     return Resident(role, engine, traces.counts(blueprint), on_device)

@@ -24,6 +24,7 @@ from rlhf.ppo.models import PpoModels, load_models
 from rlhf.ppo.rollout import Samples, generate
 from rlhf.ppo.scoring import score_samples
 from rlhf.ppo.update import PpoUpdate, minibatches
+from rlhf.records.manifest import Facts
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
@@ -235,7 +236,7 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
             stage.save(models.policy, models.adapted, models.tokenizer, averaged=True, rows={"train": len(prompts)})
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     trainers = {"actor": models.actor, "critic": models.critic}
-    facts = {
+    facts: Facts = {
         "training": {role: trainer.facts() for role, trainer in trainers.items() if trainer is not None},
         "rows": {"train": len(prompts)},
         "steps": {"planned": iterations, "done": iterations},

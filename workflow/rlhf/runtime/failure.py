@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlhf.errors import PeerFailed, UserError
+from rlhf.records.attempts import DEVICE_MEMORY
 
-OUT_OF_MEMORY = ("out_of_device_memory", "out_of_host_memory")
+OUT_OF_MEMORY = (DEVICE_MEMORY, "out_of_host_memory")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _is_lost_peer(error: BaseException) -> bool:
 
 _RULES: tuple[tuple[str, Callable[[BaseException], bool], str], ...] = (
     (
-        "out_of_device_memory",
+        DEVICE_MEMORY,
         _is_device_memory,
         "lower the per-device batch sizes, or set gradient checkpointing, a higher ZeRO stage or offload in the "
         "stage's `execution`; none of them changes the result",

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
-from rlhf.runtime.files import fsync, read_json, sha256_file, write_json
+from rlhf.files import fsync, read_json, sha256_file, write_json
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.logging import get_logger

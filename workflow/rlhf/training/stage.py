@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,18 +27,21 @@ from rlhf.config.specification import (
     TrainingUpstream,
 )
 from rlhf.data.corpus import Corpus
+from rlhf.files import write_text
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
 from rlhf.models.saving import sampling_config, write_adapter, write_model
+from rlhf.records.manifest import CheckpointFacts, Facts
+from rlhf.records.memory import MEMORY, ProcessMemory, write_memory
+from rlhf.records.metrics import METRICS, read_metrics
 from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.failure import OUT_OF_MEMORY, explain
-from rlhf.runtime.files import read_jsonl, write_json, write_text
 from rlhf.runtime.finished import bring_back, set_aside
 from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.manifest import code_hash, describe, utc_now, write_manifest
+from rlhf.runtime.manifest import code_hash, describe, seal, utc_now
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
@@ -122,15 +125,15 @@ class Stage(Generic[SettingsT, ExecutionT]):
 
     @property
     def _failed_memory(self) -> Path:
-        return self.paths.state / "memory.json"
+        return self.paths.state / MEMORY
 
-    def _record_memory(self, error: BaseException, process: dict[str, Any]) -> None:
+    def _record_memory(self, error: BaseException, process: ProcessMemory) -> None:
         """Keep what was measured until memory ran out; the first process that fails is the one that tells."""
         found = explain(error)
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
             report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
-            write_json(self._failed_memory, {"stage": self.spec.stage, "id": self.spec.id, **report})
+            write_memory(self.paths.state, {**report, "stage": self.spec.stage, "id": self.spec.id})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
@@ -167,7 +170,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
         inputs: dict[str, str],
-        **facts: Any,
+        **facts: Unpack[Facts],
     ) -> None:
         """Save the model and its adapters, and write memory.json, metrics.jsonl and, last, manifest.json.
 
@@ -185,18 +188,19 @@ class Stage(Generic[SettingsT, ExecutionT]):
             if rank() == 0:
                 self._write_records(processes, inputs, facts)
 
-    def _write_records(self, processes: list[dict[str, Any]], inputs: dict[str, str], facts: dict[str, Any]) -> None:
+    def _write_records(self, processes: list[ProcessMemory], inputs: dict[str, str], facts: Facts) -> None:
         """What stands beside the model; the manifest, with the hashes of all files, is the last."""
         output = self.paths.output
-        write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
-        write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
-        attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
-        write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
+        write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
+        write_text(output / METRICS, (self.paths.state / METRICS).read_text())
+        attempts: Facts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+        all_facts: Facts = {**self._facts(), **attempts, **facts}
+        seal(output, self._started, self.spec, inputs, **all_facts)
         if not self.execution.keep_state:
             set_aside(output, self.paths.state)
         logger.info("done: %s", output)
 
-    def _checkpoint_facts(self) -> dict[str, Any]:
+    def _checkpoint_facts(self) -> CheckpointFacts:
         """What checkpoints cost the last attempt, and where it went on."""
         if self._checkpoints is None:
             return {}
@@ -216,7 +220,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
         averaged: bool = False,
-        **facts: Any,
+        **facts: Unpack[Facts],
     ) -> None:
         """Write `model/` and, where there are adapters, `adapter/`: whole or not at all.
 
@@ -244,8 +248,9 @@ class Stage(Generic[SettingsT, ExecutionT]):
         adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
         with together():
             if rank() == 0:
-                manifest = describe(self.spec, {}, **self._facts(), **facts)
-                metrics = read_jsonl(self.paths.state / "metrics.jsonl")
+                all_facts: Facts = {**self._facts(), **facts}
+                manifest = describe(self.spec, {}, **all_facts)
+                metrics = read_metrics(self.paths.state / METRICS)
                 card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter)
                 folder = output / ("model_ema" if averaged else "model")
                 write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
@@ -253,7 +258,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
                     base = manifest["lineage"]["base_model"]["path"]
                     write_adapter(model, adapters, adapted, output / "adapter", base)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> Facts:
         """What the manifest says of every training stage."""
         return {
             "world_size": world_size(),

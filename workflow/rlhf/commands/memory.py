@@ -29,6 +29,7 @@ from rlhf.memory.devices import GIB, find_device
 from rlhf.memory.parts import ALL_KINDS
 from rlhf.planning.forecast import read_config
 from rlhf.planning.plan import plan_stage
+from rlhf.records.plan import MemoryPlan
 
 StageSection = SftSection | RewardSection | PpoSection
 FITS, BAD_INPUT, DOES_NOT_FIT = 0, 2, 3
@@ -75,7 +76,7 @@ def stage_section(args: argparse.Namespace) -> StageSection:
         raise UserError(f"--set {place}: {message}" if place else f"--set: {message}") from None
 
 
-def make_plan(args: argparse.Namespace) -> dict[str, Any]:
+def make_plan(args: argparse.Namespace) -> MemoryPlan:
     """The plan that the arguments ask for."""
     section = stage_section(args)
     if args.stage == "ppo":
@@ -89,7 +90,7 @@ def make_plan(args: argparse.Namespace) -> dict[str, Any]:
     return plan_stage(args.stage, section, section.execution, configs, device, "adapt" if args.adapt else "warn")
 
 
-def show(plan: dict[str, Any], console: Console) -> None:
+def show(plan: MemoryPlan, console: Console) -> None:
     """The plan as a table and sentences."""
     console.print(_table(plan))
     _show_numbers(plan, console)
@@ -101,19 +102,19 @@ def show(plan: dict[str, Any], console: Console) -> None:
         )
     if plan["remedy"]:
         console.print(f"not enough: {plan['remedy']}", soft_wrap=True)
-    if plan["closed_form"]:
-        parts = {name: _gib(amount) for name, amount in plan["closed_form"].items() if name != "article"}
-        article = {name: _gib(amount) for name, amount in plan["closed_form"]["article"].items()}
-        for title, terms in (("closed form", parts), ("the article's formula", article)):
-            console.print(
-                f"{title}: " + ", ".join(f"{name} {amount} GiB" for name, amount in terms.items()), soft_wrap=True
-            )
+    closed = plan["closed_form"]
+    if closed:
+        terms = {name: closed[name] for name in ("weights", "activations", "logits")}
+        article = {name: closed["article"][name] for name in ("weights", "activations")}
+        for title, amounts in (("closed form", terms), ("the article's formula", article)):
+            shown = ", ".join(f"{name} {_gib(amount)} GiB" for name, amount in amounts.items())
+            console.print(f"{title}: {shown}", soft_wrap=True)
 
 
 TITLES = {"gradients": "grads", "optimizer": "optim", "activations": "activ", "kv_cache": "cache"}
 
 
-def _table(plan: dict[str, Any]) -> Table:
+def _table(plan: MemoryPlan) -> Table:
     table = Table(
         title=f"{plan['stage']}: GiB of one process", box=SIMPLE, padding=(0, 1), collapse_padding=True, pad_edge=False
     )
@@ -131,12 +132,12 @@ def _table(plan: dict[str, Any]) -> Table:
     return table
 
 
-def _show_numbers(plan: dict[str, Any], console: Console) -> None:
+def _show_numbers(plan: MemoryPlan, console: Console) -> None:
     allocated, host = _gib(plan["expected_allocated"]), plan["resources"]["mem_mb"]
     text = f"expected: {allocated} GiB of tensors"
-    if plan["expected_device"] is not None:
-        device, upper = _gib(plan["expected_device"]), _gib(plan["upper_device"])
-        text += f", {device} GiB on the device, at most {upper} GiB"
+    expected, upper = plan["expected_device"], plan["upper_device"]
+    if expected is not None and upper is not None:
+        text += f", {_gib(expected)} GiB on the device, at most {_gib(upper)} GiB"
     console.print(f"{text}; {host} MB of host memory per node", soft_wrap=True)
     if plan["device"]:
         capacity = _gib(plan["device"]["capacity"])
@@ -148,7 +149,7 @@ def _gib(amount: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Entry point of the console script `rlhf-memory`; returns its exit status."""
     warnings.simplefilter("ignore", FutureWarning)  # of transformers' own deprecations
     args = parse_args(argv)
     try:
@@ -163,6 +164,5 @@ def main(argv: list[str] | None = None) -> int:
     return DOES_NOT_FIT if plan["verdict"] == "does not fit" else FITS
 
 
-def run() -> None:
-    """Entry point of the console script."""
+if __name__ == "__main__":
     sys.exit(main())

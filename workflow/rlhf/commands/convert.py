@@ -1,17 +1,15 @@
-"""Turn scripts of DeepSpeed-Chat into a configuration."""
+"""`rlhf-convert`: turn scripts of DeepSpeed-Chat into a configuration."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from rlhf.convert.arguments import PROGRAMS, Command, read_command
-from rlhf.convert.configuration import Choices, Converted, convert
+from rlhf.convert.arguments import Command, read_command
+from rlhf.convert.configuration import Choices, convert, render
+from rlhf.convert.programs import PROGRAMS
 from rlhf.convert.shell import PROGRAM
 from rlhf.errors import UserError
 from rlhf.runtime.logging import run_script
@@ -68,28 +66,6 @@ def run(args: argparse.Namespace) -> None:
         args.output.write_text(document, encoding="utf-8")
     else:
         sys.stdout.write(document)
-
-
-def render(converted: Converted, places: Sequence[str]) -> str:
-    """The configuration file: what it was made from and what differs as comments, then YAML."""
-    parts = [f"Converted from {', '.join(places)} by rlhf-convert.", ""]
-    parts += ["threads, mem_mb and runtime are not in the scripts: set them under `execution` for a cluster.", ""]
-    if converted.notes:
-        parts += ["What differs from the scripts:", *(f"- {note}" for note in dict.fromkeys(converted.notes)), ""]
-    if converted.reported:
-        parts += [
-            "Flags without an effect here:",
-            *(f"- {name}: {why}" for name, why in converted.reported.items()),
-            "",
-        ]
-    lines = [line for part in parts[:-1] for line in _wrapped(part)]
-    return "\n".join(lines) + "\n\n" + yaml.safe_dump(converted.config, sort_keys=False, width=100)
-
-
-def _wrapped(text: str) -> list[str]:
-    indent = "  " if text.startswith("- ") else ""
-    lines = textwrap.wrap(text, 110, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
-    return [f"# {line}".rstrip() for line in lines]
 
 
 def _variables(words: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -106,12 +105,8 @@ def _memory(entry: StageStatus) -> str:
 
 def key_metrics(entry: StageStatus) -> str:
     """The few metrics that tell how a stage is doing; those not measured are left out."""
-    names = KEY_METRICS.get(entry.stage, ())
-    return "  ".join(f"{name} {entry.metrics[name]:.3g}" for name in names if _is_number(entry.metrics.get(name)))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    found = [(name, entry.metrics.get(name)) for name in KEY_METRICS.get(entry.stage, ())]
+    return "  ".join(f"{name} {value:.3g}" for name, value in found if isinstance(value, int | float))
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -153,3 +148,7 @@ def show(args: argparse.Namespace) -> None:
 def main() -> None:
     """Entry point of the console script `rlhf-status`."""
     run_script(lambda: show(parse_args()))
+
+
+if __name__ == "__main__":
+    main()
