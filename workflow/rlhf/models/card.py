@@ -155,6 +155,7 @@ def model_card(
     license: str = "unknown",
     averaged: bool = False,
     has_adapter: bool = False,
+    merge: dict[str, Any] | None = None,
 ) -> str:
     """The text of README.md: what the model is, from what it was made, how well, and how to load it.
 
@@ -166,6 +167,8 @@ def model_card(
         license: identifier of a licence; `unknown` where nobody has stated it.
         averaged: whether these are the averaged weights of PPO.
         has_adapter: whether the adapters are saved apart, beside this folder.
+        merge: `dtype` of a training in half precision that has merged adapters, and `error`, the share that a loader
+            in that precision would lose (or None); None: there is nothing to lose.
     """
     spec, kind = manifest["spec"], manifest["stage"]
     settings = spec["settings"]
@@ -192,6 +195,7 @@ def model_card(
         lora_dim=trained["lora_dim"],
         more_trained=not trained["only_optimize_lora"],
         has_adapter=has_adapter,
+        merge=merge,
         averaged=averaged,
         license=license,
         settings=settings,

@@ -13,11 +13,14 @@ from typing import Any, Self
 
 import torch
 import yaml
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
+from rlhf.models.loading import DTYPES
+from rlhf.models.merged import MergedAdapters, half_precision_error
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.failure import OUT_OF_MEMORY, explain
@@ -32,10 +35,13 @@ from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
+from rlhf.training.delivery import Delivery
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
-from rlhf.training.weights import adapter_weights, plain_weights
+from rlhf.training.weights import adapter_weights, merged_adapters, plain_weights
 
 logger = get_logger(__name__)
+
+MERGE_ERROR = 0.05  # from which on it is said aloud that the model must not be loaded in half precision
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ class Stage:
         self._checkpoints: Checkpoints | None = None
         self._started = utc_now()
         self._surroundings = ExitStack()
+        self._merge: dict[str, dict[str, Any]] = {}  # of each model folder, for the manifest
+        self._delivered: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -154,6 +162,7 @@ class Stage:
         model: PreTrainedModel,
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
+        delivery: Delivery,
         inputs: dict[str, str],
         **facts: Any,
     ) -> None:
@@ -163,20 +172,25 @@ class Stage:
             model: trained Hugging Face model; its parameters may be partitioned by ZeRO-3.
             adapted: PEFT wrapper around it, or None.
             tokenizer: saved beside the weights.
+            delivery: what the saved model is asked.
             inputs: name -> fingerprint of what the stage read.
             facts: further entries of the manifest.
+
+        Raises:
+            UserError: what was saved is not the trained model.
         """
         output = self.paths.output
         if rank() == 0:
             self._lease.require()
         with self.memory.phase("save"):
-            self.save(model, adapted, tokenizer, **facts)
+            self.save(model, adapted, tokenizer, delivery, **facts)
         processes = all_gather(self.memory.stop())
         if rank() == 0:
             write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
             write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
             attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
-            write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
+            saved = {"delivered": self._delivered, "merge": self._merge}
+            write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **saved, **facts)
             if not self.execution["keep_state"]:
                 set_aside(output, self.paths.state)
             logger.info("done: %s", output)
@@ -201,10 +215,11 @@ class Stage:
         model: PreTrainedModel,
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
+        delivery: Delivery,
         averaged: bool = False,
         **facts: Any,
     ) -> None:
-        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all.
+        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all, and compared with the trained.
 
         Partitions of ZeRO-3 are gathered one by one; the first process holds the whole model in host memory, and the
         others nothing of it.
@@ -216,24 +231,49 @@ class Stage:
             model: trained Hugging Face model.
             adapted: PEFT wrapper around it, or None.
             tokenizer: saved beside the weights.
+            delivery: what the saved model is asked.
             averaged: the weights are an average: written to `model_ema/`, without adapters.
             facts: as in `finish`.
+
+        Raises:
+            UserError: what was saved is not the trained model.
         """
         output, saving = self.paths.output, self.execution["saving"]
         generation = None if self.spec["stage"] == "reward" else sampling_config(model, self.settings)
         has_adapter = adapted is not None and not averaged
+        expected = delivery.expected()
         weights = plain_weights(model, keep=rank() == 0)
-        adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
+        merged = merged_adapters(model, keep=rank() == 0)
+        trained = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
         if rank() == 0:
+            folder = output / ("model_ema" if averaged else "model")
+            self._note_merge(folder, weights, merged)
             manifest = describe(self.spec, {}, **self._facts(), **facts)
             metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-            card = model_card(manifest, metrics, saving["license"], averaged, has_adapter)
-            folder = output / ("model_ema" if averaged else "model")
-            write_model(model, weights, tokenizer, folder, saving["max_shard_size"], generation, card)
+            card = model_card(manifest, metrics, saving["license"], averaged, has_adapter, self._merge.get(folder.name))
+            write_model(model, weights, tokenizer, folder, saving["max_shard_size"], generation, card, merged)
             if has_adapter:
                 base = manifest["lineage"]["base_model"]["path"]
-                write_adapter(model, adapters, adapted, output / "adapter", base)
+                write_adapter(model, trained, adapted, output / "adapter", base)
+            del weights, merged, trained  # the model that is loaded anew needs their place in host memory
+            self._delivered[folder.name] = delivery.require_same(folder, expected)
         barrier()
+
+    def _note_merge(self, folder: Path, weights: dict[str, Tensor], adapters: MergedAdapters) -> None:
+        """Note what a model with merged adapters would lose to a loader that rounds it to the stage's precision."""
+        dtype = self.settings["dtype"]
+        if not adapters or dtype == "fp32":
+            return
+        error = half_precision_error(weights, adapters, DTYPES[dtype])
+        self._merge[folder.name] = {"dtype": dtype, "error": error}
+        if error is not None and error > MERGE_ERROR:
+            logger.warning(
+                "%s: load it in float32, as its config.json says: rounded to %s, it would lose %.0f %% of what its "
+                "adapters learnt",
+                folder,
+                dtype,
+                100 * error,
+            )
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest says of every training stage."""
