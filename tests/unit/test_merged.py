@@ -31,10 +31,10 @@ ZERO3 = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 HALF = ["bf16", "fp16"]
 
 
-def lora(folder: Path, **changes: Any) -> dict[str, Any]:
+def lora(folder: Path, **changes: Any) -> Optimization:
     """Settings that adapt all linear layers of a family; the scale is no power of two."""
-    pattern = PATTERNS[folder.name]
-    return Optimization().model_dump() | {"lora_dim": 4, "lora_alpha": 6.0, "lora_module_name": pattern} | changes
+    settings = {"lora_dim": 4, "lora_alpha": 6.0, "lora_module_name": PATTERNS[folder.name]}
+    return Optimization(**settings | changes)
 
 
 def train(model: Any, seed: int = 1, size: float = 3e-3) -> Any:
@@ -136,7 +136,7 @@ def test_what_was_handed_on_is_frozen(gpt2_folder: Path, tmp_path: Path) -> None
         assert len(merged) == 2 * 8  # c_attn, c_proj twice and c_fc of two layers
         assert not [name for name, parameter in policy.named_parameters() if name in merged and id(parameter) in own]
         trained = {name for name, parameter in policy.named_parameters() if id(parameter) in own}
-        assert any(name.endswith("c_attn.weight") for name in trained) == (optimization["lora_dim"] == 0)
+        assert any(name.endswith("c_attn.weight") for name in trained) == (optimization.lora_dim == 0)
 
 
 def whole(folder: Path) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
 from rlhf.runtime.manifest import code_hash, utc_now, write_manifest
 from rlhf.runtime.progress import StageMetrics, format_seconds
 from rlhf.runtime.seeds import derive_seed, seed_everything
+from tests.specifications import specification
 
 # Seeds
 
@@ -268,7 +269,7 @@ def test_the_code_hash_covers_nothing_else(tmp_path: Path, file: str) -> None:
     assert code_hash(make_workflow(tmp_path / "two")) == before
 
 
-SPEC = {"stage": "sft", "id": "tiny-12345678", "seed": 7, "settings": {"learning_rate": 0.1}}
+SPEC = specification("sft", {"learning_rate": 0.1}, id="tiny-12345678", seed=7)
 
 
 def test_a_manifest_lists_the_outputs_with_their_hashes_and_not_itself(tmp_path: Path) -> None:
@@ -288,7 +289,8 @@ def test_a_manifest_says_what_was_made_from_what_by_which_code(tmp_path: Path) -
     write_manifest(tmp_path, started, SPEC, {"tokens": "sha256:1"}, device="cpu", world_size=2)
     manifest = read_json(tmp_path / "manifest.json")
     assert (manifest["stage"], manifest["id"], manifest["seed"]) == ("sft", "tiny-12345678", 7)
-    assert manifest["spec"] == SPEC
+    assert manifest["spec"] == SPEC.model_dump(mode="json")
+    assert manifest["spec"]["settings"]["learning_rate"] == 0.1
     assert manifest["inputs"] == {"tokens": "sha256:1"}
     assert (manifest["device"], manifest["world_size"]) == ("cpu", 2)
     assert 90 <= manifest["wall_seconds"] < 150

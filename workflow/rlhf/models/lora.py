@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.models.merged import PREFIX, AdaptedLayer, LowRank, keeps_transposed, weight_change
 
 
-def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -> Any:
+def add_lora(model: PreTrainedModel, optimization: Optimization, place: str) -> Any:
     """Put adapters on the linear modules whose name contains `lora_module_name`; the model is changed in place.
 
     The adapted weights are frozen. Everything else stays trainable, unless `only_optimize_lora`: then only the
@@ -31,7 +32,7 @@ def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -
     Raises:
         UserError: the pattern matches no linear module, or one whose weight is the embedding's too.
     """
-    rank, pattern = optimization["lora_dim"], optimization["lora_module_name"]
+    rank, pattern = optimization.lora_dim, optimization.lora_module_name
     if rank == 0:
         return None
     linear = linear_modules(model)
@@ -42,14 +43,14 @@ def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -
             f"{place}.lora_module_name: {pattern!r} matches no linear module; they are named like {examples}"
         )
     _require_own_weights(model, targets, f"{place}.lora_module_name: {pattern!r}")
-    alpha = optimization["lora_alpha"] or rank
+    alpha = optimization.lora_alpha or rank
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, fan_in_fan_out=_is_conv(model, targets[0])
     )
     # In fp32 beside half precision, adapters could not join weights that ZeRO-3 has partitioned; DeepSpeed casts all.
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
-        frozen = name.endswith("base_layer.weight") or (optimization["only_optimize_lora"] and "score" not in name)
+        frozen = name.endswith("base_layer.weight") or (optimization.only_optimize_lora and "score" not in name)
         parameter.requires_grad_("lora_" in name or not (frozen or is_merged(name)))
     return adapted
 

@@ -9,13 +9,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config.specification import (
+    JobSpecification,
+    PlannedPpo,
+    PlannedReward,
+    PlannedSft,
+    PpoUpstream,
+    ResolvedPpo,
+    ResolvedReward,
+    ResolvedSft,
+    RewardUpstream,
+    SftUpstream,
+)
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
@@ -42,6 +53,8 @@ from rlhf.training.weights import adapter_weights, merged_adapters, plain_weight
 logger = get_logger(__name__)
 
 MERGE_ERROR = 0.05  # from which on it is said aloud that the model must not be loaded in half precision
+SettingsT = TypeVar("SettingsT", bound=ResolvedSft | ResolvedReward | ResolvedPpo, covariant=True)
+ExecutionT = TypeVar("ExecutionT", bound=PlannedSft | PlannedReward | PlannedPpo, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -58,13 +71,7 @@ class StagePaths:
         return Corpus(self.tokens, self.splits, split, phase, weights)
 
 
-def read_spec(path: Path, execution: dict[str, Any]) -> dict[str, Any]:
-    """The specification of a stage: its spec.yaml, and how it runs."""
-    spec: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {**spec, "execution": execution}
-
-
-class Stage:
+class Stage(Generic[SettingsT, ExecutionT]):
     """What a training loop needs of its surroundings.
 
     Used as a context manager it holds the lease of its state folder, takes signals as requests to stop, and leaves a
@@ -75,13 +82,15 @@ class Stage:
         paths: where it reads and writes.
     """
 
-    def __init__(self, spec: dict[str, Any], paths: StagePaths) -> None:
+    def __init__(
+        self,
+        spec: JobSpecification[SettingsT, SftUpstream | RewardUpstream | PpoUpstream, ExecutionT],
+        paths: StagePaths,
+    ) -> None:
         self.spec, self.paths = spec, paths
-        self.settings: dict[str, Any] = spec["settings"]
-        self.execution: dict[str, Any] = spec["execution"]
-        self.seed: int = spec["seed"]
+        self.settings, self.execution, self.seed = spec.settings, spec.execution, spec.seed
         self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)
-        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]), starters())
+        self.interruption = Interruption(slurm_seconds_left(self.execution.runtime), starters())
         self._lease = StateLease(paths.state)
         self._attempt = Attempt(paths.state, rank())
         self._checkpoints: Checkpoints | None = None
@@ -101,10 +110,10 @@ class Stage:
             stack.enter_context(self.interruption.listening())
             self._surroundings = stack.pop_all()
         seed_everything(self.seed)
-        logger.info("%s %s, code %s", self.spec["stage"], self.spec["id"], code_hash()[:15])
-        for key, value in self.settings.items():
+        logger.info("%s %s, code %s", self.spec.stage, self.spec.id, code_hash()[:15])
+        for key, value in self.spec.identity()["settings"].items():
             logger.info("  %s: %s", key, value)
-        for step in self.execution.get("memory_steps", ()):
+        for step in self.execution.memory_steps:
             logger.info("to fit the memory: %s", step)
         return self
 
@@ -128,7 +137,7 @@ class Stage:
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
             report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
-            write_json(self._failed_memory, {"stage": self.spec["stage"], "id": self.spec["id"], **report})
+            write_json(self._failed_memory, {"stage": self.spec.stage, "id": self.spec.id, **report})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
@@ -138,7 +147,7 @@ class Stage:
     @contextmanager
     def metrics(self, total_steps: int) -> Iterator[StageMetrics]:
         """The stage's metrics writer; rank 0 writes."""
-        writer = StageMetrics(self.paths.state, self.spec["stage"], self.spec["id"], total_steps, enabled=rank() == 0)
+        writer = StageMetrics(self.paths.state, self.spec.stage, self.spec.id, total_steps, enabled=rank() == 0)
         with writer:
             yield writer
 
@@ -149,11 +158,12 @@ class Stage:
             parts: name -> what has a state.
             topology: how the engines keep their state, beside the number of processes.
         """
-        content = {key: self.spec[key] for key in ("stage", "id", "seed", "settings", "upstream")}
+        identity = self.spec.identity()
+        content = {key: identity[key] for key in ("stage", "id", "seed", "settings", "upstream")}
         specification = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        identity = {"specification": specification, "topology": {"processes": world_size(), **topology}}
+        belongs = {"specification": specification, "topology": {"processes": world_size(), **topology}}
         self._checkpoints = Checkpoints(
-            self.paths.state / "checkpoints", identity, parts, self.execution, self.interruption, self._lease
+            self.paths.state / "checkpoints", belongs, parts, self.execution, self.interruption, self._lease
         )
         return self._checkpoints
 
@@ -191,7 +201,7 @@ class Stage:
             attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
             saved = {"delivered": self._delivered, "merge": self._merge}
             write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **saved, **facts)
-            if not self.execution["keep_state"]:
+            if not self.execution.keep_state:
                 set_aside(output, self.paths.state)
             logger.info("done: %s", output)
         barrier()
@@ -238,8 +248,9 @@ class Stage:
         Raises:
             UserError: what was saved is not the trained model.
         """
-        output, saving = self.paths.output, self.execution["saving"]
-        generation = None if self.spec["stage"] == "reward" else sampling_config(model, self.settings)
+        output, saving = self.paths.output, self.execution.saving
+        settings = self.settings
+        generation = None if isinstance(settings, ResolvedReward) else sampling_config(model, settings)
         has_adapter = adapted is not None and not averaged
         expected = delivery.expected()
         weights = plain_weights(model, keep=rank() == 0)
@@ -250,8 +261,8 @@ class Stage:
             self._note_merge(folder, weights, merged)
             manifest = describe(self.spec, {}, **self._facts(), **facts)
             metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-            card = model_card(manifest, metrics, saving["license"], averaged, has_adapter, self._merge.get(folder.name))
-            write_model(model, weights, tokenizer, folder, saving["max_shard_size"], generation, card, merged)
+            card = model_card(manifest, metrics, saving.license, averaged, has_adapter, self._merge.get(folder.name))
+            write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
             if has_adapter:
                 base = manifest["lineage"]["base_model"]["path"]
                 write_adapter(model, trained, adapted, output / "adapter", base)
@@ -261,7 +272,7 @@ class Stage:
 
     def _note_merge(self, folder: Path, weights: dict[str, Tensor], adapters: MergedAdapters) -> None:
         """Note what a model with merged adapters would lose to a loader that rounds it to the stage's precision."""
-        dtype = self.settings["dtype"]
+        dtype = self.settings.dtype
         if not adapters or dtype == "fp32":
             return
         error = half_precision_error(weights, adapters, DTYPES[dtype])
@@ -280,6 +291,12 @@ class Stage:
         return {
             "world_size": world_size(),
             "device": "cpu" if on_cpu() else "cuda",
-            "dtype": self.settings["dtype"],
-            "lineage": lineage(self.spec),
+            "dtype": self.settings.dtype,
+            "lineage": lineage(self.spec.upstream),
         }
+
+
+SftStage = Stage[ResolvedSft, PlannedSft]
+RewardStage = Stage[ResolvedReward, PlannedReward]
+SupervisedStage = Stage[ResolvedSft | ResolvedReward, PlannedSft | PlannedReward]
+PpoStage = Stage[ResolvedPpo, PlannedPpo]
