@@ -13,15 +13,17 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf.config.sources import ModelSettings
 from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
+from rlhf.models.cache import cache_model
 from rlhf.models.loading import DTYPES, load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.merged import FILE, half_precision_error, read_merged
 from rlhf.models.saving import write_adapter, write_model
 from rlhf.training.engine import parameter_groups
 from rlhf.training.weights import adapter_weights, computing_in_fp32, merged_adapters, plain_weights
-from tests.unit.conftest import edit_weights, make_model
+from tests.unit.conftest import edit_json, edit_weights, make_model
 
 PATTERNS = {"gpt2": "h.", "opt": "decoder.layers.", "llama": "layers."}
 ATTENTION = {"gpt2": "attn.c_attn", "opt": "q_proj", "llama": "q_proj"}
@@ -323,3 +325,16 @@ def test_an_output_layer_that_is_the_embedding_gets_no_adapter(tmp_path: Path) -
     assert torch.equal(answers(load_policy(folder, "bf16")), answers(model))
     body = load_reward_backbone(folder, "bf16", 5).eval().base_model(IDS).last_hidden_state  # has no such layer
     assert torch.equal(body, model.base_model(IDS).last_hidden_state)
+
+
+def test_a_model_of_an_earlier_run_brings_its_adapters_into_the_cache(gpt2_folder: Path, tmp_path: Path) -> None:
+    model = load_policy(gpt2_folder, "bf16")
+    add_lora(model, lora(gpt2_folder), "sft")
+    folder = deliver(train(model), tmp_path / "model", gpt2_folder)
+    settings = ModelSettings(source={"path": str(folder)}).model_dump()
+    cache_model(settings, tmp_path / "cache/mine", "models.mine")
+    assert torch.equal(answers(load_policy(tmp_path / "cache/mine/model", "bf16")), answers(model))
+    edit_weights(folder, lambda tensors: tensors.update({name: value.bfloat16() for name, value in tensors.items()}))
+    edit_json(folder / "config.json", dtype="bfloat16")
+    cache_model(settings, tmp_path / "cache/converted", "models.mine")
+    assert not read_merged(tmp_path / "cache/converted/model")

@@ -85,6 +85,16 @@ matrices only, use the merged weights here.
 {% endif %}
 
 {% endif %}
+{% if merge %}
+Weights with merged LoRA matrices are in float32, though training was in {{ merge.dtype }}: load the model as
+`config.json` says, or the PEFT folder on its base.
+{% if merge.error is not none %}
+Rounded to {{ merge.dtype }}, these weights would be off by {{ "%.0f" | format(100 * merge.error) }} % of the change
+that was trained (norm of the rounding over norm of the change).
+{% endif %}
+`merged_adapters/` has the matrices of this stage and those before it, for training that goes on in {{ merge.dtype }}.
+
+{% endif %}
 ## Limits
 
 The model is a result of research. {{ limits }} It was not tested for safety, truth or bias; what it learned follows

@@ -60,7 +60,7 @@ def linear_modules(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
-def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers with adapters of this stage or of earlier ones, by the names they have in the plain model."""
     return {
         name: module

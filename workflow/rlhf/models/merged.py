@@ -109,7 +109,7 @@ def keeps_transposed(layer: nn.Module) -> bool:
 
 
 def half_precision_error(weights: dict[str, Tensor], adapters: MergedAdapters, dtype: torch.dtype) -> float | None:
-    """What a loader that rounds the merged weights would lose: norm of the rounding over norm of the adapters' change.
+    """How far a loader that rounds merged weights is off: norm of the rounding over norm of the change by adapters.
 
     Args:
         weights: names of the plain model -> merged weights in fp32.
@@ -184,14 +184,18 @@ def adapted_layer(model: PreTrainedModel, name: str, changes: list[LowRank], fol
     Raises:
         UserError: there is none, or it has another shape.
     """
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        layer = None
-    shape = list(getattr(layer.weight, "ds_shape", layer.weight.shape)) if isinstance(layer, nn.Linear | Conv1D) else []
-    expected = {(change.b.shape[0], change.a.shape[1]) for change in changes}
-    if {tuple(reversed(shape)) if keeps_transposed(layer) else tuple(shape)} != expected:
+    layer = dict(model.named_modules()).get(name)
+    if layer is None or not fits(layer, changes):
         raise UserError(
             f"{folder / FILE}: {name} is no linear layer of such a shape in this model; the folder is damaged"
         )
     return layer
+
+
+def fits(layer: nn.Module, changes: list[LowRank]) -> bool:
+    """Whether adapters have the shape of a linear layer's weight, which may be partitioned."""
+    if not isinstance(layer, nn.Linear | Conv1D):
+        return False
+    shape = tuple(getattr(layer.weight, "ds_shape", layer.weight.shape))
+    own = shape[::-1] if keeps_transposed(layer) else shape
+    return all((change.b.shape[0], change.a.shape[1]) == own for change in changes)

@@ -276,11 +276,11 @@ class Stage(Generic[SettingsT, ExecutionT]):
         if not adapters or dtype == "fp32":
             return
         error = half_precision_error(weights, adapters, DTYPES[dtype])
-        self._merge[folder.name] = {"dtype": dtype, "error": error}
+        self._merge[folder.name] = {"dtype": dtype, "error": error, "limit": MERGE_ERROR}
         if error is not None and error > MERGE_ERROR:
             logger.warning(
-                "%s: load it in float32, as its config.json says: rounded to %s, it would lose %.0f %% of what its "
-                "adapters learnt",
+                "%s: load it in float32, as its config.json says: rounded to %s, its weights would be off by %.0f %% "
+                "of the change that adapters made",
                 folder,
                 dtype,
                 100 * error,
