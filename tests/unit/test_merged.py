@@ -22,7 +22,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.merged import FILE, half_precision_error, read_merged
 from rlhf.models.saving import write_adapter, write_model
 from rlhf.training.engine import parameter_groups
-from rlhf.training.weights import adapter_weights, computing_in_fp32, merged_adapters, plain_weights
+from rlhf.training.weights import adapter_weights, computing_in_fp32, merged_adapters, plain_weights, with_inherited
 from tests.unit.conftest import edit_json, edit_weights, make_model
 
 PATTERNS = {"gpt2": "h.", "opt": "decoder.layers.", "llama": "layers."}
@@ -51,7 +51,7 @@ def train(model: Any, seed: int = 1, size: float = 3e-3) -> Any:
 
 def deliver(model: Any, folder: Path, tokenizer: Path) -> Path:
     """What a stage writes."""
-    weights, adapters = plain_weights(model, keep=True), merged_adapters(model, keep=True)
+    weights, adapters = plain_weights(model, keep=True), with_inherited(model, merged_adapters(model, keep=True))
     write_model(model, weights, load_tokenizer(tokenizer), folder, "5GB", None, "# card\n", adapters)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import math
 import os
@@ -299,3 +300,18 @@ def test_a_manifest_says_what_was_made_from_what_by_which_code(tmp_path: Path) -
     assert manifest["code"]["hash"] == code_hash()
     assert manifest["packages"]["torch"] == torch.__version__
     assert manifest["command"] == sys.argv
+
+
+def test_a_stage_run_by_hand_needs_no_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "snakemake":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    write_manifest(tmp_path, utc_now(), SPEC, {})
+    packages = read_json(tmp_path / "manifest.json")["packages"]
+    assert "snakemake" not in packages
+    assert packages["torch"] == torch.__version__

@@ -23,7 +23,7 @@ from rlhf.training.distributed import rank
 class WeightCopy:
     """What this process holds of the trained parameters, kept apart in host memory or on the model's device.
 
-    Under ZeRO-3 each process copies its own partition.
+    Under ZeRO-3 each process copies its own partition; else all copies are the same, and the first process writes its.
 
     Args:
         model: the model, after its engine was made.
@@ -68,15 +68,23 @@ class WeightCopy:
             whole[0].all_gather(whole)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part."""
-        tensors = {f"{number:06d}": kept.cpu() for number, kept in enumerate(self.copy)}
-        save_file(tensors, folder / f"rank-{rank()}.safetensors")
+        """Write the copy, or this process's partition of it."""
+        if self._writer() == rank():
+            tensors = {f"{number:06d}": kept.cpu() for number, kept in enumerate(self.copy)}
+            save_file(tensors, self._file(folder))
 
     def load(self, folder: Path) -> None:
         """Take what `save` wrote."""
-        saved = load_file(folder / f"rank-{rank()}.safetensors")
+        saved = load_file(self._file(folder))
         for kept, name in zip(self.copy, sorted(saved), strict=True):
             kept.copy_(saved[name])
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"rank-{self._writer()}.safetensors"
+
+    def _writer(self) -> int:
+        """The process that writes what this one holds."""
+        return rank() if any(hasattr(parameter, "ds_tensor") for parameter in self.parameters) else 0
 
 
 def local(parameter: nn.Parameter) -> Tensor:
@@ -188,9 +196,7 @@ def plain_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
 
 
 def merged_adapters(model: PreTrainedModel, keep: bool) -> MergedAdapters:
-    """The adapters in `plain_weights`, of this stage and of those before it, gathered; called by all processes.
-
-    A model in fp32 was loaded with the earlier ones merged into its weights: they are in the folder it came from.
+    """The adapters that a model computes beside its weights, gathered; called by all processes.
 
     Args:
         model: Hugging Face model, as `add_lora` left it.
@@ -200,19 +206,31 @@ def merged_adapters(model: PreTrainedModel, keep: bool) -> MergedAdapters:
         Linear modules of the plain model -> adapters, oldest first, in host memory. Empty unless `keep`.
     """
     adapters: MergedAdapters = {}
-    if keep and model.dtype == torch.float32:
-        adapters = {name: list(changes) for name, changes in _inherited(model).items()}
     for name, layer in adapted_layers(model).items():
         with gathered(layer.parameters()):
             if keep:
-                adapters.setdefault(name, []).extend(_copied(change) for change in changes_of(layer))
+                adapters[name] = [_copied(change) for change in changes_of(layer)]
     return adapters
 
 
-def _inherited(model: PreTrainedModel) -> MergedAdapters:
-    """Adapters in the folder that a model was loaded from; an output layer's are left out where it has another."""
-    linear = dict(model.named_modules())
-    return {name: changes for name, changes in read_merged(Path(model.name_or_path)).items() if name in linear}
+def with_inherited(model: PreTrainedModel, adapters: MergedAdapters) -> MergedAdapters:
+    """All adapters in a model's delivered weights: those beside them, and in fp32 those that were merged before.
+
+    A model in fp32 is loaded with the adapters of earlier stages merged. They are in the folder that it came from; an
+    output layer's are left out where the model has another.
+
+    Args:
+        model: as it was loaded and trained.
+        adapters: what `merged_adapters` gave.
+
+    Raises:
+        UserError: the folder's adapters are damaged.
+    """
+    if model.dtype != torch.float32:
+        return adapters
+    present = dict(model.named_modules())
+    inherited = {name: own for name, own in read_merged(Path(model.name_or_path)).items() if name in present}
+    return {name: [*inherited.get(name, []), *adapters.get(name, [])] for name in inherited | adapters}
 
 
 def _copied(change: LowRank) -> LowRank:
