@@ -22,7 +22,7 @@ from rlhf.memory.dryrun import dry_run, trace
 from rlhf.memory.host import LIBRARIES, host_memory
 from rlhf.memory.parts import ALL_KINDS, Resident, load_part, save_part
 from rlhf.memory.states import Engine
-from rlhf.memory.tracker import CACHE
+from rlhf.memory.tracker import ACTIVATIONS, CACHE
 from rlhf.planning.files import plan_from_files
 from rlhf.planning.ladder import ladder
 from rlhf.planning.plan import plan_stage
@@ -224,8 +224,8 @@ def test_the_command_says_so_by_its_exit_status(folder: Path, capsys: pytest.Cap
 # Partitions of ZeRO-3, counted by hand: 16-bit weights, 8 processes, no small tensors
 
 
-def partitioned(role: str, trained: int, cuda: bool = True) -> Resident:
-    sizes = {"largest": 100, "largest_trained": 100, "small": 0, "whole": 1600, "page_locked": 2048}
+def partitioned(role: str, trained: int, cuda: bool = True, **adapted: int) -> Resident:
+    sizes = {"largest": 100, "largest_trained": 100, "small": 0, "whole": 1600, "page_locked": 2048} | adapted
     counts = Counts(all=800, trained=trained, **sizes, groups=(trained,))
     return Resident(role, Engine(3, "bf16", 8, reduce_bucket=0, cuda=cuda), counts)
 
@@ -239,11 +239,17 @@ def test_zero_3_reads_shares_and_the_largest_tensor() -> None:
 
 def test_zero_3_writes_tensor_by_tensor() -> None:
     states = {800: 200 + 200 + 12 * 100, 80: 200 + 20 + 12 * 10}
-    assert save_part([partitioned("policy", 800)], "policy").total == states[800] + 200
-    # The weight of an adapted layer, its difference, and their sum.
-    assert save_part([partitioned("policy", 80)], "policy").total == states[80] + 3 * 200
-    # On the CPU the gathered weights wait beside them.
-    assert save_part([partitioned("policy", 800, cuda=False)], "policy").total == states[800] + 200 + 1600
+    asked = {ACTIVATIONS: 7}
+    # What was written is compared: the largest tensor is gathered, and copied to fp32, while a sequence is answered.
+    assert save_part([partitioned("policy", 800)], "policy", asked).total == states[800] + 200 + 400 + 7
+    # The weight of an adapted layer in fp32, its change, and their sum.
+    adapted = {"adapted": 400, "largest_adapted": 100, "adapters": 80}
+    assert save_part([partitioned("policy", 80, **adapted)], "policy", asked).total == states[80] + 200 + 3 * 400
+    # On the CPU the weights wait beside them, those with adapters in fp32; after them comes the model that is loaded.
+    on_cpu = partitioned("policy", 80, cuda=False, **adapted)
+    assert save_part([on_cpu], "policy", asked).total == states[80] + 200 + 3 * 400 + 4 * 400 + 2 * 320
+    assert save_part([partitioned("policy", 800, cuda=False)], "policy", asked).total == states[800] + 607 + 1600
+    assert host_memory([on_cpu], [], 1, accumulates=False, cuda=True).save == LIBRARIES[True] + 4 * 400 + 2 * 320
 
 
 def test_a_model_at_rest_takes_page_locked_host_memory() -> None:

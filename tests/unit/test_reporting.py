@@ -439,11 +439,24 @@ def test_figures_without_data_say_so() -> None:
     assert ElementTree.fromstring(reward_vs_kl(nothing)) is not None
 
 
+def test_the_index_names_models_that_half_precision_would_spoil(tmp_path: Path) -> None:
+    runs = [ExperimentRun(**run) for run in make_experiment(tmp_path)]
+    for name, error in (("tiny-s1-sft", 0.72), ("tiny-s2-sft", 0.04)):
+        path = tmp_path / f"results/sft/{name}/manifest.json"
+        merge = {"model": {"dtype": "bf16", "error": error, "limit": 0.05}}
+        _write(path, json.loads(path.read_text()) | {"merge": merge})
+    files = summarise(read_experiment("reviews", runs, tmp_path), CODE, tmp_path / "results/experiments/reviews", 5)
+    models = files["index.md"].split("## Models")[1].split("## Tables")[0]
+    assert "Load these in float32" in models and "- results/sft/tiny-s1-sft/model: 72% (bf16)" in models
+    assert "tiny-s2-sft/model:" not in models
+
+
 def test_summary_links_resolve(tmp_path: Path) -> None:
     experiment = _read(tmp_path)
     files = summarise(experiment, CODE, tmp_path / "results/experiments/reviews", samples=5)
     assert "[tiny-s2-kl0.05](../../ppo/tiny-s2-kl0.05/model)" in files["index.md"]
     assert "- sft tiny-s1-sft" in files["index.md"]
+    assert "float32" not in files["index.md"]
     linked = {part.split(")")[0] for part in files["index.md"].split("](")[1:]}
     assert {name for name in linked if not name.startswith("..")} <= set(files)
     assert set(files) - linked == {"index.md"}

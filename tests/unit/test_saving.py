@@ -276,6 +276,14 @@ def test_a_card_says_whether_the_matrices_alone_are_the_model():
     assert "LoRA matrices (rank" not in card("sft")
 
 
+def test_a_card_says_what_half_precision_would_lose():
+    lora = LORA | {"only_optimize_lora": True}
+    text = card("sft", changes=lora, has_adapter=True, merge={"dtype": "bf16", "error": 0.7249, "limit": 0.05})
+    assert "are in float32, though training was in bf16" in text and "be off by 72 % of the change" in text
+    assert "would be off" not in card("sft", changes=lora, merge={"dtype": "bf16", "error": None, "limit": 0.05})
+    assert "float32" not in card("sft", changes=lora, has_adapter=True)
+
+
 def test_a_card_of_averaged_weights_says_so():
     assert "(decay 0.99)" in card("ppo", changes={"ema_decay": 0.99}, averaged=True)
     assert "average" not in card("ppo")

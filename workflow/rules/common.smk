@@ -136,6 +136,18 @@ def base_models(wildcards) -> list[str]:
     return [f"resources/models/{base(one)}/model" for one in stages]
 
 
+def upstream_specs(wildcards) -> list[str]:
+    """Input function: the specifications of all training stages that a training stage starts from."""
+
+    def before(of: Stage) -> list[Stage]:
+        starts = [of.upstream.start] + ([("reward", of.upstream.reward)] if of.kind == "ppo" else [])
+        found = [stage(kind, id) for kind, id in starts if kind != "model"]
+        return found + [earlier for one in found for earlier in before(one)]
+
+    stages = dict.fromkeys((one.kind, one.id) for one in before(stage(wildcards.kind, wildcards.id)))
+    return [f"results/{kind}/{id}/spec.yaml" for kind, id in stages]
+
+
 def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:
     """Input function: a file of all stages of some kinds in an experiment, below results/`folder`."""
 

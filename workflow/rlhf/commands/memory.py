@@ -27,7 +27,7 @@ from rlhf.config.stages import PpoSection, RewardSection, SftSection
 from rlhf.errors import UserError
 from rlhf.memory.devices import GIB, find_device
 from rlhf.memory.parts import ALL_KINDS
-from rlhf.planning.forecast import read_config
+from rlhf.planning.forecast import read_config, stored_adapters
 from rlhf.planning.plan import plan_stage
 from rlhf.records.plan import MemoryPlan
 
@@ -82,12 +82,15 @@ def make_plan(args: argparse.Namespace) -> MemoryPlan:
     if args.stage == "ppo":
         if args.reward_model is None:
             raise UserError("--reward-model: ppo needs the reward model's configuration too")
-        configs = {"policy": read_config(args.model), "reward": read_config(args.reward_model)}
+        models = {"policy": args.model, "reward": args.reward_model}
     else:
-        configs = {"model": read_config(args.model)}
+        models = {"model": args.model}
+    configs = {role: read_config(path) for role, path in models.items()}
+    earlier = {role: stored_adapters(path) for role, path in models.items()}
     named = args.gpu is not None or args.gpu_memory_gib is not None
     device = find_device(args.gpu, args.gpu_memory_gib) if named else None
-    return plan_stage(args.stage, section, section.execution, configs, device, "adapt" if args.adapt else "warn")
+    on_misfit = "adapt" if args.adapt else "warn"
+    return plan_stage(args.stage, section, section.execution, configs, device, on_misfit, earlier)
 
 
 def show(plan: MemoryPlan, console: Console) -> None:
@@ -138,7 +141,8 @@ def _show_numbers(plan: MemoryPlan, console: Console) -> None:
     expected, upper = plan["expected_device"], plan["upper_device"]
     if expected is not None and upper is not None:
         text += f", {_gib(expected)} GiB on the device, at most {_gib(upper)} GiB"
-    console.print(f"{text}; {host} MB of host memory per node", soft_wrap=True)
+    disk = _gib(sum(plan["disk"].values()))
+    console.print(f"{text}; {host} MB of host memory per node; {disk} GiB on disk", soft_wrap=True)
     if plan["device"]:
         capacity = _gib(plan["device"]["capacity"])
         console.print(f"verdict: {plan['verdict']} on {plan['device']['name']} ({capacity} GiB)", soft_wrap=True)

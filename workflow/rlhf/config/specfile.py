@@ -35,7 +35,9 @@ def read_spec(kind: type[SpecificationT], path: Path, execution: dict[str, Any] 
     return _validated(kind, path, _content(path), execution)
 
 
-def read_job(kinds: dict[str, type[SpecificationT]], path: Path, execution: dict[str, Any]) -> SpecificationT:
+def read_job(
+    kinds: dict[str, type[SpecificationT]], path: Path, execution: dict[str, Any] | None = None
+) -> SpecificationT:
     """The specification of a stage of one of several kinds (`TRAINING`, `JOBS`).
 
     Raises:

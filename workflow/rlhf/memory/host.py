@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlhf.memory.devices import GIB
 from rlhf.memory.parts import Part, Resident
-from rlhf.memory.states import host_states, host_step_extra
+from rlhf.memory.states import delivered_weights, host_states, host_step_extra
 
 LIBRARIES = {True: 4 * GIB, False: GIB // 2}  # of a process with and without CUDA
 SNAKEMAKE_MB = 300  # of its two processes inside a job
@@ -60,7 +60,8 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
         whole = 0  # counted among the tensors
     load = base + whole + offloaded + tensors["load"]
     steady = base + offloaded + step + tensors[""]
-    # A gathered model is copied to the host, and once more into the file's buffers.
-    save = base + offloaded + tensors["save"] + (max(model.counts.whole for model in models) if cuda else 0)
+    # A model that is delivered waits on the host until it is written; then what was written is loaded there.
+    delivered = max(max(delivered_weights(model.engine, model.counts), model.counts.whole) for model in models)
+    save = base + offloaded + tensors["save"] + (delivered if cuda else 0)
     node = max(processes * load + read_once, processes * steady, (processes - 1) * steady + save)
     return HostMemory(load, steady, save, node)

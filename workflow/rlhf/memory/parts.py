@@ -17,6 +17,7 @@ from rlhf.memory.states import (
     Engine,
     accumulated_gradients,
     backward_buffers,
+    delivered_weights,
     gathered_weights,
     load_extra,
     optimizer_states,
@@ -163,17 +164,35 @@ def _read(models: list[Resident]) -> Part:
     return part
 
 
-def save_part(models: list[Resident], saved: str) -> Part:
-    """Writing a model: tensors are gathered (ZeRO-3) and merged (adapters) one by one, and wait in host memory."""
-    part = static("save", "save", models)
+def save_part(models: list[Resident], saved: str, asked: dict[str, int]) -> Part:
+    """The larger one of writing a model, and of comparing it with the model that is loaded from what was written.
+
+    Tensors are gathered (ZeRO-3) and merged (adapters) one by one, and wait in host memory. To compare, both models
+    compute in fp32, one module after the other; the loaded one is in host memory.
+
+    Args:
+        models: everything that stays.
+        saved: role of the model.
+        asked: bytes by kind of a forward pass in fp32 over one of the sequences that both models answer.
+    """
     own = next(model for model in models if model.model == saved)
     engine, counts = own.engine, own.counts
-    merges = counts.trained < counts.all
-    at_once = (2 if merges else 0) + (1 if engine.zero_stage == 3 and engine.world_size > 1 else 0)
-    part.add(saved, BUFFERS, engine.element * counts.largest * at_once)
-    if not engine.cuda and (merges or engine.zero_stage == 3):
-        part.add(saved, BUFFERS, engine.element * counts.all)
-    return part
+    gathered = engine.element * counts.largest if engine.zero_stage == 3 and engine.world_size > 1 else 0
+    # The adapters' product, scaled or summed, and the merged weight; beside half precision, the weight in fp32 too.
+    merged = MASTER * counts.largest_adapted * (2 if engine.dtype == "fp32" else 3)
+    written = static("save", "save", models).add(saved, BUFFERS, gathered + merged)
+    compared = dynamic(static("save", "save", models), saved, asked).add(saved, BUFFERS, gathered)
+    compared.add(saved, BUFFERS, 0 if engine.dtype == "fp32" else MASTER * counts.largest)
+    if not engine.cuda:
+        copied = delivered_weights(engine, counts) if engine.zero_stage == 3 else MASTER * counts.adapted
+        written.add(saved, BUFFERS, copied)
+        compared.add(saved, BUFFERS, engine.element * counts.all)
+    return max(written, compared, key=lambda part: part.total)
+
+
+def in_fp32(kinds: dict[str, int], rows: int, element: int) -> dict[str, int]:
+    """Upper bound of the bytes of one row in fp32, from those of several rows with weights of `element` bytes."""
+    return {kind: -(-amount * MASTER // (element * rows)) for kind, amount in kinds.items()}
 
 
 def _without_moments(part: Part, model: Resident) -> None:

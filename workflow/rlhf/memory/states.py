@@ -183,6 +183,11 @@ def step_extra(engine: Engine, counts: Counts) -> int:
     return MASTER * updated * (2 if engine.cuda else 3)
 
 
+def delivered_weights(engine: Engine, counts: Counts) -> int:
+    """Weights as they are delivered: those with merged adapters in fp32, the others as they are trained."""
+    return MASTER * counts.adapted + engine.element * (counts.all - counts.adapters - counts.adapted)
+
+
 def load_extra(engine: Engine, counts: Counts) -> int:
     """Temporary copies while an engine is made, beside its weights, master weights and buffers."""
     if not counts.trained or (engine.offload_optimizer and engine.zero_stage):

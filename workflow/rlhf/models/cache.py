@@ -28,6 +28,7 @@ from rlhf.config.sources import ModelSettings, ModelSource
 from rlhf.errors import UserError
 from rlhf.files import sha256_tree, write_json
 from rlhf.models.lora import linear_modules
+from rlhf.models.merged import FILE, MergedAdapters, fits, read_merged, write_merged
 from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
 from rlhf.records.manifest import MANIFEST, ModelManifest
 from rlhf.runtime.folders import atomic_directory
@@ -48,6 +49,7 @@ UNREADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
+OPTIONAL = {"_raise_exceptions_for_missing_entries": False}  # of a file that may be absent
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -78,8 +80,11 @@ def cache_model(
     settle_special_tokens(tokenizer, model, settings.eos_token, settings.pad_token, place)
     facts = _facts(model, tokenizer)
     require(facts, requirements, place)
+    adapters = {} if settings.source == "scratch" else _merged_adapters(model, settings.source)
     with atomic_directory(output) as folder:
         model.save_pretrained(folder / "model")
+        if adapters:
+            write_merged(folder / "model", adapters)
         tokenizer.save_pretrained(folder / "model")
         write_json(folder / MANIFEST, {**facts, "outputs": sha256_tree(folder)})
     parameters, tokens = f"{facts['parameters']:,}", facts["vocabulary"]
@@ -139,9 +144,7 @@ def _from_source(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = source.hub or str(source.path)
     key = f"{place}.source.{'hub' if source.hub else 'path'}"
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": source.hub is None}
-    if source.hub:
-        options["revision"] = source.revision
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **_where(source)}
     if source.hub and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
         raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
     if source.path and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
@@ -182,16 +185,41 @@ def _require_whole_safetensors(name: str, key: str, options: dict[str, Any]) -> 
         UserError: it is an adapter, which loads another model, or an index names a pickle or a file elsewhere.
     """
     where = {"local_files_only": options["local_files_only"], "revision": options.get("revision")}
-    optional = {"_raise_exceptions_for_missing_entries": False}
-    if cached_file(name, "adapter_config.json", **where, **optional) is not None:
+    if cached_file(name, "adapter_config.json", **where, **OPTIONAL) is not None:
         raise UserError(
             f"{key}: {name!r} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that"
         )
-    index = cached_file(name, "model.safetensors.index.json", **where, **optional)
+    index = cached_file(name, "model.safetensors.index.json", **where, **OPTIONAL)
     files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
     strange = sorted(file for file in files if not re.fullmatch(r"[^/\\]+\.safetensors", file))
     if strange:
         raise UserError(f"{key}: the index of {name!r} names {strange[0]!r}, which is no safetensors file beside it")
+
+
+def _where(source: ModelSource) -> dict[str, Any]:
+    """How transformers finds a source's files."""
+    return {"local_files_only": source.hub is None} | ({"revision": source.revision} if source.hub else {})
+
+
+def _merged_adapters(model: PreTrainedModel, source: ModelSource) -> MergedAdapters:
+    """The adapters that an earlier run merged into a source, for training that goes on in half precision.
+
+    Those of weights that are other than that run left them, because the vocabulary grew or the folder was converted,
+    would give another model and are left out.
+    """
+    file = cached_file(source.hub or source.path, FILE, **_where(source), **OPTIONAL)
+    adapters = read_merged(Path(file).parents[1]) if file is not None else {}
+    layers = dict(model.named_modules())
+    kept = {
+        name: changes
+        for name, changes in adapters.items()
+        if name in layers and fits(layers[name], changes) and layers[name].weight.dtype == torch.float32
+    }
+    if len(kept) < len(adapters):
+        logger.warning(
+            "%d of %d merged adapters belong to other weights; left out", len(adapters) - len(kept), len(adapters)
+        )
+    return kept
 
 
 def _first_line(error: Exception) -> str:

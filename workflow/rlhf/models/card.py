@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from rlhf.config.specification import PpoUpstream, TrainingSpecification
 from rlhf.config.stages import PpoSettings
-from rlhf.records.manifest import Manifest
+from rlhf.records.manifest import Manifest, Merge
 from rlhf.records.metrics import MetricsLine, Phase
 
 POLICY, REWARD = "text-generation", "text-classification"
@@ -90,6 +90,16 @@ matrices only, use the merged weights here.
 {% endif %}
 
 {% endif %}
+{% if merge %}
+Weights with merged LoRA matrices are in float32, though training was in {{ merge.dtype }}: load the model as
+`config.json` says, or the PEFT folder on its base.
+{% if merge.error is not none %}
+Rounded to {{ merge.dtype }}, these weights would be off by {{ "%.0f" | format(100 * merge.error) }} % of the change
+that was trained (norm of the rounding over norm of the change).
+{% endif %}
+`merged_adapters/` has the matrices of this stage and those before it, for training that goes on in {{ merge.dtype }}.
+
+{% endif %}
 ## Limits
 
 The model is a result of research. {{ limits }} It was not tested for safety, truth or bias; what it learned follows
@@ -161,6 +171,7 @@ def model_card(
     license: str = "unknown",
     averaged: bool = False,
     has_adapter: bool = False,
+    merge: Merge | None = None,
 ) -> str:
     """The text of README.md: what the model is, from what it was made, how well, and how to load it.
 
@@ -173,6 +184,8 @@ def model_card(
         license: identifier of a licence; `unknown` where nobody has stated it.
         averaged: whether these are the averaged weights of PPO.
         has_adapter: whether the adapters are saved apart, beside this folder.
+        merge: `dtype` of a training in half precision that has merged adapters, and `error`, the share that a loader
+            in that precision would lose (or None); None: there is nothing to lose.
     """
     kind, settings = stage.stage, stage.settings
     trained = settings.actor if isinstance(settings, PpoSettings) else settings
@@ -198,6 +211,7 @@ def model_card(
         lora_dim=trained.lora_dim,
         more_trained=not trained.only_optimize_lora,
         has_adapter=has_adapter,
+        merge=merge,
         averaged=averaged,
         license=license,
         settings=settings,

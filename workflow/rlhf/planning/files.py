@@ -5,18 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf.config.memory import MemorySettings
-from rlhf.config.specification import TrainingSpecification
+from rlhf.config.specfile import read_job
+from rlhf.config.specification import (
+    PpoUpstream,
+    ResolvedReward,
+    ResolvedSft,
+    RewardUpstream,
+    SftUpstream,
+    Specification,
+    TrainingSpecification,
+)
+from rlhf.errors import UserError
+from rlhf.memory.blueprint import EarlierAdapters
 from rlhf.memory.devices import GIB, Device, find_device
-from rlhf.planning.forecast import ROLES, read_config
+from rlhf.planning.forecast import ROLES, Earlier, read_config, stored_adapters
 from rlhf.planning.plan import plan_stage
 from rlhf.records.plan import StagePlan, write_plan
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
 
+EarlierStage = Specification[ResolvedSft, SftUpstream] | Specification[ResolvedReward, RewardUpstream]
+
+EARLIER: dict[str, type[EarlierStage]] = {
+    "sft": Specification[ResolvedSft, SftUpstream],
+    "reward": Specification[ResolvedReward, RewardUpstream],
+}
+
 
 def plan_from_files(
-    stage: TrainingSpecification, memory: MemorySettings, models: list[Path], output: Path
+    stage: TrainingSpecification,
+    memory: MemorySettings,
+    models: list[Path],
+    output: Path,
+    upstream: list[Path] | None = None,
 ) -> StagePlan:
     """Plan a stage and write memory_plan.json.
 
@@ -25,15 +47,17 @@ def plan_from_files(
         memory: the GPU, and what follows where the stage does not fit.
         models: folders of the models it starts from in the end: one, or for PPO the policy's and the reward model's.
         output: memory_plan.json.
+        upstream: spec.yaml of the training stages between these models and this stage, which need not have run.
 
     Raises:
-        UserError: a model cannot be read, or the GPU is unknown.
+        UserError: a model or a specification cannot be read, or the GPU is unknown.
     """
     configs = {role: read_config(model) for role, model in zip(ROLES[stage.stage], models, strict=True)}
     device: Device | None = None
     if memory.gpu is not None or memory.gpu_memory_gib is not None:
         device = find_device(memory.gpu, memory.gpu_memory_gib)
-    found = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit)
+    earlier = earlier_adapters(stage, models, [read_job(EARLIER, path) for path in upstream or []])
+    found = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit, earlier)
     plan: StagePlan = {"id": stage.id, **found}
     write_plan(output, plan)
     logger.info("%s %s: %s, %s", stage.stage, stage.id, plan["verdict"], plan["decision"])
@@ -45,6 +69,36 @@ def plan_from_files(
     if plan["remedy"]:
         logger.warning("  not enough: %s", plan["remedy"])
     return plan
+
+
+def earlier_adapters(stage: TrainingSpecification, models: list[Path], upstream: list[EarlierStage]) -> Earlier:
+    """The adapters that are merged into the models a stage starts from, once the stages before it have run.
+
+    Args:
+        stage: that is planned.
+        models, upstream: as in `plan_from_files`.
+
+    Raises:
+        UserError: a specification is missing, or a model's adapters are damaged.
+    """
+    known = {(each.stage, each.id): each for each in upstream}
+
+    def merged_before(start: tuple[str, str], model: Path) -> tuple[EarlierAdapters, ...]:
+        if start[0] == "model":
+            return stored_adapters(model)
+        if start not in known:
+            raise UserError(
+                f"--upstream: the spec.yaml of {' '.join(start)} is missing; give results/{'/'.join(start)}/spec.yaml"
+            )
+        before = known[start]
+        own = EarlierAdapters(before.settings.lora_dim, before.settings.lora_module_name)
+        return merged_before(before.upstream.start, model) + ((own,) if own.rank else ())
+
+    starts = [stage.upstream.start]
+    if isinstance(stage.upstream, PpoUpstream):
+        starts.append(("reward", stage.upstream.reward))
+    roles = zip(ROLES[stage.stage], starts, models, strict=True)
+    return {role: merged_before(start, model) for role, start, model in roles}
 
 
 def refusal(plan: StagePlan) -> str:

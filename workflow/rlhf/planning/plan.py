@@ -13,8 +13,9 @@ from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.closed_form import COEFFICIENTS, Shape, activations, cross_entropy
 from rlhf.memory.devices import GIB, TABLE, USABLE, Device, DeviceMemory
 from rlhf.memory.host import LIBRARIES
-from rlhf.memory.states import ELEMENT
-from rlhf.planning.forecast import Settings, forecast, on_device, on_host
+from rlhf.memory.parts import Resident
+from rlhf.memory.states import ELEMENT, delivered_weights
+from rlhf.planning.forecast import Earlier, Settings, forecast, on_device, on_host
 from rlhf.planning.ladder import Taken, descend, descent, dumped
 from rlhf.planning.supervised import Forecast
 from rlhf.planning.traces import Traces
@@ -62,6 +63,7 @@ class Planner:
         configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
         device: the GPU; None where it is unknown, or on the CPU.
         cuda: the stage runs on GPUs.
+        earlier: adapters merged into these models.
     """
 
     def __init__(
@@ -71,13 +73,15 @@ class Planner:
         configs: dict[str, PreTrainedConfig],
         device: Device | None,
         cuda: bool,
+        earlier: Earlier,
     ) -> None:
         self._kind, self._settings, self._configs, self._device = kind, settings, configs, device
+        self._earlier = earlier
         self._traces = Traces(cuda)
 
     def forecast(self, execution: AnyTrainingExecution) -> Forecast:
         """Memory of one process."""
-        return forecast(self._settings, execution, self._configs, self._traces)
+        return forecast(self._settings, execution, self._configs, self._traces, self._earlier)
 
     def plain_parameters(self) -> int:
         """Parameters of the trained model without adapters."""
@@ -138,6 +142,7 @@ def plan_stage(
     configs: dict[str, PreTrainedConfig],
     device: Device | None = None,
     on_misfit: str = "warn",
+    earlier: Earlier | None = None,
 ) -> MemoryPlan:
     """What a stage needs, and how it shall run therefore.
 
@@ -148,10 +153,11 @@ def plan_stage(
         configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
         device: the GPU; None where it is not known, so that nothing is judged.
         on_misfit: `refuse`, `adapt` or `warn`: what follows where it does not fit.
+        earlier: adapters merged into these models, by the same roles; None: none.
     """
     cuda = execution.gpus_per_node > 0
     device = device if cuda else None
-    planner = Planner(kind, settings, configs, device, cuda)
+    planner = Planner(kind, settings, configs, device, cuda, earlier or {})
     given = planner.forecast(execution)
     judged = planner.judge(execution, on_misfit)
     chosen = judged.execution
@@ -175,10 +181,22 @@ def plan_stage(
         **_numbers(on_device(found, device, chosen), found, chosen),
         "phases": _phases(found, cuda),
         "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
+        "disk": _disk(settings, found.models[0]),
         "resources": {"nodes": chosen.nodes, "gpus": gpus, "mem_mb": chosen.mem_mb or host.mem_mb},
         "after_out_of_memory": descent(chosen, max(model.counts.trained for model in found.models)),
         "closed_form": _closed_form(kind, settings, chosen, configs, planner.plain_parameters()),
     }
+
+
+def _disk(settings: Settings, trained: Resident) -> dict[str, int]:
+    """Bytes of what the stage leaves on disk, by folder, beside what is small."""
+    optimization = settings.optimization("actor") if isinstance(settings, PpoSettings) else settings
+    counts, element = trained.counts, trained.engine.element
+    model = delivered_weights(trained.engine, counts) + element * counts.adapters
+    sizes = {"model": model, "adapter": element * counts.trained if optimization.lora_dim else 0}
+    if isinstance(settings, PpoSettings) and settings.ema_decay is not None:
+        sizes["model_ema"] = model
+    return {folder: size for folder, size in sizes.items() if size}
 
 
 def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecution) -> DeviceNumbers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,20 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from rlhf.config.stages import PpoExecution, PpoSettings, Role
-from rlhf.memory.blueprint import Blueprint
+from rlhf.memory.blueprint import Blueprint, EarlierAdapters
 from rlhf.memory.dryrun import Program, Run
-from rlhf.memory.parts import BUFFERS, Part, Resident, dynamic, largest, load_part, save_part, static, training_parts
+from rlhf.memory.parts import (
+    BUFFERS,
+    Part,
+    Resident,
+    dynamic,
+    in_fp32,
+    largest,
+    load_part,
+    save_part,
+    static,
+    training_parts,
+)
 from rlhf.memory.states import Engine
 from rlhf.memory.tracker import CACHE
 from rlhf.models.scores import answer_logits, token_entropy, token_logprobs
@@ -52,12 +63,21 @@ class _Stage:
         return micro_batch_shape(-(-samples // self.settings.minibatches), self.execution, size)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A model that the stage loads, and the adapters merged into it."""
+
+    config: PreTrainedConfig
+    earlier: tuple[EarlierAdapters, ...]
+
+
 def forecast_ppo(
     settings: PpoSettings,
     execution: PpoExecution,
     policy: PreTrainedConfig,
     reward: PreTrainedConfig,
     traces: Traces,
+    earlier: dict[str, tuple[EarlierAdapters, ...]],
 ) -> Forecast:
     """Memory of one process of a PPO stage.
 
@@ -70,12 +90,14 @@ def forecast_ppo(
         policy: configuration of the SFT model.
         reward: configuration of the reward model.
         traces: dry runs of this stage.
+        earlier: `policy` and `reward`: adapters merged into these models.
     """
     stage = _Stage(settings, execution, traces)
-    value = reward if reward.vocab_size == policy.vocab_size else policy
-    blueprints = {"policy": _trained(stage, "actor", policy, "lm"), "reward": _frozen(stage, reward, "score")}
+    sft, scorer = (_Start(config, earlier.get(role, ())) for role, config in (("policy", policy), ("reward", reward)))
+    value = scorer if reward.vocab_size == policy.vocab_size else sft
+    blueprints = {"policy": _trained(stage, "actor", sft, "lm"), "reward": _frozen(stage, scorer, "score")}
     if not adapters_off(settings):
-        blueprints["reference"] = _frozen(stage, policy, "lm")
+        blueprints["reference"] = _frozen(stage, sft, "lm")
     if settings.advantage_estimator == "gae":
         blueprints["value"] = _trained(stage, "critic", value, "score")
     models = [_resident(stage, role, blueprint) for role, blueprint in blueprints.items()]
@@ -83,7 +105,8 @@ def forecast_ppo(
     for role in ("policy", "value"):
         if role in blueprints:
             parts += _update(stage, models, role, blueprints[role])
-    parts.append(save_part(models, "policy"))
+    asked = in_fp32(_scores(stage, "policy", blueprints["policy"]), stage.micro[0], models[0].engine.element)
+    parts.append(save_part(models, "policy", asked))
     if settings.ema_decay is not None:
         own = models[0]
         for part in parts[1:]:
@@ -94,14 +117,15 @@ def forecast_ppo(
     return Forecast(parts, models, stage.micro[1] > 1)
 
 
-def _trained(stage: _Stage, section: Role, config: PreTrainedConfig, head: str) -> Blueprint:
+def _trained(stage: _Stage, section: Role, start: _Start, head: str) -> Blueprint:
     checkpointing = stage.execution.gradient_checkpointing(section)
     dtype = stage.settings.dtype
-    return Blueprint(config, head, dtype, stage.settings.optimization(section), checkpointing, f"ppo.{section}")
+    optimization = stage.settings.optimization(section)
+    return Blueprint(start.config, head, dtype, optimization, checkpointing, f"ppo.{section}", start.earlier)
 
 
-def _frozen(stage: _Stage, config: PreTrainedConfig, head: str) -> Blueprint:
-    return Blueprint(config, head, stage.settings.dtype, None)
+def _frozen(stage: _Stage, start: _Start, head: str) -> Blueprint:
+    return Blueprint(start.config, head, stage.settings.dtype, None, earlier=start.earlier)
 
 
 def _resident(stage: _Stage, role: str, blueprint: Blueprint) -> Resident:
@@ -126,7 +150,7 @@ def _generation(stage: _Stage, models: list[Resident], blueprint: Blueprint) -> 
     lengths = settings.max_prompt_seq_len, settings.max_answer_seq_len
     program = generation_program(rows, *lengths)
     # While generating, checkpointing is off.
-    plain = Blueprint(blueprint.config, "lm", blueprint.dtype, blueprint.optimization)
+    plain = replace(blueprint, checkpointing=False)
     places = stage.traces.places(plain, "generate", program, 1.0, rows, *lengths)
     parts = [
         dynamic(static("generate", name, models, "policy"), "policy", largest(places, name))
@@ -136,17 +160,21 @@ def _generation(stage: _Stage, models: list[Resident], blueprint: Blueprint) -> 
 
 
 def _scoring(stage: _Stage, models: list[Resident], blueprints: dict[str, Blueprint]) -> Part:
-    rows = stage.micro[0]
     parts = []
     for role, blueprint in blueprints.items():
-        program = scoring_program(stage.rectangle(rows), role, stage.settings.temperature)
-        places = stage.traces.places(blueprint, f"score {role}", program, 1.0, rows)
         part = static("score", role, models, role)
         for model in models:
             if not model.on_device and model.model != role:  # all come back from the host for this phase
                 part.add(model.model, "weights", model.counts.whole)
-        parts.append(dynamic(part, role, largest(places, SCORE)))
+        parts.append(dynamic(part, role, _scores(stage, role, blueprint)))
     return max(parts, key=lambda part: part.total)
+
+
+def _scores(stage: _Stage, role: str, blueprint: Blueprint) -> dict[str, int]:
+    """Bytes by kind while a model scores a micro-batch."""
+    rows = stage.micro[0]
+    program = scoring_program(stage.rectangle(rows), role, stage.settings.temperature)
+    return largest(stage.traces.places(blueprint, f"score {role}", program, 1.0, rows), SCORE)
 
 
 def _update(stage: _Stage, models: list[Resident], role: str, blueprint: Blueprint) -> list[Part]:

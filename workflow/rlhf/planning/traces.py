@@ -58,4 +58,5 @@ def _identity(blueprint: Blueprint) -> Hashable:
         blueprint.head,
         blueprint.dtype,
         None if blueprint.optimization is None else blueprint.optimization.model_dump_json(),
+        blueprint.earlier,
     )

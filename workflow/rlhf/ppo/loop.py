@@ -29,6 +29,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.checkpoints import Part
+from rlhf.training.delivery import policy_delivery
 from rlhf.training.faults import FaultCounter
 from rlhf.training.recomputation import checkpoint_activations
 from rlhf.training.stage import PpoStage
@@ -231,9 +232,11 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
     decay = settings.ema_decay
     average = WeightAverage(models.policy, decay) if decay is not None else None
     Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
+    delivery = policy_delivery(models.actor.module, settings.dtype, ended_prompts(prompts))
     if average is not None:
         with average.in_place():
-            stage.save(models.policy, models.adapted, models.tokenizer, averaged=True, rows={"train": len(prompts)})
+            rows = {"train": len(prompts)}
+            stage.save(models.policy, models.adapted, models.tokenizer, delivery, averaged=True, rows=rows)
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     trainers = {"actor": models.actor, "critic": models.critic}
     facts: Facts = {
@@ -247,7 +250,13 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
             "max_new_tokens": settings.max_answer_seq_len,
         },
     }
-    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, **facts)
+    stage.finish(models.policy, models.adapted, models.tokenizer, delivery, inputs, **facts)
+
+
+def ended_prompts(prompts: Corpus) -> Iterator[tuple[np.ndarray, int]]:
+    """Ids of each prompt followed by EOS, [length] int64, of which the first is context only."""
+    for row in range(len(prompts)):
+        yield np.append(prompts.prompt(row), prompts.eos_token_id), 1
 
 
 def _pretraining_mix(stage: PpoStage) -> PretrainingMix | None:

@@ -89,12 +89,28 @@ class Sampling(TypedDict):
     max_new_tokens: int
 
 
+class Merge(TypedDict):
+    """What a model folder with merged adapters would lose to a loader that rounds it to half precision.
+
+    Attributes:
+        dtype: of the training.
+        error: norm of the rounding over the norm of the adapters' change; None where there is no change.
+        limit: above which it is said aloud.
+    """
+
+    dtype: str
+    error: float | None
+    limit: float
+
+
 class Facts(EngineFacts, total=False):
     """What a stage has to say of itself in its manifest.
 
     Attributes:
         attempts: number of the attempt that finished.
+        delivered: model folder -> how far the model loaded from it is from the trained one, and the limit.
         device: `cpu` or `cuda`.
+        merge: model folder -> what it would lose in half precision.
         training: role (`actor`, `critic`) -> facts of its engine, for a stage that trains two models.
         rows: split -> number of rows used.
     """
@@ -109,6 +125,8 @@ class Facts(EngineFacts, total=False):
     rows: dict[str, int]
     steps: Steps
     sampling: Sampling
+    delivered: dict[str, JsonObject]
+    merge: dict[str, Merge]
 
 
 class Manifest(Facts, SlurmJob, total=False):

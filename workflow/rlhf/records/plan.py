@@ -125,6 +125,7 @@ class MemoryPlan(DeviceNumbers):
         remedy: what would do where all steps do not.
         after_out_of_memory: steps for attempts that run out of memory all the same.
         closed_form: None where the family has none.
+        disk: folder of the outputs -> bytes on disk.
     """
 
     schema_version: int
@@ -145,6 +146,7 @@ class MemoryPlan(DeviceNumbers):
     resources: Resources
     after_out_of_memory: list[NextStep]
     closed_form: ClosedForm | None
+    disk: dict[str, int]
 
 
 class StagePlan(MemoryPlan):

@@ -134,6 +134,7 @@ def _index(experiment: Experiment, links: Provenance, output: Path) -> str:
         f"## Checks\n\n{warnings_text(experiment)}",
         f"## Memory\n\n{memory_text(experiment)}",
         "## Models\n\nHugging Face folders (safetensors and tokenizer) that any tool can load.\n",
+        *_merge_text(experiment),
         "| run | seed | policy after PPO | SFT model | reward model |\n| --- | --- | --- | --- | --- |",
         *(_model_line(experiment, index, output) for index in range(len(experiment.runs))),
         "\n## Tables\n",
@@ -160,6 +161,23 @@ def _model_line(experiment: Experiment, index: int, output: Path) -> str:
         model = experiment.files(run, role).folder / "model"
         cells.append(f"[{run.stages[role]}]({Path(os.path.relpath(model, output)).as_posix()})")
     return f"| {' | '.join(cells)} |"
+
+
+def _merge_text(experiment: Experiment) -> list[str]:
+    """Models that must not be loaded in half precision, and what they would lose."""
+    lines = [
+        f"- {experiment.path(stage)}/{folder}: {merge['error']:.0%} ({merge['dtype']})"
+        for stage in experiment.in_order()
+        for folder, merge in (stage.manifest or {}).get("merge", {}).items()
+        if merge["error"] is not None and merge["error"] > merge["limit"]
+    ]
+    if not lines:
+        return []
+    text = (
+        "**Load these in float32**, as their `config.json` says (or the model before them with `adapter/`). Rounded to "
+        "half precision, their weights would be off by this share of the change that LoRA has made:\n"
+    )
+    return [text, *lines, ""]
 
 
 def _provenance_text(links: Provenance) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.scores import TokenScorer, inference_device, last_token
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
+from rlhf.training.delivery import reward_delivery
 from rlhf.training.distributed import all_gather, rank, world_size
 from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.sft import engine_settings, load_rows
@@ -138,6 +140,13 @@ class GroupPreference:
         ahead = (scores[better] - scores[worse]).detach()
         right = (ahead > 0).sum() + 0.5 * (ahead == 0).sum()
         return (losses * torch.from_numpy(pairs.weights()).to(device)).sum(), [float(right), float(len(ahead))]
+
+    def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
+        """Ids of each prompt with each of its answers, [length] int64, and the tokens of the prompt."""
+        for row in range(len(corpus)):
+            prompt = corpus.prompt(row)
+            for answer in corpus.answers(row):
+                yield np.concatenate([prompt, answer]), len(prompt)
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Loss in nats per pair, each group counting once, and the share of all pairs that is ranked right."""
@@ -259,14 +268,18 @@ def train_reward(stage: RewardStage, model_folder: Path) -> None:
         require_segments(model, stage.execution, settings.max_seq_len)
         adapted = add_lora(model, settings, "reward")
         steps = settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
-        trainer = Trainer(TokenScorer(model), settings, engine_settings(stage), steps)
+        scorer = TokenScorer(model)
+        trainer = Trainer(scorer, settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
     with stage.memory.phase("normalise"), trainer.evaluation():
         batch_size = stage.execution.per_device_eval_batch_size
-        statistics = score_statistics(trainer.engine, unseen, objective, batch_size)
-        model.config.reward_mean, model.config.reward_std = statistics
-    logger.info("unseen scores: mean %.4f, deviation %.4f", model.config.reward_mean, model.config.reward_std)
+        scorer.mean, scorer.std = score_statistics(trainer.engine, unseen, objective, batch_size)
+        model.config.reward_mean, model.config.reward_std = scorer.mean, scorer.std
+    logger.info("unseen scores: mean %.4f, deviation %.4f", scorer.mean, scorer.std)
+    delivery = reward_delivery(scorer, settings.dtype, objective.questions(unseen))
     inputs = {"tokenizer": train.tokenizer_fingerprint}
     rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts())
+    stage.finish(
+        model, adapted, tokenizer, delivery, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import inference_device, token_logprobs
 from rlhf.runtime.logging import get_logger
+from rlhf.training.delivery import policy_delivery
 from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
 from rlhf.training.stage import SftStage, SupervisedStage
 from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
@@ -71,6 +73,12 @@ class AnswerLikelihood:
         logits = model(input_ids=ids, use_cache=False, **context).logits
         logprobs = token_logprobs(logits[:, :-1], ids[:, 1:])  # position t - 1 predicts token t
         return -(logprobs * counted[:, 1:]).sum(), []
+
+    def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
+        """Ids of each row, [length] int64, and how many of its first tokens the loss does not count."""
+        for row in range(len(corpus)):
+            prompt = corpus.prompt(row)
+            yield np.concatenate([prompt, corpus.chosen(row)]), 1 if self._all else max(1, len(prompt))
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Loss in nats per counted token, and perplexity."""
@@ -188,6 +196,9 @@ def train_sft(stage: SftStage, model_folder: Path) -> None:
         trainer = Trainer(model, settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
+    delivery = policy_delivery(trainer.module, settings.dtype, objective.questions(unseen))
     inputs = {"tokenizer": train.tokenizer_fingerprint}
     rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts())
+    stage.finish(
+        model, adapted, tokenizer, delivery, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts()
+    )

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.specification import (
@@ -27,11 +28,13 @@ from rlhf.config.specification import (
     TrainingUpstream,
 )
 from rlhf.data.corpus import Corpus
-from rlhf.files import write_text
+from rlhf.files import JsonObject, write_text
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
+from rlhf.models.loading import DTYPES
+from rlhf.models.merged import MergedAdapters, half_precision_error
 from rlhf.models.saving import sampling_config, write_adapter, write_model
-from rlhf.records.manifest import CheckpointFacts, Facts
+from rlhf.records.manifest import CheckpointFacts, Facts, Merge
 from rlhf.records.memory import MEMORY, ProcessMemory, write_memory
 from rlhf.records.metrics import METRICS, read_metrics
 from rlhf.runtime.attempts import Attempt
@@ -46,11 +49,13 @@ from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
+from rlhf.training.delivery import Delivery
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, together, world_size
-from rlhf.training.weights import adapter_weights, plain_weights
+from rlhf.training.weights import adapter_weights, merged_adapters, plain_weights, with_inherited
 
 logger = get_logger(__name__)
 
+MERGE_ERROR = 0.05  # from which on it is said aloud that the model must not be loaded in half precision
 SettingsT = TypeVar("SettingsT", bound=TrainingSettings, covariant=True)
 ExecutionT = TypeVar("ExecutionT", bound=PlannedTraining, covariant=True)
 
@@ -94,6 +99,8 @@ class Stage(Generic[SettingsT, ExecutionT]):
         self._checkpoints: Checkpoints | None = None
         self._started = utc_now()
         self._surroundings = ExitStack()
+        self._merge: dict[str, Merge] = {}  # of each model folder, for the manifest
+        self._delivered: dict[str, JsonObject] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -169,6 +176,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         model: PreTrainedModel,
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
+        delivery: Delivery,
         inputs: dict[str, str],
         **facts: Unpack[Facts],
     ) -> None:
@@ -178,11 +186,15 @@ class Stage(Generic[SettingsT, ExecutionT]):
             model: trained Hugging Face model; its parameters may be partitioned by ZeRO-3.
             adapted: PEFT wrapper around it, or None.
             tokenizer: saved beside the weights.
+            delivery: what the saved model is asked.
             inputs: name -> fingerprint of what the stage read.
             facts: further entries of the manifest.
+
+        Raises:
+            UserError: what was saved is not the trained model.
         """
         with self.memory.phase("save"):
-            self.save(model, adapted, tokenizer, **facts)
+            self.save(model, adapted, tokenizer, delivery, **facts)
         processes = all_gather(self.memory.stop())
         with together():
             if rank() == 0:
@@ -194,7 +206,8 @@ class Stage(Generic[SettingsT, ExecutionT]):
         write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
         write_text(output / METRICS, (self.paths.state / METRICS).read_text())
         attempts: Facts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
-        all_facts: Facts = {**self._facts(), **attempts, **facts}
+        saved: Facts = {"delivered": self._delivered, "merge": self._merge}
+        all_facts: Facts = {**self._facts(), **attempts, **saved, **facts}
         seal(output, self._started, self.spec, inputs, **all_facts)
         if not self.execution.keep_state:
             set_aside(output, self.paths.state)
@@ -219,10 +232,11 @@ class Stage(Generic[SettingsT, ExecutionT]):
         model: PreTrainedModel,
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
+        delivery: Delivery,
         averaged: bool = False,
         **facts: Unpack[Facts],
     ) -> None:
-        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all.
+        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all, and compared with the trained.
 
         Partitions of ZeRO-3 are gathered one by one; the first process holds the whole model in host memory, and the
         others nothing of it. They wait while it writes, however slow its disk is.
@@ -234,8 +248,12 @@ class Stage(Generic[SettingsT, ExecutionT]):
             model: trained Hugging Face model.
             adapted: PEFT wrapper around it, or None.
             tokenizer: saved beside the weights.
+            delivery: what the saved model is asked.
             averaged: the weights are an average: written to `model_ema/`, without adapters.
             facts: as in `finish`.
+
+        Raises:
+            UserError: what was saved is not the trained model.
         """
         with together():
             if rank() == 0:
@@ -244,19 +262,41 @@ class Stage(Generic[SettingsT, ExecutionT]):
         settings = self.settings
         generation = None if isinstance(settings, ResolvedReward) else sampling_config(model, settings)
         has_adapter = adapted is not None and not averaged
+        expected = delivery.expected()
         weights = plain_weights(model, keep=rank() == 0)
-        adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
+        merged = merged_adapters(model, keep=rank() == 0)
+        trained = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
         with together():
             if rank() == 0:
+                folder, merged = output / ("model_ema" if averaged else "model"), with_inherited(model, merged)
+                self._note_merge(folder, weights, merged)
                 all_facts: Facts = {**self._facts(), **facts}
                 manifest = describe(self.spec, {}, **all_facts)
                 metrics = read_metrics(self.paths.state / METRICS)
-                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter)
-                folder = output / ("model_ema" if averaged else "model")
-                write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
+                merge = self._merge.get(folder.name)
+                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge)
+                write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
                 if has_adapter:
                     base = manifest["lineage"]["base_model"]["path"]
-                    write_adapter(model, adapters, adapted, output / "adapter", base)
+                    write_adapter(model, trained, adapted, output / "adapter", base)
+                del weights, merged, trained  # the model that is loaded anew needs their place in host memory
+                self._delivered[folder.name] = delivery.require_same(folder, expected)
+
+    def _note_merge(self, folder: Path, weights: dict[str, Tensor], adapters: MergedAdapters) -> None:
+        """Note what a model with merged adapters would lose to a loader that rounds it to the stage's precision."""
+        dtype = self.settings.dtype
+        if not adapters or dtype == "fp32":
+            return
+        error = half_precision_error(weights, adapters, DTYPES[dtype])
+        self._merge[folder.name] = {"dtype": dtype, "error": error, "limit": MERGE_ERROR}
+        if error is not None and error > MERGE_ERROR:
+            logger.warning(
+                "%s: load it in float32, as its config.json says: rounded to %s, its weights would be off by %.0f %% "
+                "of the change that adapters made",
+                folder,
+                dtype,
+                100 * error,
+            )
 
     def _facts(self) -> Facts:
         """What the manifest says of every training stage."""
