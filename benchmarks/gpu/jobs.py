@@ -108,14 +108,15 @@ def _answer(line: str) -> None:
     started = time.monotonic()
     try:
         module, name = job["call"].split(":")
-        answer = {"value": getattr(importlib.import_module(module), name)(**job["arguments"])}
+        answer = json.dumps({"value": getattr(importlib.import_module(module), name)(**job["arguments"])})
     except BaseException as error:  # SystemExit too: the parent is told, and the next job comes
         traceback.print_exc()
         first = (str(error) or "no message").splitlines()[0]
-        answer = {"error": f"{type(error).__name__}: {first}", "traceback": traceback.format_exc()}
+        told = {"error": f"{type(error).__name__}: {first}", "traceback": traceback.format_exc()}
+        answer = json.dumps(told)
     print(f"{job['call']}: {time.monotonic() - started:.2f} s", flush=True)
     beside = Path(f"{job['answer']}.part")
-    beside.write_text(json.dumps(answer), encoding="utf-8")
+    beside.write_text(answer, encoding="utf-8")
     beside.replace(job["answer"])
 
 
