@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from benchmarks.gpu.worker import NO_GPU, Crew, Job, JobFailed, OutOfTime, Worker
 
 pytestmark = pytest.mark.slow
