@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -19,10 +16,10 @@ from typing import Any
 
 from benchmarks.gpu.arithmetic import peak
 from benchmarks.gpu.cases import SCALES, Case, configuration
-from benchmarks.gpu.record import FILE
+from benchmarks.gpu.correctness import run_tests
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.stages import ROOT, Workplace
-from benchmarks.gpu.worker import NO_GPU, Crew, Job, JobFailed, OutOfTime, Worker, search_path, tail
+from benchmarks.gpu.worker import NO_GPU, Crew, Job, JobFailed, OutOfTime, Worker, tail
 
 from rlhf.files import read_jsonl, write_json, write_text
 from rlhf.runtime.manifest import code_hash
@@ -31,8 +28,15 @@ RESERVE, LEAST = 6.0, 8.0  # seconds: kept for the end; without which no part be
 START = 120.0  # for the imports of the first processes on a cold disk, and for what they make
 CORRECTNESS, PLAIN, SUMS = 200.0, 60.0, 60.0
 LOG_BYTES = 4_000_000
-# Part of the driver's name -> name in the table of devices.
-DEVICES = {"H100 80GB": "h100-80g", "H100 PCIe": "h100-80g", "H200": "h200", "A100-SXM4-80GB": "a100-80g", "L4": "l4"}
+# Part of the driver's name -> name in the table of devices; the first that fits.
+DEVICES = {
+    "H100 80GB": "h100-80g",
+    "H100 PCIe": "h100-80g",
+    "H200": "h200",
+    "A100-SXM4-80GB": "a100-80g",
+    "L40S": "l40s",
+    "L4": "l4",
+}
 GIB = 2**30
 Found = dict[str, Any]
 
@@ -131,38 +135,12 @@ class Measurement:
             found["note"] = "not run on a device: a rehearsal that compares the CPU with itself"
         record, log = self._folder / "tests.jsonl", self._folder / "tests.log"
         try:
-            status = self._pytest(record, log, self._seconds(CORRECTNESS))
+            status = run_tests(record, log, self._tiny, self._seconds(CORRECTNESS))
         finally:
             found["tests"] = read_jsonl(record) if record.exists() else []
         if status or not found["tests"]:
             failed = sum(test["outcome"] == "failed" for test in found["tests"])
             raise JobFailed(f"{failed} failed; pytest's status is {status}", tail(log))
-
-    def _pytest(self, record: Path, log: Path, seconds: float) -> int:
-        words = ["tests/gpu", "-q", "--tb=short", "-p", "benchmarks.gpu.record", "-p", "no:cacheprovider"]
-        variables = {FILE: str(record), "PYTHONPATH": search_path(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        if self._tiny:
-            variables |= {"RLHF_GPU_TESTS": "cpu", **NO_GPU}
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", *words],
-                cwd=ROOT,
-                env=os.environ | variables,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise OutOfTime(f"not done in {seconds:.0f} s") from None
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)  # its fixtures end the processes that they have started
-                try:
-                    process.wait(5)
-                except subprocess.TimeoutExpired:
-                    process.kill()
 
     def _begin_material(self, first: Worker) -> tuple[list[Job], Job]:
         """Have data and models made while other parts run; returns the jobs of both."""

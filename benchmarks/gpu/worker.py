@@ -8,9 +8,6 @@ job, not before.
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
-import importlib.util
 import itertools
 import json
 import os
@@ -19,11 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +62,7 @@ class Job:
     @classmethod
     def script(cls, command: list[str], after: Job | None = None) -> Job:
         """A script of the workflow with its command line."""
-        return cls("benchmarks.gpu.worker:run_script", {"command": command}, after)
+        return cls("benchmarks.gpu.jobs:run_script", {"command": command}, after)
 
 
 class Worker:
@@ -85,7 +79,7 @@ class Worker:
         self._answers = Path(tempfile.mkdtemp(prefix="answers-", dir=log.parent))
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu.worker"],
+                [sys.executable, "-m", "benchmarks.gpu.jobs"],
                 cwd=ROOT,
                 env=os.environ | ENVIRONMENT | {"PYTHONPATH": search_path()} | (environment or {}),
                 stdin=subprocess.PIPE,
@@ -196,126 +190,3 @@ def search_path() -> str:
 def tail(log: Path, lines: int = SHOWN_LINES) -> str:
     """The last lines of a file."""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-
-
-# In the process itself
-
-
-def run_script(command: list[str]) -> None:
-    """Run a script of the workflow in this process; the process group stays for the next one."""
-    script = _load(command[0])
-    script.processes = _group  # type: ignore[attr-defined]
-    sys.argv = command
-    with _engines_end():
-        script.main(script.parse_args())  # type: ignore[attr-defined]
-
-
-def run_interrupted(command: list[str], step: int) -> None:
-    """Run a training script that gets a SIGTERM while it records a training step.
-
-    Raises:
-        RuntimeError: the stage did not stop.
-    """
-    from rlhf.errors import Interrupted
-    from rlhf.runtime.progress import StageMetrics
-
-    record = StageMetrics.record
-
-    def record_and_ask(self: StageMetrics, number: int, phase: str, **metrics: float) -> None:
-        record(self, number, phase, **metrics)
-        if (number, phase) == (step, "train"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    StageMetrics.record = record_and_ask  # type: ignore[method-assign]
-    try:
-        run_script(command)
-    except Interrupted:
-        return
-    finally:
-        StageMetrics.record = record  # type: ignore[method-assign]
-    raise RuntimeError(f"the stage did not stop at step {step}")
-
-
-@contextlib.contextmanager
-def _group(*_: Any) -> Iterator[None]:
-    """The process group, joined by the first script and kept."""
-    from rlhf.training.distributed import processes
-
-    if not _KEPT:
-        stack = contextlib.ExitStack()
-        stack.enter_context(processes())
-        _KEPT.append(stack)
-    yield
-
-
-_KEPT: list[contextlib.ExitStack] = []
-
-
-@contextlib.contextmanager
-def _engines_end() -> Iterator[None]:
-    """End DeepSpeed's engines with their script, as the end of a process does: they hold memory in circles."""
-    import deepspeed
-
-    made: list[Any] = []
-    initialize = deepspeed.initialize
-
-    def noted(*arguments: Any, **options: Any) -> Any:
-        result = initialize(*arguments, **options)
-        made.append(result[0])
-        return result
-
-    deepspeed.initialize = noted
-    try:
-        yield
-    finally:
-        deepspeed.initialize = initialize
-        while made:
-            made.pop().destroy()
-        gc.collect()
-
-
-def _load(path: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def _answer(line: str) -> None:
-    job = json.loads(line)
-    while job["after"] is not None and not Path(job["after"]).exists():
-        time.sleep(POLL_SECONDS)
-    started = time.monotonic()
-    try:
-        module, name = job["call"].split(":")
-        answer = {"value": getattr(importlib.import_module(module), name)(**job["arguments"])}
-    except BaseException as error:  # SystemExit too: the parent is told, and the next job comes
-        traceback.print_exc()
-        first = (str(error) or "no message").splitlines()[0]
-        answer = {"error": f"{type(error).__name__}: {first}", "traceback": traceback.format_exc()}
-    print(f"{job['call']}: {time.monotonic() - started:.2f} s", flush=True)
-    beside = Path(f"{job['answer']}.part")
-    beside.write_text(json.dumps(answer), encoding="utf-8")
-    beside.replace(job["answer"])
-
-
-def main() -> None:
-    """Import what training needs, then do jobs until there are no more."""
-    jobs = os.fdopen(os.dup(0), encoding="utf-8")
-    started = time.monotonic()
-    from rlhf.runtime.logging import configure_logging
-
-    configure_logging()
-    for module in ("rlhf.training.distributed", "rlhf.ppo.loop", "rlhf.training.reward", "rlhf.planning.files"):
-        importlib.import_module(module)
-    print(f"imports: {time.monotonic() - started:.2f} s", flush=True)
-    for line in jobs:
-        _answer(line)
-    for stack in _KEPT:
-        stack.close()
-
-
-if __name__ == "__main__":
-    # Jobs name this module by its own name: there must be one of it, not a second beside `__main__`.
-    importlib.import_module("benchmarks.gpu.worker").main()

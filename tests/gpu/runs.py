@@ -244,4 +244,4 @@ class Runs:
         if not member.interrupted:
             return [whole]
         arguments = {"command": command, "step": INTERRUPTED_AFTER}
-        return [Job("benchmarks.gpu.worker:run_interrupted", arguments, after), whole]
+        return [Job("benchmarks.gpu.jobs:run_interrupted", arguments, after), whole]
