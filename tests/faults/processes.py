@@ -23,22 +23,21 @@ DEEPSPEED = (*TWO_RANKS, "29777")
 def command(run: StageRun, *launcher: str, pause: float) -> list[str]:
     """The command line of a stage, slowed down by a pause in seconds at each boundary between steps."""
     spec = run.spec
-    execution = spec.pop("execution")
-    (run.folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    results, upstream = run.project.folder / "results", spec["upstream"]
+    (run.folder / "spec.yaml").write_text(yaml.safe_dump(spec.identity()))
+    results, upstream = run.project.folder / "results", spec.upstream
     models = (
         ["--sft", str(run.project.results("sft") / "model"), "--reward", str(run.project.results("reward") / "model")]
         if run.kind == "ppo"
-        else ["--model", str(run.project.folder / "resources/models" / upstream["model"] / "model")]
+        else ["--model", str(run.project.folder / "resources/models" / upstream.model / "model")]
     )
     return [
         *(launcher or (sys.executable,)),
         str(ROOT / "tests/faults/slow.py"),
         str(pause),
         str(ROOT / f"workflow/scripts/train_{run.kind}.py"),
-        *("--spec", str(run.folder / "spec.yaml"), "--execution", json.dumps(execution)),
-        *("--tokens", *(str(results / "tokens" / id) for id in upstream["tokens"])),
-        *("--split", *(str(results / "split" / id / "rows") for id in upstream["split"])),
+        *("--spec", str(run.folder / "spec.yaml"), "--execution", spec.execution.model_dump_json()),
+        *("--tokens", *(str(results / "tokens" / id) for id in upstream.tokens)),
+        *("--split", *(str(results / "split" / id / "rows") for id in upstream.split)),
         *("--output", str(run.folder / "output"), "--state", str(run.state)),
         *models,
     ]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
 from rlhf.runtime.interruption import Interruption
 from rlhf.training import checkpoints as module
@@ -42,7 +43,7 @@ def make(tmp_path, group):
             "specification": specification,
             "topology": {"processes": processes, "zero_stage": zero_stage},
         }
-        execution = {"checkpoint_steps": every, "checkpoint_minutes": minutes}
+        execution = TrainingExecution(checkpoint_steps=every, checkpoint_minutes=minutes)
         made = Checkpoints(tmp_path / "checkpoints", identity, {"number": number}, execution, interruption, lease)
         return SimpleNamespace(checkpoints=made, number=number, interruption=interruption)
 

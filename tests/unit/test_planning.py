@@ -12,7 +12,8 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf.config import resolve
-from rlhf.config.stages import PpoSettings, SftSettings
+from rlhf.config.memory import MemorySettings
+from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettings, SftSection
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import Blueprint, Counts
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
@@ -28,6 +29,7 @@ from rlhf.planning.plan import plan_stage
 from rlhf.planning.ppo import DECODE, FIRST, PREFILL, SCORE, generation_program, scoring_program, update_program
 from rlhf.planning.rows import LongestRows
 from rlhf.ppo.rollout import collate
+from tests.specifications import specification
 
 ROWS, PROMPT, ANSWER = 3, 10, 6
 WORKED = {"max_prompt_seq_len": PROMPT, "max_answer_seq_len": ANSWER}
@@ -51,7 +53,7 @@ def rectangle() -> Any:
 
 
 def programs() -> dict[str, Any]:
-    settings = PpoSettings(**WORKED).model_dump(mode="json")
+    settings = PpoSettings(**WORKED)
     return {
         "generation": ("lm", generation_program(ROWS, PROMPT, ANSWER)),
         "policy scores": ("lm", scoring_program(rectangle(), "policy", 0.7)),
@@ -65,7 +67,7 @@ def programs() -> dict[str, Any]:
 @pytest.mark.parametrize("name", programs())
 def test_parts_of_ppo_hold_what_real_tensors_hold(name: str) -> None:
     head, program = programs()[name]
-    optimization = {"lora_dim": 0, "lora_module_name": "", "dropout": 0.0}
+    optimization = Optimization(dropout=0.0)
     plan = Blueprint(opt(), head, "fp32", optimization)
     executed = trace(plan.build(device="cpu"), plan, 3, program)
     assert dry_run(plan, program, cuda=False).items() >= executed.items()
@@ -82,11 +84,8 @@ def test_the_cache_holds_keys_and_values_of_all_tokens() -> None:
 
 def ppo_plan(execution: dict[str, Any], device: Device | None, on_misfit: str = "warn") -> dict[str, Any]:
     actor = {"lora_dim": 128}
-    settings = PpoSettings(dtype="fp16", prompts_per_rollout=4, actor=actor, execution=execution).model_dump(
-        mode="json"
-    )
-    how = settings.pop("execution")
-    return plan_stage("ppo", settings, how, {"policy": OPT_13B, "reward": OPT_350M}, device, on_misfit)
+    section = PpoSection(dtype="fp16", prompts_per_rollout=4, actor=actor, execution=execution)
+    return plan_stage("ppo", section, section.execution, {"policy": OPT_13B, "reward": OPT_350M}, device, on_misfit)
 
 
 def test_ppo_of_13b_on_one_gpu_is_the_worked_example() -> None:
@@ -111,11 +110,8 @@ def test_ppo_of_13b_on_one_gpu_is_the_worked_example() -> None:
 
 
 def sft_plan(device: Device | None, on_misfit: str, **execution: Any) -> dict[str, Any]:
-    settings = SftSettings(dtype="fp16", lora_dim=128, global_batch_size=32, execution=execution).model_dump(
-        mode="json"
-    )
-    how = settings.pop("execution")
-    return plan_stage("sft", settings, how, {"model": OPT_13B}, device, on_misfit)
+    section = SftSection(dtype="fp16", lora_dim=128, global_batch_size=32, execution=execution)
+    return plan_stage("sft", section, section.execution, {"model": OPT_13B}, device, on_misfit)
 
 
 def test_steps_make_it_fit_and_the_plan_says_which() -> None:
@@ -147,9 +143,8 @@ def test_a_warning_changes_nothing() -> None:
 
 
 def test_on_the_cpu_tensors_are_host_memory() -> None:
-    settings = SftSettings(dtype="fp32", max_seq_len=32, execution={}).model_dump(mode="json")
-    how = settings.pop("execution")
-    plan = plan_stage("sft", settings, how, {"model": opt()}, None)
+    section = SftSection(dtype="fp32", max_seq_len=32)
+    plan = plan_stage("sft", section, section.execution, {"model": opt()}, None)
     assert plan["expected_device"] is None
     assert plan["resources"]["gpus"] == 0
     assert plan["host"]["node"] >= plan["expected_allocated"]
@@ -164,14 +159,15 @@ def test_the_article_stands_beside_the_closed_form() -> None:
 
 
 def test_the_ladder_keeps_the_result_and_starts_with_what_is_free() -> None:
-    execution = PpoSettings(execution={"gpus_per_node": 4}).model_dump(mode="json")["execution"]
-    steps = list(ladder("ppo", execution, 10**9))
+    execution = PpoExecution(gpus_per_node=4)
+    steps = list(ladder(execution, 10**9))
     names = [step.name for step in steps]
     assert names[0] == "actor_gradient_checkpointing"
     assert names.index("offload_reference_model") < names.index("actor_zero_stage 3") < names.index("offload")
-    assert {key for step in steps for key in step.change} <= execution.keys()
-    assert "offload" in [step.name for step in ladder("ppo", {**execution, "gpus_per_node": 1}, 10**9)]
-    assert not [n for n in (s.name for s in ladder("ppo", {**execution, "gpus_per_node": 1}, 10**9)) if "zero" in n]
+    assert {key for step in steps for key in step.change} <= PpoExecution.model_fields.keys()
+    alone = [step.name for step in ladder(PpoExecution(gpus_per_node=1), 10**9)]
+    assert "offload" in alone
+    assert not [name for name in alone if "zero" in name]
 
 
 def test_three_numbers_of_a_device() -> None:
@@ -189,17 +185,14 @@ def test_how_memory_is_planned_is_no_part_of_a_stage() -> None:
     config["defaults"]["memory"] = {"gpu": "l4", "on_misfit": "refuse"}
     planned = resolve(config, lambda path, key: "")
     assert planned.stages.keys() == plain.stages.keys()
-    assert {stage.memory["gpu"] for stage in planned.of_kind("ppo")} == {"l4"}
+    assert {stage.memory.gpu for stage in planned.of_kind("ppo")} == {"l4"}
     assert all("memory" not in stage.spec()["settings"] for stage in planned.of_kind("sft"))
 
 
 def test_a_plan_is_made_from_the_files_of_a_stage(folder: Path, tmp_path: Path) -> None:
-    settings = SftSettings.model_validate({"dtype": "fp32", "max_seq_len": 32}).model_dump(mode="json")
-    execution = settings.pop("execution") | {"gpus_per_node": 1}
-    spec, output = tmp_path / "spec.yaml", tmp_path / "memory_plan.json"
-    spec.write_text(yaml.safe_dump({"stage": "sft", "id": "x-00000000", "settings": settings}))
-    memory = {"gpu": None, "gpu_memory_gib": 0.1, "on_misfit": "refuse"}
-    plan = write_plan(spec, execution, memory, [folder], output)
+    stage = specification("sft", {"dtype": "fp32", "max_seq_len": 32}, {"gpus_per_node": 1}, id="x-00000000")
+    output = tmp_path / "memory_plan.json"
+    plan = write_plan(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
     assert (plan["verdict"], plan["decision"]) == ("does not fit", "refuse")
     written = json.loads(output.read_text())
     assert written == json.loads(json.dumps({"id": "x-00000000", **plan}))

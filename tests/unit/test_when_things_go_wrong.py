@@ -13,6 +13,7 @@ import torch
 
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
+from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
 from rlhf.reporting import verify
 from rlhf.runtime.failure import explain
@@ -101,7 +102,7 @@ class Nothing:
 
 def checkpoints(folder: Path, specification: str = "a", reason: str | None = None, **topology: int) -> Checkpoints:
     identity = {"specification": specification, "topology": topology}
-    execution = {"checkpoint_steps": 120, "checkpoint_minutes": None}
+    execution = TrainingExecution(checkpoint_steps=120, checkpoint_minutes=None)
     interruption, lease = Interruption(), SimpleNamespace(require=lambda: None)
     interruption.reason = reason
     return Checkpoints(folder / "checkpoints", identity, {"part": Nothing()}, execution, interruption, lease)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
+from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.memory.layers import decoder_layers
 from rlhf.models.loading import DTYPES, dropout_keys
@@ -40,7 +40,7 @@ class Blueprint:
     config: PreTrainedConfig
     head: str
     dtype: str
-    optimization: dict[str, Any] | None
+    optimization: Optimization | None
     checkpointing: bool = False
     place: str = ""
 
@@ -89,9 +89,7 @@ class Blueprint:
 
     def _shortened(self, layers: int | None) -> PreTrainedConfig:
         config = copy.deepcopy(self.config)
-        dropout = (self.optimization or {}).get("dropout")
-        if self.optimization is None:
-            dropout = 0.0
+        dropout = 0.0 if self.optimization is None else self.optimization.dropout
         if dropout is not None:
             for name in dropout_keys(config):
                 setattr(config, name, dropout)

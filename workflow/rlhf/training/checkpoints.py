@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
 from rlhf.runtime.files import fsync, read_json, sha256_file, write_json
 from rlhf.runtime.interruption import Interruption
@@ -73,14 +74,14 @@ class Checkpoints:
         folder: Path,
         identity: Mapping[str, Any],
         parts: Mapping[str, Part],
-        execution: Mapping[str, Any],
+        execution: TrainingExecution,
         interruption: Interruption,
         lease: StateLease,
     ) -> None:
         self._folder, self._identity = folder, {"format": FORMAT, **identity}
         self._random = RandomState()
         self._parts: dict[str, Part] = {**parts, "random": self._random}
-        self._every_steps, self._every_minutes = execution["checkpoint_steps"], execution["checkpoint_minutes"]
+        self._every_steps, self._every_minutes = execution.checkpoint_steps, execution.checkpoint_minutes
         self._interruption, self._lease = interruption, lease
         self.cost = CheckpointCost()
         self.restored_step: int | None = None

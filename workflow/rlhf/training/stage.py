@@ -9,12 +9,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config.specification import (
+    JobSpecification,
+    PlannedPpo,
+    PlannedReward,
+    PlannedSft,
+    PpoUpstream,
+    ResolvedPpo,
+    ResolvedReward,
+    ResolvedSft,
+    RewardUpstream,
+    SftUpstream,
+)
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
@@ -37,6 +48,9 @@ from rlhf.training.weights import adapter_weights, plain_weights
 
 logger = get_logger(__name__)
 
+SettingsT = TypeVar("SettingsT", bound=ResolvedSft | ResolvedReward | ResolvedPpo, covariant=True)
+ExecutionT = TypeVar("ExecutionT", bound=PlannedSft | PlannedReward | PlannedPpo, covariant=True)
+
 
 @dataclass(frozen=True)
 class StagePaths:
@@ -52,13 +66,7 @@ class StagePaths:
         return Corpus(self.tokens, self.splits, split, phase, weights)
 
 
-def read_spec(path: Path, execution: dict[str, Any]) -> dict[str, Any]:
-    """The specification of a stage: its spec.yaml, and how it runs."""
-    spec: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {**spec, "execution": execution}
-
-
-class Stage:
+class Stage(Generic[SettingsT, ExecutionT]):
     """What a training loop needs of its surroundings.
 
     Used as a context manager it holds the lease of its state folder, takes signals as requests to stop, and leaves a
@@ -69,13 +77,15 @@ class Stage:
         paths: where it reads and writes.
     """
 
-    def __init__(self, spec: dict[str, Any], paths: StagePaths) -> None:
+    def __init__(
+        self,
+        spec: JobSpecification[SettingsT, SftUpstream | RewardUpstream | PpoUpstream, ExecutionT],
+        paths: StagePaths,
+    ) -> None:
         self.spec, self.paths = spec, paths
-        self.settings: dict[str, Any] = spec["settings"]
-        self.execution: dict[str, Any] = spec["execution"]
-        self.seed: int = spec["seed"]
+        self.settings, self.execution, self.seed = spec.settings, spec.execution, spec.seed
         self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)
-        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]), starters())
+        self.interruption = Interruption(slurm_seconds_left(self.execution.runtime), starters())
         self._lease = StateLease(paths.state)
         self._attempt = Attempt(paths.state, rank())
         self._checkpoints: Checkpoints | None = None
@@ -93,10 +103,10 @@ class Stage:
             stack.enter_context(self.interruption.listening())
             self._surroundings = stack.pop_all()
         seed_everything(self.seed)
-        logger.info("%s %s, code %s", self.spec["stage"], self.spec["id"], code_hash()[:15])
-        for key, value in self.settings.items():
+        logger.info("%s %s, code %s", self.spec.stage, self.spec.id, code_hash()[:15])
+        for key, value in self.spec.identity()["settings"].items():
             logger.info("  %s: %s", key, value)
-        for step in self.execution.get("memory_steps", ()):
+        for step in self.execution.memory_steps:
             logger.info("to fit the memory: %s", step)
         return self
 
@@ -120,7 +130,7 @@ class Stage:
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
             report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
-            write_json(self._failed_memory, {"stage": self.spec["stage"], "id": self.spec["id"], **report})
+            write_json(self._failed_memory, {"stage": self.spec.stage, "id": self.spec.id, **report})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
@@ -130,7 +140,7 @@ class Stage:
     @contextmanager
     def metrics(self, total_steps: int) -> Iterator[StageMetrics]:
         """The stage's metrics writer; rank 0 writes."""
-        writer = StageMetrics(self.paths.state, self.spec["stage"], self.spec["id"], total_steps, enabled=rank() == 0)
+        writer = StageMetrics(self.paths.state, self.spec.stage, self.spec.id, total_steps, enabled=rank() == 0)
         with writer:
             yield writer
 
@@ -141,11 +151,12 @@ class Stage:
             parts: name -> what has a state.
             topology: how the engines keep their state, beside the number of processes.
         """
-        content = {key: self.spec[key] for key in ("stage", "id", "seed", "settings", "upstream")}
+        identity = self.spec.identity()
+        content = {key: identity[key] for key in ("stage", "id", "seed", "settings", "upstream")}
         specification = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        identity = {"specification": specification, "topology": {"processes": world_size(), **topology}}
+        belongs = {"specification": specification, "topology": {"processes": world_size(), **topology}}
         self._checkpoints = Checkpoints(
-            self.paths.state / "checkpoints", identity, parts, self.execution, self.interruption, self._lease
+            self.paths.state / "checkpoints", belongs, parts, self.execution, self.interruption, self._lease
         )
         return self._checkpoints
 
@@ -177,7 +188,7 @@ class Stage:
             write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
             attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
             write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
-            if not self.execution["keep_state"]:
+            if not self.execution.keep_state:
                 set_aside(output, self.paths.state)
             logger.info("done: %s", output)
         barrier()
@@ -219,17 +230,18 @@ class Stage:
             averaged: the weights are an average: written to `model_ema/`, without adapters.
             facts: as in `finish`.
         """
-        output, saving = self.paths.output, self.execution["saving"]
-        generation = None if self.spec["stage"] == "reward" else sampling_config(model, self.settings)
+        output, saving = self.paths.output, self.execution.saving
+        settings = self.settings
+        generation = None if isinstance(settings, ResolvedReward) else sampling_config(model, settings)
         has_adapter = adapted is not None and not averaged
         weights = plain_weights(model, keep=rank() == 0)
         adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
         if rank() == 0:
             manifest = describe(self.spec, {}, **self._facts(), **facts)
             metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-            card = model_card(manifest, metrics, saving["license"], averaged, has_adapter)
+            card = model_card(manifest, metrics, saving.license, averaged, has_adapter)
             folder = output / ("model_ema" if averaged else "model")
-            write_model(model, weights, tokenizer, folder, saving["max_shard_size"], generation, card)
+            write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
             if has_adapter:
                 base = manifest["lineage"]["base_model"]["path"]
                 write_adapter(model, adapters, adapted, output / "adapter", base)
@@ -240,6 +252,12 @@ class Stage:
         return {
             "world_size": world_size(),
             "device": "cpu" if on_cpu() else "cuda",
-            "dtype": self.settings["dtype"],
-            "lineage": lineage(self.spec),
+            "dtype": self.settings.dtype,
+            "lineage": lineage(self.spec.upstream),
         }
+
+
+SftStage = Stage[ResolvedSft, PlannedSft]
+RewardStage = Stage[ResolvedReward, PlannedReward]
+SupervisedStage = Stage[ResolvedSft | ResolvedReward, PlannedSft | PlannedReward]
+PpoStage = Stage[ResolvedPpo, PlannedPpo]
