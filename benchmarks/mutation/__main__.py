@@ -45,7 +45,12 @@ SOURCES = (
 )
 PARTS = ("data", "evaluation", "models", "ppo", "training")
 # Tests that reach these parts on their way to something else, and take long.
-FOREIGN_TESTS = {"test_config.py", "test_planning.py", "test_planning_engine.py", "test_security.py"}
+FOREIGN_TESTS = {
+    *("test_config.py", "test_data_reviews.py", "test_data_sources.py", "test_models.py", "test_planning.py"),
+    *("test_planning_engine.py", "test_properties.py", "test_security.py"),
+}
+# Tests that start processes, each of which imports everything anew.
+SLOW_TESTS = ("tests/unit/test_loading.py::test_no_process_of_two_ever_holds_the_whole_model",)
 KILLED = {"killed", "timeout", "segfault"}
 
 CONFIGURATION = """
@@ -54,7 +59,7 @@ CONFIGURATION = """
 source_paths = ["src/"]
 only_mutate = {mutated}
 also_copy = {copied}
-pytest_add_cli_args = ["-p", "no:cacheprovider"]
+pytest_add_cli_args = {options}
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"  # torch and its process groups do not survive a fork
 use_git_change_detection = false
@@ -81,7 +86,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=600, help="mutants to try; 0 tries all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--only", default="", help="pattern of the mutated functions, such as 'rlhf.data'")
+    parser.add_argument("--sources", default="", help="pattern of the mutated files, such as '^data/'")
+    parser.add_argument("--tests", default="", help="pattern of the test files to try them on")
     parser.add_argument("--survivors", action="store_true", help="try again what survived last time, report nothing")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
@@ -95,9 +101,9 @@ def main(args: argparse.Namespace) -> None:
     started = time.monotonic()
     last = _last_results(args.work)
     if not args.resume:
-        prepare(args.work)
-    mutants = list(all_mutants(args.work))
-    arguments = read_arguments(mutants)
+        prepare(args.work, args)
+    mutants = list(all_mutants(args.work, args.sources))
+    arguments = read_arguments(mutants, args.sources)
     chosen = choose(mutants, args, last)
     run(args.work, [mutant.name for mutant in chosen], args.jobs)
     found = statuses(args.work)
@@ -113,7 +119,7 @@ def main(args: argparse.Namespace) -> None:
     sys.exit(bool(wrong))
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, args: argparse.Namespace) -> None:
     """A copy of the repository in which modules lie below `src`, the layout that mutmut knows."""
     shutil.rmtree(work, ignore_errors=True)
     for name in _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
@@ -122,12 +128,16 @@ def prepare(work: Path) -> None:
             shutil.copy2(ROOT / name, work / name)
     copied = sorted(path.name for path in work.iterdir())
     shutil.copytree(work / "workflow/rlhf", work / "src/rlhf")
-    mutated = [f"src/rlhf/{pattern}" for pattern in SOURCES]
+    mutated = [f"src/rlhf/{pattern}" for pattern in SOURCES if re.search(args.sources, pattern)]
     for pattern in mutated:
         if not list(work.glob(pattern)):
             sys.exit(f"SOURCES: {pattern} matches no file; name the file that its code moved to")
-    tests = [f"tests/unit/{name}" for name in tests_of_parts()]
-    lists = {"mutated": mutated, "copied": copied, "tests": tests}
+    lists = {
+        "mutated": mutated,
+        "copied": copied,
+        "options": ["-p", "no:cacheprovider", *(f"--deselect={test}" for test in SLOW_TESTS)],
+        "tests": [f"tests/unit/{name}" for name in tests_of_parts() if re.search(args.tests, name)],
+    }
     with (work / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(CONFIGURATION.format(**{name: json.dumps(values) for name, values in lists.items()}))
 
@@ -150,16 +160,17 @@ def _imports(file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-def all_mutants(work: Path) -> Iterator[Mutant]:
-    """The mutants of all sources, those that are not tried included."""
+def all_mutants(work: Path, sources: str) -> Iterator[Mutant]:
+    """The mutants of all sources that match a pattern, those that are not tried included."""
     with contextlib.chdir(work):
-        for file in sorted({file for pattern in SOURCES for file in Path("src/rlhf").glob(pattern)}):
+        patterns = [pattern for pattern in SOURCES if re.search(sources, pattern)]
+        for file in sorted({file for pattern in patterns for file in Path("src/rlhf").glob(pattern)}):
             yield from mutants_of(file, ".".join(file.with_suffix("").parts[1:]))
 
 
 def choose(mutants: list[Mutant], args: argparse.Namespace, last: dict[str, str]) -> list[Mutant]:
     """The mutants to try: a seeded sample, or what survived last time."""
-    tried = [mutant for mutant in mutants if mutant.left_out is None and re.search(args.only, mutant.function)]
+    tried = [mutant for mutant in mutants if mutant.left_out is None]
     if args.survivors:
         return [mutant for mutant in tried if last.get(json.dumps(mutant.key)) in ("survived", "no tests")]
     if not args.sample or args.sample >= len(tried):
@@ -191,8 +202,8 @@ def statuses(work: Path) -> dict[str, str]:
     }
 
 
-def read_arguments(mutants: list[Mutant]) -> dict[tuple[str, str, str, int], str]:
-    """Key of a mutant -> why no test can notice it. An argument for a mutant that does not exist is an error."""
+def read_arguments(mutants: list[Mutant], sources: str) -> dict[tuple[str, str, str, int], str]:
+    """Key of a mutant -> why no test can notice it. With all sources, one for no mutant at all is an error."""
     content = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or {}
     arguments = {
         (function, entry["was"], entry["now"], entry.get("occurrence", 0)): entry["because"]
@@ -200,7 +211,7 @@ def read_arguments(mutants: list[Mutant]) -> dict[tuple[str, str, str, int], str
         for entry in entries
     }
     unknown = arguments.keys() - {mutant.key for mutant in mutants}
-    if unknown:
+    if unknown and not sources:
         lines = "\n".join(f"  {function}: {was} -> {now}" for function, was, now, _ in sorted(unknown))
         sys.exit(f"{EQUIVALENT}: no such mutant (its code has changed; look at it again):\n{lines}")
     return arguments
