@@ -1,18 +1,17 @@
 """The partition of rows into phases: exact, without overlap, random, and honest about what it leaves out."""
 
-import json
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from rlhf.config.sources import DatasetSettings
-from rlhf.data.dataset import cache_dataset
 from rlhf.data.split import exact_partition, split_dataset
 from rlhf.errors import UserError
 from rlhf.runtime.files import read_json
+from tests.unit.conftest import cached_dataset
 
 PHASES = ("sft", "reward", "ppo")
+SINGLE = {1, 4, 9, 10, 19}  # training rows without a rejected answer
 
 
 def largest_remainder(rows: int, proportions: list[int]) -> list[int]:
@@ -61,16 +60,11 @@ def test_every_row_is_as_likely_in_a_phase_as_the_phase_is_large():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Twenty training rows, five of them without a rejected answer, and four unseen ones, one of them so."""
-    folder = tmp_path_factory.mktemp("rows")
-    for split, count, single in (("train", 20, {1, 4, 9, 10, 19}), ("eval", 4, {2})):
-        rows = [
-            {"prompt": f"{split} {row}", "chosen": "yes"} | ({} if row in single else {"rejected": "no"})
-            for row in range(count)
-        ]
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = {"path": {split: str(folder / f"{split}.jsonl") for split in ("train", "eval")}}
-    cache_dataset(DatasetSettings(source=source).model_dump(), folder / "dataset", "datasets.mine")
-    return folder / "dataset"
+    return cached_dataset(
+        tmp_path_factory.mktemp("rows"),
+        train=[{"rejected": [] if row in SINGLE else ["no"]} for row in range(20)],
+        eval=[{"rejected": [] if row == 2 else ["no", "never"]} for row in range(4)],
+    )
 
 
 def indices(folder, split) -> list[list[int]]:
@@ -80,16 +74,15 @@ def indices(folder, split) -> list[list[int]]:
 def test_phases_get_rows_of_their_own_and_all_unseen_ones(dataset, tmp_path):
     split_dataset(dataset, "2,4,4", 7, tmp_path / "split")
     sft, reward, ppo = indices(tmp_path / "split", "train")
-    single = {1, 4, 9, 10, 19}
     parts = [part.tolist() for part in exact_partition(20, (2, 4, 4), 7)]
     assert (sft, ppo) == (parts[0], parts[2])
-    assert reward == [row for row in parts[1] if row not in single]
+    assert reward == [row for row in parts[1] if row not in SINGLE]
     assert indices(tmp_path / "split", "eval") == [[0, 1, 2, 3], [0, 1, 3], [0, 1, 2, 3]]
     facts = read_json(tmp_path / "split/split.json")
     assert facts["rows"] == {
         "train.sft": 4, "train.reward": len(reward), "train.ppo": 8, "eval.sft": 4, "eval.reward": 3, "eval.ppo": 4,
     }  # fmt: skip
-    assert facts["reward_rows_without_rejected"] == {"train": len(single & set(parts[1])), "eval": 1}
+    assert facts["reward_rows_without_rejected"] == {"train": len(SINGLE & set(parts[1])), "eval": 1}
     assert all(np.load(file).dtype == np.int64 for file in (tmp_path / "split").glob("*.npy"))
 
 
@@ -112,6 +105,6 @@ def test_a_split_that_leaves_a_phase_without_rows_is_refused(dataset, tmp_path):
         split_dataset(dataset, "1,0,1000", 0, tmp_path / "split")
     assert not (tmp_path / "split").exists()
     # One row for the reward phase, and for one seed in four it is one that has nothing to compare.
-    alone = next(seed for seed in range(100) if exact_partition(20, (0, 1, 19), seed)[1][0] in {1, 4, 9, 10, 19})
+    alone = next(seed for seed in range(100) if exact_partition(20, (0, 1, 19), seed)[1][0] in SINGLE)
     with pytest.raises(UserError, match="leaves phase reward without a usable row"):
         split_dataset(dataset, "0,1,19", alone, tmp_path / "split")
