@@ -79,7 +79,11 @@ def test_ppo_in_half_precision_passes_its_own_checks(runs: Runs, dtype: str, rec
     record_property("first ratio", max(row["first_ratio_error"] for row in rows))
     record_property("sampling", max(row["sampling_logprob_error"] for row in rows))
     assert len(rows) == 3
-    assert all(np.isfinite(list(row[name] for name in SERIES["ppo"])).all() for row in rows)
+    for row in rows:
+        found = [row[name] for name in SERIES["ppo"] if name in row]
+        assert np.isfinite(found).all()
+        # fp16 starts at a loss scale that may overflow: what took no step in an iteration has no loss there.
+        assert len(found) == len(SERIES["ppo"]) or (dtype == "fp16" and row["skipped_steps"] > 0)
 
 
 @pytest.mark.parametrize("way", ["zero 1", "zero 2", "zero 3", "zero 3 offload"])

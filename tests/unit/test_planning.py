@@ -15,7 +15,7 @@ from rlhf.config import resolve
 from rlhf.config.memory import MemorySettings
 from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettings, SftSection
 from rlhf.errors import UserError
-from rlhf.memory.blueprint import Blueprint, Counts
+from rlhf.memory.blueprint import Blueprint, Counts, count_parameters
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
 from rlhf.memory.dryrun import dry_run, trace
 from rlhf.memory.host import LIBRARIES, host_memory
@@ -222,7 +222,8 @@ def test_the_command_says_so_by_its_exit_status(folder: Path, capsys: pytest.Cap
 
 
 def partitioned(role: str, trained: int, cuda: bool = True) -> Resident:
-    counts = Counts(all=800, trained=trained, largest=100, largest_trained=100, small=0, whole=1600, groups=(trained,))
+    sizes = {"largest": 100, "largest_trained": 100, "small": 0, "whole": 1600, "page_locked": 2048}
+    counts = Counts(all=800, trained=trained, **sizes, groups=(trained,))
     return Resident(role, Engine(3, "bf16", 8, reduce_bucket=0, cuda=cuda), counts)
 
 
@@ -240,6 +241,16 @@ def test_zero_3_writes_tensor_by_tensor() -> None:
     assert save_part([partitioned("policy", 80)], "policy").total == states[80] + 3 * 200
     # On the CPU the gathered weights wait beside them.
     assert save_part([partitioned("policy", 800, cuda=False)], "policy").total == states[800] + 200 + 1600
+
+
+def test_a_model_at_rest_takes_page_locked_host_memory() -> None:
+    """Each tensor of it in a block of a power of two, on every process."""
+    counts = count_parameters(torch.nn.Linear(5, 3), lambda model: [])  # 60 bytes and 12
+    assert (counts.whole, counts.page_locked) == (72, 64 + 16)
+    resting = Resident("reference", Engine(0, "fp32", 1), counts, on_device=False)
+    host = host_memory([resting], [], processes=4, accumulates=False, cuda=True)
+    assert host.steady == LIBRARIES[True] + 80
+    assert host.load == LIBRARIES[True] + 72 + 80
 
 
 def test_under_zero_3_the_first_process_alone_reads_the_files() -> None:

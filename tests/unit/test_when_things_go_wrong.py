@@ -126,6 +126,10 @@ def other_states(monkeypatch, caplog) -> list[str]:
     folder = STATE / "checkpoints/000002-step-000000120"
     next((STATE / "checkpoints").iterdir()).rename(folder)
     refused = message(checkpoints(STATE, processes=2, zero_stage=2).restore)
+    with monkeypatch.context() as later:
+        later.setattr(checkpoints_module, "FORMAT", checkpoints_module.FORMAT + 1)
+        checkpoints(STATE, processes=1, zero_stage=0).restore()
+    next(STATE.glob("checkpoints-of-another-version-*")).rename(STATE / "checkpoints")
     checkpoints(STATE, specification="b", processes=1, zero_stage=0).restore()
     folder.mkdir(parents=True)
     made.restore()

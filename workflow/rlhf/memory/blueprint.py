@@ -141,6 +141,7 @@ class Counts:
         largest_trained: of the largest trained tensor.
         small: in tensors below the threshold under which ZeRO-3 keeps parameters whole.
         whole: bytes of all weights and buffers.
+        page_locked: bytes of the same in page-locked host memory, where torch rounds each up to a power of two.
         groups: trained parameters of each optimizer group.
     """
 
@@ -150,6 +151,7 @@ class Counts:
     largest_trained: int
     small: int
     whole: int
+    page_locked: int
     groups: tuple[int, ...]
 
 
@@ -173,6 +175,7 @@ def count_parameters(model: nn.Module, grouping: Grouping) -> Counts:
         largest_trained=max(trained, default=0),
         small=sum(size for size, _ in sizes if size < SMALL_PARAMETER),
         whole=sum(kept.values()),
+        page_locked=sum(1 << max(0, size - 1).bit_length() for size in kept.values()),
         groups=tuple(sum(parameter.numel() for parameter in group) for group in grouping(model)) or (0,),
     )
 
@@ -195,5 +198,6 @@ def count(blueprint: Blueprint, grouping: Grouping) -> Counts:
         largest_trained=shorter.largest_trained,
         small=at(shorter.small, longer.small),
         whole=at(shorter.whole, longer.whole),
+        page_locked=at(shorter.page_locked, longer.page_locked),
         groups=tuple(at(first, second) for first, second in pairs),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.config.stages import PpoSettings, Role
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
+from rlhf.models.offload import OffloadedModel
 from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo.reward import RewardScorer, reward_scorer, same_tokens
 from rlhf.ppo.rollout import Rectangle
@@ -39,24 +40,20 @@ class PpoModels:
     policy: PreTrainedModel
     adapted: Any
     tokenizer: PreTrainedTokenizerBase
-    offloaded: list[nn.Module]  # kept in host memory except while they score
+    offloaded: list[OffloadedModel]  # those that are on the device only while they score
 
     @contextmanager
     def scoring(self) -> Iterator[Scorers]:
         """All models in evaluation mode, where they are needed."""
-        for model in self.offloaded:
-            model.to(device())
         critic = self.critic
-        try:
-            with self.actor.evaluation():
-                if critic is None:
-                    yield Scorers(self.actor.engine, self._reference_logits, None, self.reward_scorer)
-                else:
-                    with critic.evaluation():
-                        yield Scorers(self.actor.engine, self._reference_logits, critic.engine, self.reward_scorer)
-        finally:
+        with ExitStack() as stack:
             for model in self.offloaded:
-                model.to("cpu")
+                stack.enter_context(model.in_use())
+            stack.enter_context(self.actor.evaluation())
+            if critic is not None:
+                stack.enter_context(critic.evaluation())
+            value_model = None if critic is None else critic.engine
+            yield Scorers(self.actor.engine, self._reference_logits, value_model, self.reward_scorer)
 
     def _reference_logits(self, part: Rectangle) -> Tensor:
         """Logits of the answer tokens under the SFT model: [batch, answer width, vocab]."""
@@ -167,11 +164,11 @@ def _offload(stage: PpoStage, role: Role) -> bool:
     return stage.execution.offloads_frozen(role)
 
 
-def _offloaded(stage: PpoStage, reference: nn.Module | None, reward: nn.Module) -> list[nn.Module]:
-    """What is moved to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
+def _offloaded(stage: PpoStage, reference: nn.Module | None, reward: nn.Module) -> list[OffloadedModel]:
+    """What is copied to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
     models: list[tuple[nn.Module | None, Role]] = [(reference, "actor"), (reward, "critic")]
     return [
-        model
+        OffloadedModel(model, device())
         for model, role in models
         if model is not None and _offload(stage, role) and not isinstance(model, deepspeed.DeepSpeedEngine)
     ]

@@ -43,7 +43,7 @@ from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
-from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
+from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, together, world_size
 from rlhf.training.weights import adapter_weights, plain_weights
 
 logger = get_logger(__name__)
@@ -134,7 +134,8 @@ class Stage(Generic[SettingsT, ExecutionT]):
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
-        found = rank() == 0 and bring_back(self.paths.output, self.paths.state, self.spec)
+        with together():
+            found = rank() == 0 and bring_back(self.paths.output, self.paths.state, self.spec)
         return bool(all_gather(found)[0])
 
     @contextmanager
@@ -177,21 +178,23 @@ class Stage(Generic[SettingsT, ExecutionT]):
             inputs: name -> fingerprint of what the stage read.
             facts: further entries of the manifest.
         """
-        output = self.paths.output
-        if rank() == 0:
-            self._lease.require()
         with self.memory.phase("save"):
             self.save(model, adapted, tokenizer, **facts)
         processes = all_gather(self.memory.stop())
-        if rank() == 0:
-            write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
-            write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
-            attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
-            write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
-            if not self.execution.keep_state:
-                set_aside(output, self.paths.state)
-            logger.info("done: %s", output)
-        barrier()
+        with together():
+            if rank() == 0:
+                self._write_records(processes, inputs, facts)
+
+    def _write_records(self, processes: list[dict[str, Any]], inputs: dict[str, str], facts: dict[str, Any]) -> None:
+        """What stands beside the model; the manifest, with the hashes of all files, is the last."""
+        output = self.paths.output
+        write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
+        write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
+        attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+        write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
+        if not self.execution.keep_state:
+            set_aside(output, self.paths.state)
+        logger.info("done: %s", output)
 
     def _checkpoint_facts(self) -> dict[str, Any]:
         """What checkpoints cost the last attempt, and where it went on."""
@@ -218,7 +221,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         """Write `model/` and, where there are adapters, `adapter/`: whole or not at all.
 
         Partitions of ZeRO-3 are gathered one by one; the first process holds the whole model in host memory, and the
-        others nothing of it.
+        others nothing of it. They wait while it writes, however slow its disk is.
 
         Snakemake knows nothing of `adapter/` and `model_ema/`, because a declared output must exist in every stage of a
         rule; the manifest lists their hashes, and the next attempt of a failed stage replaces them.
@@ -230,22 +233,25 @@ class Stage(Generic[SettingsT, ExecutionT]):
             averaged: the weights are an average: written to `model_ema/`, without adapters.
             facts: as in `finish`.
         """
+        with together():
+            if rank() == 0:
+                self._lease.require()
         output, saving = self.paths.output, self.execution.saving
         settings = self.settings
         generation = None if isinstance(settings, ResolvedReward) else sampling_config(model, settings)
         has_adapter = adapted is not None and not averaged
         weights = plain_weights(model, keep=rank() == 0)
         adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
-        if rank() == 0:
-            manifest = describe(self.spec, {}, **self._facts(), **facts)
-            metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-            card = model_card(manifest, metrics, saving.license, averaged, has_adapter)
-            folder = output / ("model_ema" if averaged else "model")
-            write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
-            if has_adapter:
-                base = manifest["lineage"]["base_model"]["path"]
-                write_adapter(model, adapters, adapted, output / "adapter", base)
-        barrier()
+        with together():
+            if rank() == 0:
+                manifest = describe(self.spec, {}, **self._facts(), **facts)
+                metrics = read_jsonl(self.paths.state / "metrics.jsonl")
+                card = model_card(manifest, metrics, saving.license, averaged, has_adapter)
+                folder = output / ("model_ema" if averaged else "model")
+                write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
+                if has_adapter:
+                    base = manifest["lineage"]["base_model"]["path"]
+                    write_adapter(model, adapters, adapted, output / "adapter", base)
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest says of every training stage."""
