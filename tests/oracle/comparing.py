@@ -14,7 +14,8 @@ import numpy as np
 
 RELATIVE, ABSOLUTE = 3e-5, 5e-6
 WEIGHTS = 1e-5  # absolute: weights are of the size of 0.2, and a step changes them by up to 4e-3
-EXACT = {"learning_rate", "critic_learning_rate", "response_length", "eos_share", "gold", "tokens", "step", "epoch"}
+COUNTS = {"tokens", "step", "epoch", "pairs", "rows", "prompts", "rows_too_long"}
+EXACT = COUNTS | {"learning_rate", "critic_learning_rate", "response_length", "eos_share", "gold"}
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -142,6 +142,17 @@ def save_reward(folder: Path, family: str, seed: int, shift: int = 0) -> Path:
     return _save(model, folder, shift)
 
 
+def save_changed(source: Path, folder: Path, seed: int) -> Path:
+    """The model of a folder, its matrices inside the layers changed at random by half their size."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".h." in name and weight.ndim > 1:
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    return _save(model, folder)
+
+
 def random_weights(model: PreTrainedModel, seed: int) -> None:
     """Larger weights than a new model has, so that a wrong position, mask or weight is visible; no bias is 0."""
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import PeftModel
 
 from tests.oracle.comparing import differences, weight_differences
 from tests.oracle.conftest import Start
+from tests.oracle.evaluation import surprise
 from tests.oracle.material import EOS, gold, save_reward, with_eos, words
 from tests.oracle.networks import LanguageModel, Scorer, language_model, score_model
 from tests.oracle.ppo import Ppo, Rollout
@@ -193,12 +195,15 @@ def test_a_run_is_that_of_the_oracle(scenario: str, starts: dict[str, Start], tm
     outcome = run_ppo(tmp_path / "ppo", start, settings, reward)
     require_prompts(outcome.witness.rollouts, start, outcome.settings)
     require_tellable(outcome.witness.rollouts, outcome.settings)
-    oracle = oracle_of(outcome, start, reward, shift)
+    oracle, surprises = oracle_of(outcome, start, reward, shift), []
     for rollout, row in zip(outcome.witness.rollouts, outcome.lines("train"), strict=True):
+        drawn = list(zip(rollout.prompts, rollout.answers, strict=True))
+        surprises.append(surprise(oracle.policy, drawn, outcome.settings["temperature"]))
         expected = oracle.iteration(rollout)
         assert all(row[name] <= limit for name, limit in CHECKED.items() if name in row)
         found = {name: value for name, value in row.items() if name not in CLOCK and name not in CHECKED}
         assert differences(found, expected) == {}, f"iteration {row['step']}"
+    assert abs(sum(surprises)) < 3 * math.sqrt(len(surprises))
     require_same_weights(outcome, oracle)
     if (outcome.output / "adapter").exists() and outcome.settings["actor"]["only_optimize_lora"]:
         require_same_adapter(outcome.output / "adapter", start, oracle)
