@@ -14,7 +14,7 @@ import yaml
 
 from rlhf.config import Fingerprints, Plan, dumped, parse, resolve
 from rlhf.config.expand import deep_merge
-from rlhf.config.identity import slug, stage_id
+from rlhf.config.identity import REVISIONS, slug, stage_id
 from rlhf.errors import UserError
 
 STAGES = {"dataset", "policy", "reward_model", "sft", "reward", "ppo"}
@@ -214,6 +214,15 @@ def test_an_id_is_a_label_and_eight_hex_digits() -> None:
     assert len(identifier.rsplit("-", 1)[1]) == 8
     assert identifier != stage_id("Org/Model 7B", "sft", {"a": 1}, {})
     assert identifier == stage_id("Org/Model 7B", "model", {"a": 1}, {})
+
+
+def test_code_that_gives_other_results_gives_its_kind_other_ids(monkeypatch):
+    """And no other kind: a dataset need not be cached again because SFT computes something else."""
+    before = {kind: stage_id("x", kind, {}, {}) for kind in ("sft", "dataset")}
+    monkeypatch.setitem(REVISIONS, "sft", REVISIONS["sft"] + 1)
+    after = {kind: stage_id("x", kind, {}, {}) for kind in before}
+    assert after["sft"] != before["sft"]
+    assert after["dataset"] == before["dataset"]
 
 
 @pytest.mark.parametrize("text", ["../../etc", "", "...", "ÄÖÜ", "a" * 100])

@@ -37,13 +37,13 @@ CACHED = {
 IDS = {
     "dataset": "reviews-ab25ae17",
     "policy": "gpt2-scratch-7c2a59dc",
-    "sft": "gpt2-scratch-s1-0638fe32",
-    "reward": "gpt2-scratch-s1-37e41063",
-    "ppo": "gpt2-scratch-s1-423ed8d4",
-    "evaluate_sft": "gpt2-scratch-s1-8243f578",
-    "evaluate_reward": "gpt2-scratch-s1-714be25b",
-    "baseline": "gpt2-scratch-s1-d81ed918",
-    "evaluate_ppo": "gpt2-scratch-s1-d1c92b03",
+    "sft": "gpt2-scratch-s1-cc9c9272",
+    "reward": "gpt2-scratch-s1-7fbcef2d",
+    "ppo": "gpt2-scratch-s1-83f9af59",
+    "evaluate_sft": "gpt2-scratch-s1-4728a692",
+    "evaluate_reward": "gpt2-scratch-s1-25e918fe",
+    "baseline": "gpt2-scratch-s1-0bd1cb11",
+    "evaluate_ppo": "gpt2-scratch-s1-ef1ac450",
 }
 SPLIT, TOKENS = "reviews-14ea3826", "reviews-gpt2-scratch-87291445"
 
