@@ -130,6 +130,16 @@ def save_policy(folder: Path, family: str, seed: int, only_words: bool = False) 
     return _save(model, folder)
 
 
+def save_flat_policy(folder: Path, logits: Sequence[float]) -> Path:
+    """A policy that gives every next token the same logits, whatever went before: an answer shows its noise alone."""
+    model = AutoModelForCausalLM.from_config(_config("gpt2"), dtype=torch.float32)
+    random_weights(model, seed=0)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[:, 0] = torch.tensor(logits)  # of the constant unit
+    return _save(model, folder)
+
+
 def save_reward(folder: Path, family: str, seed: int, shift: int = 0) -> Path:
     """A reward model with random weights, and scores that its normalisation brings to about mean 0 and deviation 2.
 
