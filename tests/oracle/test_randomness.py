@@ -86,13 +86,15 @@ class Runs:
         return self._known[key]
 
     def _run(self, kind: str, seed: int, otherwise: bool, settings: dict[str, Any]) -> Outcome:
-        section = "evaluation" if kind == "baseline" else kind
+        section = kind if kind in ("ppo", "sft", "reward") else "evaluation"
         execution = {"execution": OTHERWISE[section]} if otherwise else {}
         own = {"ppo": PPO, "evaluation": EVALUATION | {"seed": seed}}.get(section, SUPERVISED)
         experiment = {"ppo": PPO, section: own | settings | execution}
         folders = {"sft": self._flat, "reward": self._reward}
         if kind in ("sft", "reward"):
             folders = {"model": self._policy}
+        if kind == "evaluate_ppo":
+            folders |= {"policy": self._flat, "baseline": self("baseline", seed).output / "samples.jsonl"}
         return run(kind, self._folder / f"run-{len(self._known)}", self._data, experiment, seed, **folders)
 
 
@@ -203,4 +205,6 @@ def test_answers_of_an_evaluation_follow_from_its_seed(runs: Runs) -> None:
     assert samples(one) == samples(again)
     assert [prompt for prompt, _ in samples(one)] != [prompt for prompt, _ in samples(other)]
     texts = [answer for run in (one, other) for _, answer in samples(run)]
-    assert len(set(texts)) == len(texts) == 2 * 8 * 3
+    # Another model has other noise, or one that has learnt nothing would seem to answer as before.
+    texts += [row["policy"] for row in runs("evaluate_ppo").jsonl("samples.jsonl")]
+    assert len(set(texts)) == len(texts) == 2 * 8 * 3 + 8
