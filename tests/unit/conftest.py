@@ -83,7 +83,17 @@ def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
         "llama": ("attention_dropout",),
     }
     save_random_model(folder, family, FAMILIES[family] | dict.fromkeys(keys[family], dropout), VOCABULARY)
-    names = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    save_word_tokenizer(folder)
+    return folder
+
+
+def save_word_tokenizer(folder: Path, shift: int = 0) -> None:
+    """A tokenizer of the words w3..w49, padding 0, EOS 1 and the unknown word 2.
+
+    The word w3 has the number 3, or with a `shift` one that much higher; after the last number follows 3 again.
+    """
+    count = VOCABULARY - 3
+    names = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i + 3}": (i + shift) % count + 3 for i in range(count)}
     words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -94,7 +104,6 @@ def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def save_random_model(folder: Path, model_type: str, sizes: dict[str, Any], vocabulary: int) -> None:
