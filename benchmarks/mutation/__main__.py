@@ -44,6 +44,7 @@ SOURCES = (
     *("ppo/*.py", "evaluation/*.py"),
 )
 PARTS = ("data", "evaluation", "models", "ppo", "training")
+TESTS = ("unit", "oracle")
 # Tests that reach these parts on their way to something else, and take long.
 FOREIGN_TESTS = {
     *("test_config.py", "test_data_reviews.py", "test_data_sources.py", "test_models.py", "test_planning.py"),
@@ -51,6 +52,7 @@ FOREIGN_TESTS = {
 }
 # Tests that start processes, each of which imports everything anew.
 SLOW_TESTS = ("tests/unit/test_loading.py::test_no_process_of_two_ever_holds_the_whole_model",)
+OPTIONS = ("-p", "no:cacheprovider", "-p", "benchmarks.mutation.quickest_first")
 KILLED = {"killed", "timeout", "segfault"}
 
 CONFIGURATION = """
@@ -135,20 +137,22 @@ def prepare(work: Path, args: argparse.Namespace) -> None:
     lists = {
         "mutated": mutated,
         "copied": copied,
-        "options": ["-p", "no:cacheprovider", *(f"--deselect={test}" for test in SLOW_TESTS)],
-        "tests": [f"tests/unit/{name}" for name in tests_of_parts() if re.search(args.tests, name)],
+        "options": [*OPTIONS, *(f"--deselect={test}" for test in SLOW_TESTS)],
+        "tests": [name for name in tests_of_parts() if re.search(args.tests, name)],
     }
     with (work / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(CONFIGURATION.format(**{name: json.dumps(values) for name, values in lists.items()}))
 
 
 def tests_of_parts() -> list[str]:
-    """Unit tests that import one of the mutated parts; mutmut takes from them those that call a mutated function."""
+    """Tests that import one of the mutated parts; mutmut takes from them those that call a mutated function."""
     prefixes = tuple(f"rlhf.{part}" for part in PARTS)
     return sorted(
-        file.name
-        for file in (ROOT / "tests/unit").glob("test_*.py")
-        if file.name not in FOREIGN_TESTS and any(module.startswith(prefixes) for module in _imports(file))
+        file.relative_to(ROOT).as_posix()
+        for file in (ROOT / "tests").glob("*/test_*.py")
+        if file.parent.name in TESTS
+        and file.name not in FOREIGN_TESTS
+        and any(module.startswith(prefixes) for module in _imports(file))
     )
 
 
