@@ -101,6 +101,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Make, choose and try the mutants, and write the report."""
     started = time.monotonic()
+    args.work = args.work.resolve()
     last = _last_results(args.work)
     if not args.resume:
         prepare(args.work, args)
@@ -188,8 +189,11 @@ def run(work: Path, names: list[str], jobs: int) -> None:
     waiting = [name for name in names if done.get(name, "not checked") == "not checked"]
     if not waiting:
         return
-    # Processes that tests start import the mutants too. CI: Hypothesis has neither deadlines nor a database.
-    paths = [str(work / "mutants/src"), os.environ.get("PYTHONPATH", "")]
+    # Processes that tests start import the mutants too. Python ignores a folder that is not there when it starts.
+    mutated = work / "mutants/src"
+    mutated.mkdir(parents=True, exist_ok=True)
+    paths = [str(mutated), os.environ.get("PYTHONPATH", "")]
+    # CI: Hypothesis has neither deadlines nor a database.
     surroundings = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CI": "true"}
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs), *waiting]
     subprocess.run(command, cwd=work, env=os.environ | surroundings, check=True)

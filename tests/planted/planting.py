@@ -38,7 +38,7 @@ class Fault:
         was: text that is in the file exactly once.
         now: what it is replaced by.
         matters: what would come of it.
-        tests: test files below tests/unit/, or tests in them.
+        tests: test files below tests/, or tests in them.
         quick: one of those that every test run plants.
     """
 
@@ -145,7 +145,7 @@ def _run(fault: Fault | None, tests: tuple[str, ...], folder: Path) -> None:
         os.environ["CI"] = "true"  # Hypothesis draws the same examples each time, without a deadline
         sys.dont_write_bytecode = True
         signal.alarm(SECONDS)
-        paths = [str(ROOT / "tests/unit" / test) for test in tests]
+        paths = [str(ROOT / "tests" / test) for test in tests]
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT)]
         code = int(pytest.main([*options, f"--basetemp={folder / 'tests'}", *paths]))
         sys.stdout.flush()
