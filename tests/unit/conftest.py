@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from rlhf.data.dataset import FEATURES
 from rlhf.data.tokens import ANSWER
+from rlhf.runtime.files import write_json
 
 VOCABULARY = 50
 FAMILIES = {
@@ -80,7 +83,17 @@ def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
         "llama": ("attention_dropout",),
     }
     save_random_model(folder, family, FAMILIES[family] | dict.fromkeys(keys[family], dropout), VOCABULARY)
-    names = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    save_word_tokenizer(folder)
+    return folder
+
+
+def save_word_tokenizer(folder: Path, shift: int = 0) -> None:
+    """A tokenizer of the words w3..w49, padding 0, EOS 1 and the unknown word 2.
+
+    The word w3 has the number 3, or with a `shift` one that much higher; after the last number follows 3 again.
+    """
+    count = VOCABULARY - 3
+    names = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i + 3}": (i + shift) % count + 3 for i in range(count)}
     words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -91,7 +104,6 @@ def make_model(folder: Path, family: str, dropout: float = 0.0) -> Path:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def save_random_model(folder: Path, model_type: str, sizes: dict[str, Any], vocabulary: int) -> None:
@@ -106,6 +118,24 @@ def save_random_model(folder: Path, model_type: str, sizes: dict[str, Any], voca
             if parameter.ndim > 1:
                 parameter.mul_(5.0)
     model.save_pretrained(folder)
+
+
+def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
+    """A dataset as the cache keeps it; a row names what it does not leave to the default.
+
+    Args:
+        folder: where to write.
+        splits: rows of `train` and `eval`.
+    """
+    default = {"prompt": "p", "chosen": "c", "rejected": [], "subset": None, "ratings": None, "turns": None}
+    tables = {}
+    for name, rows in splits.items():
+        whole = [default | {"row": number} | row for number, row in enumerate(rows)]
+        whole = [{"ranks": list(range(1 + len(row["rejected"])))} | row for row in whole]
+        tables[name] = datasets.Dataset.from_list(whole, features=FEATURES)
+    datasets.DatasetDict(tables).save_to_disk(folder / "arrow")
+    write_json(folder / "report.json", {"schema_version": 1, "fingerprint": "sha256:rows", "splits": {}})
+    return folder
 
 
 def edit_json(file: Path, **changes: Any) -> None:

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rlhf.data.batching import epoch_batches, micro_batches, pack, shuffled_rows
+from rlhf.data.batching import MEGA_BATCHES, epoch_batches, micro_batches, pack, pad, shuffled_rows
 from rlhf.data.corpus import Corpus
 from rlhf.data.tokens import ANSWER
 from rlhf.errors import UserError
@@ -117,6 +117,84 @@ def test_prompts_come_in_the_same_proportions(two_datasets):
         assert sorted(part) == sorted(corpus.epoch_rows(9, epoch).tolist())
     assert drawn[:count] != drawn[count:]
     assert drawn == list(itertools.islice(shuffled_rows(corpus, 9), 2 * count))
+    assert drawn[:count] != list(itertools.islice(shuffled_rows(corpus, 8), count))
+
+
+def test_prompts_come_in_a_new_order_in_every_pass(two_datasets):
+    drawn = list(itertools.islice(shuffled_rows(two_datasets(), 9), 5 * 17))
+    passes = [drawn[start : start + 17] for start in range(0, len(drawn), 17)]
+    assert len({tuple(rows) for rows in passes}) == 5
+    for rows in passes:
+        assert sorted(rows) == list(range(17)) != rows
+
+
+def test_rows_of_like_length_share_a_batch_and_batches_come_in_random_order():
+    """One window: exactly the sorted lengths, cut."""
+    size, count = 4, 4 * MEGA_BATCHES
+    rows = np.random.default_rng(1).permutation(1000)[:count]
+    lengths = np.random.default_rng(2).permutation(1000)
+    orders = []
+    for seed in (0, 1, 2):
+        batches = epoch_batches(rows, lengths, size, seed)
+        means = [lengths[batch].mean() for batch in batches]
+        sorted_batches = np.concatenate([lengths[batches[place]] for place in np.argsort(means)])
+        assert sorted_batches.tolist() == sorted(lengths[rows])
+        assert abs(np.corrcoef(np.arange(MEGA_BATCHES), means)[0, 1]) < 0.6  # sorted batches would have 1
+        orders.append(np.argsort(means).tolist())
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_windows_keep_rows_of_an_epoch_apart():
+    """Ten windows: a batch spans about a tenth of what random rows would, and more than of rows sorted as a whole."""
+    size, count = 4, 40 * MEGA_BATCHES
+    lengths = np.random.default_rng(3).permutation(count)
+    batches = epoch_batches(np.arange(count), lengths, size, seed=0)
+    assert sorted(np.concatenate(batches)) == list(range(count))
+    spans = [np.ptp(lengths[batch]) for batch in batches]
+    assert np.mean(spans) == pytest.approx((size - 1) * 10, rel=0.15)
+    others = epoch_batches(np.arange(count), lengths, size, seed=1)
+    assert not {frozenset(batch.tolist()) for batch in batches} & {frozenset(batch.tolist()) for batch in others}
+
+
+def test_rows_of_one_length_are_shuffled_by_the_seed():
+    (batch,) = epoch_batches(np.arange(100), np.full(100, 7), 100, seed=5)
+    assert batch.tolist() == np.random.default_rng(5).permutation(100).tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 3, 16])
+@pytest.mark.parametrize("constant", [False, True])
+def test_micro_batches_deal_a_batch_to_the_processes(world_size, size, constant):
+    lengths = np.full(100, 9) if constant else np.random.default_rng(4).integers(1, 40, 100)
+    batch = np.random.default_rng(5).permutation(100)[:13]
+    shares = [micro_batches(batch, lengths, size, rank, world_size) for rank in range(world_size)]
+    (steps,) = {len(share) for share in shares}
+    dealt = [shares[rank][step] for step in range(steps) for rank in range(world_size)]
+    full = [micro for micro in dealt if micro.weight]
+    assert dealt[: len(full)] == full  # fillers come last
+    largest = min(size, -(-13 // world_size))
+    assert len(full) == -(-13 // largest)
+    assert {micro.weight for micro in full} == {1.0}
+    assert [len(micro.rows) for micro in full[:-1]] == [largest] * (len(full) - 1)
+    # Longest first, equal lengths in the order of the batch.
+    expected = sorted(batch.tolist(), key=lambda row: -lengths[row])
+    assert np.concatenate([micro.rows for micro in full]).tolist() == expected
+    for filler in dealt[len(full) :]:
+        assert (filler.rows.tolist(), filler.weight) == (expected[-1:], 0.0)
+
+
+@pytest.mark.parametrize(("side", "width"), [("left", None), ("right", None), ("left", 6), ("right", 6)])
+def test_padding_is_told_by_lengths_not_by_ids(side, width):
+    sequences = [np.array([5, 0, 7]), np.array([0]), np.array([8, 9, 1, 0])]
+    padded = pad(sequences, 0, side, width)
+    columns = width or 4
+    assert (padded.input_ids.dtype, padded.attention_mask.dtype) == (np.int64, np.int64)
+    for ids, mask, sequence in zip(padded.input_ids, padded.attention_mask, sequences, strict=True):
+        empty = columns - len(sequence)
+        real, filler = sequence.tolist(), [0] * empty
+        assert ids.tolist() == (filler + real if side == "left" else real + filler)
+        assert mask.tolist() == ([0] * empty + [1] * len(real) if side == "left" else [1] * len(real) + [0] * empty)
+    assert pad(sequences, 33, side).input_ids[1].tolist().count(33) == 3
 
 
 def first_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:

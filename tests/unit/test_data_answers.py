@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,29 @@ def test_compared_answers_have_a_margin_where_both_are_scored():
     assert (both.chosen, both.rejected, both.ratings) == ("b", ("a",), (0.75, 0.25))
     assert (label.chosen, label.rejected, label.ratings) == ("b", ("a",), None)
     assert read("comparisons", row | {"score_0": 0.75}, row | {"score_1": "nan"}) == ["tie", "number not finite"]
+
+
+def published(name: str, row: dict) -> Example | str:
+    """What becomes of a row as it is published."""
+    (result,) = (one for _, one in examples([row], with_mapping(hub(name)), "datasets.mine"))
+    return result
+
+
+def hub(name: str) -> Any:
+    return DatasetSettings(source={"hub": name}).model_dump()
+
+
+def test_published_comparisons_prefer_what_their_labels_say():
+    """Rows as the data sets' cards show them."""
+    row = {"history": "Why?", "human_ref_A": "Because.", "human_ref_B": "No idea.", "labels": 1}
+    for label, best, other in ((1, "Because.", "No idea."), (0, "No idea.", "Because.")):
+        example = published("stanfordnlp/SHP", row | {"labels": label})
+        assert (example.prompt, example.chosen) == (" Human: Why? Assistant:", f" {best}")
+        assert (example.rejected, example.ratings) == ((f" {other}",), None)
+    row = {"question": {"full_text": "Who?"}, "answer_0": "A [1, 2].", "answer_1": "B[3].", "score_0": -0.5}
+    example = published("openai/webgpt_comparisons", row | {"score_1": 0.5})
+    assert (example.prompt, example.chosen, example.rejected) == (" Human: Who? Assistant:", " B.", (" A .",))
+    assert example.ratings == (0.5, -0.5)
 
 
 def test_ranked_answers_come_best_first_or_with_ranks_or_ratings():

@@ -1,5 +1,6 @@
 """One PPO update on a real rollout: frozen old values, exact first ratio, and the same step however it is cut."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits
+from rlhf.ppo import update
 from rlhf.ppo.experience import make_experience, rollout_metrics
 from rlhf.ppo.reward import SameTokens
 from rlhf.ppo.rollout import Samples, generate
@@ -68,8 +70,8 @@ def make(samples, scores, **changes):
 
 def train(rollout, experience, partitions, **changes):
     faults = FaultCounter(Path("state"), "fp32", "stop")
-    update = PpoUpdate(rollout.actor, rollout.critic, changed(SETTINGS, **changes), pad_id=0, faults=faults)
-    return update.run(experience, partitions, iteration=1, places=[])
+    trained = PpoUpdate(rollout.actor, rollout.critic, changed(SETTINGS, **changes), pad_id=0, faults=faults)
+    return trained.run(experience, partitions, iteration=1, places=[])
 
 
 def test_scores_do_not_depend_on_the_micro_batches(rollout):
@@ -134,6 +136,22 @@ def test_values_move_towards_the_returns(rollout):
         for values in (experience.scores.values, rollout.score(partitions[0]).values)
     ]
     assert error[1] < error[0]
+
+
+def test_losses_are_divided_by_the_tokens_of_all_processes(rollout, monkeypatch):
+    """Where other processes have three times the tokens of this one, its gradients are a quarter."""
+    partitions = [minibatches(rollout.samples, changed(SETTINGS, minibatches=1), 3, seed=1)]
+    experience = make(rollout.samples, rollout.score(partitions[0]))
+    modules = [trainer.module for trainer in (rollout.actor, rollout.critic)]
+    before = [copy.deepcopy(module.state_dict()) for module in modules]
+    norms = []
+    for factor in (1.0, 4.0):
+        monkeypatch.setattr(update, "all_sum", lambda own, factor=factor: [factor * own])
+        statistics = train(rollout, experience, partitions)
+        norms.append((statistics.actor_norms[0], statistics.critic_norms[0]))
+        for module, state in zip(modules, before, strict=True):
+            module.load_state_dict(state)
+    assert norms[1] == pytest.approx(tuple(norm / 4 for norm in norms[0]), rel=1e-4)
 
 
 def test_metrics_of_a_rollout_count_answer_tokens_only(rollout):
