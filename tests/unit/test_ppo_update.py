@@ -11,7 +11,7 @@ from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits
-from rlhf.ppo.experience import make_experience, rollout_metrics
+from rlhf.ppo.experience import make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.reward import SameTokens
 from rlhf.ppo.rollout import Samples, generate
 from rlhf.ppo.sampling import Answer
@@ -65,9 +65,9 @@ def make(samples, scores, **changes):
     return make_experience(samples, scores, SETTINGS | changes, kl_coefficient=0.1)
 
 
-def train(rollout, experience, partitions, **changes):
+def train(rollout, experience, partitions, pad_id=0, **changes):
     faults = FaultCounter(Path("state"), "fp32", "stop")
-    update = PpoUpdate(rollout.actor, rollout.critic, SETTINGS | changes, pad_id=0, faults=faults)
+    update = PpoUpdate(rollout.actor, rollout.critic, SETTINGS | changes, pad_id, faults)
     return update.run(experience, partitions, iteration=1, places=[])
 
 
@@ -135,6 +135,43 @@ def test_values_move_towards_the_returns(rollout):
         for values in (experience.scores.values, rollout.score(partitions[0]).values)
     ]
     assert error[1] < error[0]
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_in_the_loss_ignores_what_the_policy_thinks_of_padding(rollout, estimator):
+    """The padding token, which no answer contains, is made nearly impossible, by 95 nats."""
+    used = {token for answer in rollout.samples.answers for token in answer.ids.tolist()}
+    pad = next(token for token in range(50) if token not in used)
+
+    def without_padding(_module, _inputs, output):
+        output.logits = output.logits - 95 * (torch.arange(output.logits.shape[-1]) == pad)
+        return output
+
+    rollout.actor.module.register_forward_hook(without_padding)
+    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
+    assert len(set(rollout.samples.answer_lengths)) > 1
+    experience = make(rollout.samples, rollout.score(partitions[0]), kl_in="loss", kl_estimator=estimator)
+    metrics = train(rollout, experience, partitions, pad, kl_in="loss", kl_estimator=estimator).metrics()
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert 0 < metrics["kl_loss"] < 1
+    assert all(torch.isfinite(parameter).all() for parameter in rollout.actor.module.parameters())
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_in_the_reward_ignores_padding(estimator):
+    answers = [Answer(np.array([5, 1]), np.zeros(2), True), Answer(np.array([5, 6, 7]), np.zeros(3), False)]
+    samples = Samples([np.array([4])] * 2, answers)
+    inside = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    rows = {}
+    for pad in (0.0, -95.0, -torch.inf):
+        logprobs = torch.where(inside == 1, torch.tensor(-0.75), torch.tensor(pad))
+        scores = SimpleNamespace(
+            logprobs=logprobs, ref_logprobs=-inside, values=torch.zeros(2, 3), score=torch.tensor([2.0, 3.0])
+        )
+        experience = make(samples, scores, kl_estimator=estimator)
+        rows[pad] = (experience.advantages, experience.returns, torch.tensor(rollout_kl(experience)))
+    for pad in (-95.0, -torch.inf):
+        assert all(map(torch.equal, rows[pad], rows[0.0])), pad
 
 
 def test_metrics_of_a_rollout_count_answer_tokens_only(rollout):

@@ -127,7 +127,7 @@ class PpoUpdate:
                 statistics.add_policy(loss.detach(), log_ratios.detach(), part.mask, clip_range)
                 error = max(error, float((log_ratios.detach().exp() - 1).abs().max()))
             if self._settings["kl_in"] == "loss":
-                kl = (token_kl(logprobs, ref, self._settings["kl_estimator"]) * part.mask).sum()
+                kl = token_kl(logprobs, ref, part.mask, self._settings["kl_estimator"]).sum()
                 statistics.kl_loss += float(kl.detach()) * micro.weight
                 loss = loss + experience.kl_coefficient * kl
             if first and micro is shares[-1]:
