@@ -81,7 +81,7 @@ def test_first_ratio_is_exactly_one_and_later_ones_are_not(rollout):
     partitions = [minibatches(rollout.samples, SETTINGS, 3, seed) for seed in (1, 2)]
     experience = make(rollout.samples, rollout.score(partitions[0]))
     statistics = train(rollout, experience, partitions)
-    assert statistics.first_ratio_error == 0.0
+    assert statistics.first_ratio_error == (0.0, 0.0)
     metrics = statistics.metrics()
     assert metrics["ratio_max"] > 1.0
     assert metrics["approx_kl"] > 0.0
@@ -99,6 +99,22 @@ def test_a_wrong_old_logprob_stops_the_update_before_the_weights_move(rollout):
     with pytest.raises(UserError, match="first minibatch"):
         train(rollout, experience, partitions)
     assert all(torch.equal(a, b) for a, b in zip(before, rollout.actor.module.parameters(), strict=True))
+
+
+def test_in_half_precision_rounding_of_single_tokens_does_not_stop_the_update(rollout):
+    """Old log-probabilities are off by one and by four units in the last place of a bf16 logit between 8 and 16."""
+    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
+    scores = rollout.score(partitions[0])
+    experience = make(rollout.samples, scores)
+    signs = 1 - 2 * (torch.arange(scores.logprobs.shape[1]) % 2)
+    scores.logprobs.add_(signs * 2**-4)
+    metrics = train(rollout, experience, partitions, dtype="bf16").metrics()
+    assert metrics["first_ratio_error"] == pytest.approx(np.exp(2**-4) - 1, rel=1e-3)
+    assert metrics["first_ratio_mean_error"] == pytest.approx(2**-4, rel=0.03)
+    scores = rollout.score(partitions[0])
+    scores.logprobs.add_(signs * 2**-2)
+    with pytest.raises(UserError, match="first minibatch"):
+        train(rollout, make(rollout.samples, scores), partitions, dtype="bf16")
 
 
 def test_every_sample_is_in_one_minibatch_of_each_epoch(rollout):

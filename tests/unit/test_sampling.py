@@ -7,7 +7,7 @@ import torch
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy
 from rlhf.models.scores import answer_logits, token_logprobs
-from rlhf.ppo.checks import require_same_distribution, require_unit_ratio, sampling_error
+from rlhf.ppo.checks import require_same_distribution, require_unit_ratio, sampling_error, unit_ratio_error
 from rlhf.ppo.rollout import collate
 from rlhf.ppo.sampling import GumbelNoise, sample_answers
 
@@ -95,6 +95,37 @@ def test_checks_pass_below_and_fail_above_their_limits():
     require_same_distribution((0.3, 0.009), "bf16", 1e-4)
     with pytest.raises(UserError, match="bf16"):
         require_same_distribution((0.3, 0.011), "bf16", 1e-4)
-    require_unit_ratio(9e-7, 1e-6)
+    require_unit_ratio((9e-7, 9e-7), "fp32", 1e-6)
     with pytest.raises(UserError, match="first minibatch"):
-        require_unit_ratio(2e-6, 1e-6)
+        require_unit_ratio((2e-6, 1e-9), "fp32", 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("bf16", 1 / 8), ("fp16", 1 / 64)])
+def test_in_half_precision_the_mean_ratio_has_a_limit_of_its_own(dtype, limit):
+    require_unit_ratio((0.9, 0.99 * limit), dtype, 1e-6)
+    with pytest.raises(UserError, match=f"on average, allowed is .* in {dtype}: .* Try ppo.dtype: fp32"):
+        require_unit_ratio((0.9, 1.01 * limit), dtype, 1e-6)
+
+
+def test_the_error_of_ratios_is_over_all_tokens(group):
+    parts = [torch.tensor([1.0, 1.5]), torch.tensor([0.75]), torch.tensor([1.0, 1.0])]
+    assert unit_ratio_error(parts) == (0.5, pytest.approx(0.75 / 5))
+    assert unit_ratio_error([torch.tensor([1.0, torch.nan, 0.5])]) == (0.5, pytest.approx(0.5 / 3))
+
+
+def test_two_kinds_of_attention_in_half_precision_are_one_computation(gpt2_folder, group):
+    """What a GPU may do between scoring and training: ratios are off by more than fp32 allows, and by less than half
+    precision does."""
+    model, prompts = load_policy(gpt2_folder, "bf16").eval(), [np.array([5, 6, 7])] * 32
+    part = collate(prompts, [answer.ids for answer in sample_answers(model, prompts, range(32), 12, 1.0)], 0, CPU)
+    found = []
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            logits = answer_logits(model, part.input_ids, part.attention_mask, part.width)
+        found.append(token_logprobs(logits, part.answers))
+    error = unit_ratio_error([(found[1] - found[0]).exp()[part.mask == 1]])
+    assert 1e-4 < error[1] < error[0]
+    require_unit_ratio(error, "bf16", 1e-6)
+    with pytest.raises(UserError, match="first minibatch"):
+        require_unit_ratio(error, "fp32", 1e-6)
