@@ -130,7 +130,7 @@ def test_the_policy_does_not_see_padding(trained: Trained) -> None:
     answers = [generator.integers(3, 60, length) for length in (4, 2, 12)]
     part = collate(prompts, answers, 0, CPU)
     with torch.no_grad():
-        together = token_logprobs(answer_logits(policy, part.input_ids, part.attention_mask, part.width), part.answers)
+        together = part.table(token_logprobs(answer_logits(policy, *part.inputs), part.targets))
         for row, pair in enumerate(zip(prompts, answers, strict=True)):
             ids = torch.from_numpy(np.concatenate(pair))[None]
             alone = policy(ids).logits[0].double().log_softmax(-1)[len(pair[0]) - 1 : -1]
@@ -138,7 +138,7 @@ def test_the_policy_does_not_see_padding(trained: Trained) -> None:
             np.testing.assert_allclose(together[row, : len(pair[1])], expected, atol=1e-4)
 
 
-def test_left_padded_scores_are_those_of_transformers_without_padding(trained: Trained) -> None:
+def test_padded_scores_are_those_of_transformers_without_padding(trained: Trained) -> None:
     model = load_alone(AutoModelForSequenceClassification, trained.folder / "reward/model")
     generator = np.random.default_rng(1)
     texts = [generator.integers(3, 60, length) for length in (4, 17, 9)]

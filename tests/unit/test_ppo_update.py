@@ -51,7 +51,7 @@ def rollout(gpt2_folder, group):
         samples = generate(policy, prompts, list(range(8)), 3, 10, 1.0)
 
     def reference_logits(part):
-        return answer_logits(reference, part.input_ids, part.attention_mask, part.width)
+        return answer_logits(reference, *part.inputs)
 
     def score(shares):
         scorers = Scorers(actor.engine, reference_logits, critic.engine, SameTokens(reward, pad_id=0))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.data.batching import pad
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy
 from rlhf.models.scores import answer_logits, token_logprobs
@@ -35,8 +36,8 @@ def test_sampled_logprobs_equal_one_forward_pass(family_folder, temperature):
     answers = sample_answers(model, PROMPTS, [1, 2, 3], 12, temperature)
     part = collate(PROMPTS, [answer.ids for answer in answers], 0, CPU)
     with torch.no_grad():
-        logits = answer_logits(model, part.input_ids, part.attention_mask, part.width) / temperature
-    largest, mean = sampling_error(answers, token_logprobs(logits, part.answers), part.mask)
+        logits = answer_logits(model, *part.inputs) / temperature
+    largest, mean = sampling_error(answers, part.table(token_logprobs(logits, part.targets)), part.mask)
     assert largest <= 1e-4
     assert mean <= 1e-5
 
@@ -82,9 +83,14 @@ def test_wrong_positions_are_caught_by_the_sampling_check(gpt2_folder):
     model = load_policy(gpt2_folder, "fp32").eval()
     answers = sample_answers(model, PROMPTS, [1, 2, 3], 12, 1.0)
     part = collate(PROMPTS, [answer.ids for answer in answers], 0, CPU)
+    samples = [np.concatenate([prompt, answer.ids]) for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    left = pad(samples, 0, "left")
     with torch.no_grad():
-        logits = model(part.input_ids, attention_mask=part.attention_mask).logits[:, -(part.width + 1) : -1]
-    error = sampling_error(answers, token_logprobs(logits, part.answers), part.mask)
+        ids, mask = torch.from_numpy(left.input_ids), torch.from_numpy(left.attention_mask)
+        logits = model(ids, attention_mask=mask).logits
+    lengths = [len(answer.ids) for answer in answers]
+    wrong = [token_logprobs(logits[row, -1 - n : -1], ids[row, -n:]) for row, n in enumerate(lengths)]
+    error = sampling_error(answers, part.table(torch.cat(wrong)), part.mask)
     assert error[0] > 0.01
     with pytest.raises(UserError, match="sampling and training disagree"):
         require_same_distribution(error, "fp32", 1e-4)
@@ -122,9 +128,8 @@ def test_two_kinds_of_attention_in_half_precision_are_one_computation(gpt2_folde
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
         with torch.no_grad():
-            logits = answer_logits(model, part.input_ids, part.attention_mask, part.width)
-        found.append(token_logprobs(logits, part.answers))
-    error = unit_ratio_error([(found[1] - found[0]).exp()[part.mask == 1]])
+            found.append(token_logprobs(answer_logits(model, *part.inputs), part.targets))
+    error = unit_ratio_error([(found[1] - found[0]).exp()])
     assert 1e-4 < error[1] < error[0]
     require_unit_ratio(error, "bf16", 1e-6)
     with pytest.raises(UserError, match="first minibatch"):

@@ -177,9 +177,10 @@ def _kl(
     with torch.no_grad():
         for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
             part = samples.rectangle(micro.rows, pad_id, device())
-            inputs = (part.input_ids, part.attention_mask, part.width)
-            own = token_logprobs(answer_logits(policy, *inputs) / temperature, part.answers)
-            other = token_logprobs(answer_logits(reference, *inputs) / temperature, part.answers)
+            own, other = (
+                part.table(token_logprobs(answer_logits(model, *part.inputs) / temperature, part.targets))
+                for model in (policy, reference)
+            )
             kl[micro.rows] = token_kl(own, other, part.mask, "k1").sum(1).cpu().numpy()
     return kl
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from rlhf.memory.blueprint import Blueprint
@@ -38,10 +38,7 @@ class _Stage:
 
     def rectangle(self, rows: int) -> Rectangle:
         """Samples of the greatest lengths."""
-        longest = LongestRows(self.settings["max_prompt_seq_len"], self.settings["max_answer_seq_len"])
-        indices = range(rows)
-        prompts = [longest.prompt(row) for row in indices]
-        return collate(prompts, [longest.chosen(row) for row in indices], longest.pad_token_id, CPU)
+        return longest_samples(rows, self.settings["max_prompt_seq_len"], self.settings["max_answer_seq_len"])
 
     @property
     def micro(self) -> tuple[int, int]:
@@ -205,6 +202,13 @@ def _next_scores(run: Run, cache: DynamicCache, mask: Tensor, width: int) -> Non
     token_logprobs(scores, noisy.argmax(-1))
 
 
+def longest_samples(rows: int, prompt: int, answer: int) -> Rectangle:
+    """Samples of the greatest lengths; one lacks a token in the attention mask, or no mask would be made."""
+    part = collate([np.zeros(prompt, np.int64)] * rows, [np.zeros(answer, np.int64)] * rows, 0, CPU)
+    part.attention_mask[-1, -1] = 0
+    return part
+
+
 def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
     """What one model says about a micro-batch of samples."""
 
@@ -218,17 +222,22 @@ def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
             elif role == "value":
                 answer_values(run.model, own)
             else:
-                logits = answer_logits(run.model, own.input_ids, own.attention_mask, own.width) / temperature
-                token_logprobs(logits, own.answers)
+                logits = _answer_logits(run.model, own) / temperature
+                own.table(token_logprobs(logits, own.targets))
                 if role == "policy":
-                    token_entropy(logits)
+                    own.table(token_entropy(logits))
 
     return program
 
 
 def _counted(part: Rectangle) -> Rectangle:
     """A copy that the tracker has seen being made."""
-    return Rectangle(part.input_ids.clone(), part.attention_mask.clone(), part.mask.clone())
+    return Rectangle(*(tensor.clone() for tensor in vars(part).values()))
+
+
+def _answer_logits(model: nn.Module, part: Rectangle) -> Tensor:
+    """As the stage computes them, chosen by column: how many a mask chooses is a value, which a dry run has not."""
+    return answer_logits(model, part.input_ids, part.attention_mask, part.predicting[: part.width])
 
 
 def update_program(part: Rectangle, role: str, settings: dict[str, Any], accumulates: bool, mixed_rows: int) -> Program:
@@ -241,9 +250,9 @@ def update_program(part: Rectangle, role: str, settings: dict[str, Any], accumul
         if role == "value":
             values = answer_values(run.model, own)
             return value_loss(values, table, table, own.mask, settings["value_clip_range"])
-        logits = answer_logits(run.model, own.input_ids, own.attention_mask, own.width)
-        logprobs = token_logprobs(logits / settings["temperature"], own.answers)
-        ratio = log_ratio(logprobs, table, own.mask).exp()
+        logits = _answer_logits(run.model, own)
+        logprobs = token_logprobs(logits / settings["temperature"], own.targets)
+        ratio = log_ratio(own.table(logprobs), table, own.mask).exp()
         return policy_loss(ratio, table, own.mask, settings["clip_range"])
 
     def program(run: Run) -> None:

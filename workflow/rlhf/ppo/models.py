@@ -58,12 +58,11 @@ class PpoModels:
                 model.to("cpu")
 
     def _reference_logits(self, part: Rectangle) -> Tensor:
-        """Logits of the answer tokens under the SFT model: [batch, answer width, vocab]."""
-        inputs = (part.input_ids, part.attention_mask, part.width)
+        """Logits of the answer tokens under the SFT model: [answer tokens, vocab]."""
         if self.reference is not None:
-            return answer_logits(self.reference, *inputs)
+            return answer_logits(self.reference, *part.inputs)
         with self.adapted.disable_adapter():
-            return answer_logits(self.actor.engine, *inputs)
+            return answer_logits(self.actor.engine, *part.inputs)
 
 
 def load_models(stage: Stage, sft: Path, reward: Path, policy_steps: int, value_steps: int) -> PpoModels:

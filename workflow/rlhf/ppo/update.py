@@ -139,8 +139,8 @@ class PpoUpdate:
             yield loss * (micro.weight / count)
 
     def _logprobs(self, part: Rectangle) -> Tensor:
-        logits = answer_logits(self._actor.engine, part.input_ids, part.attention_mask, part.width)
-        return token_logprobs(logits / self._settings["temperature"], part.answers)
+        logits = answer_logits(self._actor.engine, *part.inputs)
+        return part.table(token_logprobs(logits / self._settings["temperature"], part.targets))
 
     def _value_losses(
         self,
