@@ -8,9 +8,10 @@ from rlhf.data.batching import pad
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy
 from rlhf.models.scores import answer_logits, token_logprobs
+from rlhf.ppo import rollout
 from rlhf.ppo.checks import require_same_distribution, require_unit_ratio, sampling_error, unit_ratio_error
 from rlhf.ppo.rollout import collate
-from rlhf.ppo.sampling import GumbelNoise, sample_answers
+from rlhf.ppo.sampling import Answer, GumbelNoise, sample_answers
 
 CPU = torch.device("cpu")
 PROMPTS = [np.array([5, 6, 7]), np.array([9]), np.array([11, 12, 13, 14, 15, 16])]
@@ -76,6 +77,32 @@ def test_a_checkpoints_own_sampling_settings_are_ignored(gpt2_folder):
     )
     again = sample_answers(load_policy(gpt2_folder, "fp32").eval(), PROMPTS, [1, 2, 3], 12, 1.0)
     assert [a.ids.tolist() for a in plain] == [a.ids.tolist() for a in again]
+
+
+@pytest.mark.parametrize(("partitioned", "processes", "synced"), [(True, 2, True), (False, 2, False), (True, 1, False)])
+def test_processes_wait_for_each_other_only_where_parameters_are_partitioned(
+    monkeypatch, partitioned, processes, synced
+):
+    """Else each token would cost a collective, and each batch the time of the slowest process."""
+    model, asked = torch.nn.Linear(2, 2), []
+    if partitioned:
+        model.bias.ds_id = 0  # what DeepSpeed leaves on a parameter that it cuts
+
+    def sample(_model, own, *_, synced):
+        asked.append(synced)
+        return [Answer(np.array([5]), np.zeros(1), False)] * len(own)
+
+    others = {row: Answer(np.array([6]), np.zeros(1), False) for row in range(4)}
+    for name, value in {
+        "sample_answers": sample,
+        "world_size": lambda: processes,
+        "rank": lambda: 0,
+        "all_gather": lambda own: [others, own],
+    }.items():
+        monkeypatch.setattr(rollout, name, value)
+    samples = rollout.generate(model, [np.array([7])] * 4, range(4), 1, 12, 1.0)
+    assert asked == [synced] * (4 // processes)
+    assert sorted(int(answer.ids[0]) for answer in samples.answers) == ([5] * 4 if processes == 1 else [5, 5, 6, 6])
 
 
 def test_wrong_positions_are_caught_by_the_sampling_check(gpt2_folder):

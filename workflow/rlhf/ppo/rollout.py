@@ -17,6 +17,7 @@ from rlhf.data.batching import micro_batches, pad
 from rlhf.errors import UserError
 from rlhf.ppo.sampling import Answer, sample_answers
 from rlhf.training.distributed import all_gather, rank, world_size
+from rlhf.training.weights import is_partitioned
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def generate(
         between: called before each generation batch.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
+    synced = world_size() > 1 and is_partitioned(model)  # whole models need not wait for each other at every token
     own: dict[int, Answer] = {}
     for micro in micro_batches(np.arange(len(prompts)), lengths, batch_size, rank(), world_size()):
         between()
@@ -142,7 +144,7 @@ def generate(
             [seeds[row] for row in micro.rows],
             max_new_tokens,
             temperature,
-            synced=world_size() > 1,
+            synced=synced,
         )
         if micro.weight:
             own |= dict(zip(micro.rows.tolist(), drawn, strict=True))
