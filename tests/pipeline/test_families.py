@@ -18,7 +18,7 @@ from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.rollout import collate
 from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.reward import train_reward
-from rlhf.training.sft import AnswerLikelihood, train_sft
+from rlhf.training.sft import EVALUATION_ROWS_SEED, AnswerLikelihood, train_sft
 from rlhf.training.stage import Stage, StagePaths
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
@@ -78,7 +78,7 @@ class Trained:
         """The rows that SFT was evaluated on."""
         stage = self._project.plan.of_kind("sft")[0]
         corpus = self._paths(stage.upstream, self.folder).corpus("eval", "sft")
-        corpus.keep(np.arange(len(corpus)) < 24, "test")
+        corpus.keep(np.isin(np.arange(len(corpus)), corpus.sample(24, EVALUATION_ROWS_SEED)), "test")
         return corpus
 
     def rows(self, kind: str, phase: str) -> list[dict[str, float]]:

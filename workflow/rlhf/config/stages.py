@@ -169,7 +169,12 @@ class _Supervised(Optimization):
     )
     num_train_epochs: int = Field(1, ge=1, description="Passes over the training data.")
     max_seq_len: int = Field(512, ge=2, description="Longest prompt + answer, in tokens; longer rows are counted out.")
-    max_eval_rows: int = Field(1000, ge=1, description="Unseen rows used to evaluate, at most.")
+    max_eval_rows: int = Field(
+        1000,
+        ge=1,
+        description="Unseen rows used to evaluate, at most: a random sample in which every dataset has its share, the "
+        "same for runs of all seeds.",
+    )
     eval_interval: int = Field(0, ge=0, description="Steps between evaluations in an epoch; 0: at its end only.")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Stop after so many evaluations without a lower unseen loss; unset: never."
