@@ -26,8 +26,8 @@ from rlhf.training.weights import whole_while_used
 
 logger = get_logger(__name__)
 
-# Not the stage's: runs of different seeds evaluate on the same rows, so that what differs between them is training. Which
-# rows are unseen does not depend on a run's seed either.
+# Not the stage's: runs of different seeds evaluate on the same rows, so that what differs between them is training.
+# Which rows are unseen does not depend on a run's seed either.
 EVALUATION_ROWS_SEED = 0
 
 
