@@ -4,6 +4,7 @@ CORES ?= 2
 ARGS ?=
 
 VENV := .venv
+MEASUREMENTS := gpu memory # of the project itself; beside them Snakemake puts those of each run
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STAMP := $(VENV)/.installed
 
@@ -48,4 +49,5 @@ status: setup ## Show the stages: running, done, failed
 	rlhf-status
 
 clean: ## Remove results and caches of this folder; .venv stays
-	rm -rf results resources state logs benchmarks/*/ .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf results resources state logs .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(filter-out $(MEASUREMENTS:%=benchmarks/%/),$(wildcard benchmarks/*/))

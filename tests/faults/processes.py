@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -23,33 +24,32 @@ DEEPSPEED = (*TWO_RANKS, "29777")
 def command(run: StageRun, *launcher: str, pause: float) -> list[str]:
     """The command line of a stage, slowed down by a pause in seconds at each boundary between steps."""
     spec = run.spec
-    execution = spec.pop("execution")
-    (run.folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    results, upstream = run.project.folder / "results", spec["upstream"]
+    (run.folder / "spec.yaml").write_text(yaml.safe_dump(spec.identity()))
+    results, upstream = run.project.folder / "results", spec.upstream
     models = (
         ["--sft", str(run.project.results("sft") / "model"), "--reward", str(run.project.results("reward") / "model")]
         if run.kind == "ppo"
-        else ["--model", str(run.project.folder / "resources/models" / upstream["model"] / "model")]
+        else ["--model", str(run.project.folder / "resources/models" / upstream.model / "model")]
     )
     return [
         *(launcher or (sys.executable,)),
         str(ROOT / "tests/faults/slow.py"),
         str(pause),
         str(ROOT / f"workflow/scripts/train_{run.kind}.py"),
-        *("--spec", str(run.folder / "spec.yaml"), "--execution", json.dumps(execution)),
-        *("--tokens", *(str(results / "tokens" / id) for id in upstream["tokens"])),
-        *("--split", *(str(results / "split" / id / "rows") for id in upstream["split"])),
+        *("--spec", str(run.folder / "spec.yaml"), "--execution", spec.execution.model_dump_json()),
+        *("--tokens", *(str(results / "tokens" / id) for id in upstream.tokens)),
+        *("--split", *(str(results / "split" / id / "rows") for id in upstream.split)),
         *("--output", str(run.folder / "output"), "--state", str(run.state)),
         *models,
     ]
 
 
-def start(run: StageRun, *launcher: str, pause: float = PAUSE) -> subprocess.Popen:
-    """Start a stage; what it prints is appended to log.txt."""
+def start(run: StageRun, *launcher: str, pause: float = PAUSE, **variables: str) -> subprocess.Popen:
+    """Start a stage with further environment variables; what it prints is appended to log.txt."""
     with (run.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             command(run, *launcher, pause=pause),
-            env=ENVIRONMENT | {"JOURNAL": str(run.journal)},
+            env=ENVIRONMENT | {"JOURNAL": str(run.journal)} | variables,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -106,9 +106,9 @@ def log(run: StageRun) -> str:
     return (run.folder / "log.txt").read_text(errors="replace")[-4000:]
 
 
-def finish(run: StageRun, *launcher: str) -> None:
-    """Run a stage to its end."""
-    process = start(run, *launcher)
+def finish(run: StageRun, *launcher: str, **options: Any) -> None:
+    """Run a stage to its end; options as of `start`."""
+    process = start(run, *launcher, **options)
     assert process.wait(300) == 0, log(run)
 
 

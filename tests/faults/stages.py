@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rlhf.training.reward import train_reward
 from rlhf.training.sft import train_sft
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
+from tests.specifications import specification_of
 
 SMALL = {
     "sft": {"num_train_epochs": 2, "global_batch_size": 32},
@@ -59,12 +59,9 @@ class StageRun:
     execution: dict[str, Any]
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> Any:
         stage = self.project.plan.stages[self.kind, self.project.results(self.kind).name]
-        spec = copy.deepcopy(stage.spec()) | {"execution": stage.execution | self.execution}
-        for key, value in self.settings.items():
-            spec["settings"][key] = spec["settings"][key] | value if isinstance(value, dict) else value
-        return spec
+        return specification_of(stage, self.settings, self.execution)
 
     @property
     def state(self) -> Path:
@@ -79,8 +76,8 @@ class StageRun:
         """Run to the end, or to the exception that ends it."""
         spec = self.spec
         paths = StagePaths(
-            [self.project.folder / "results/tokens" / id for id in spec["upstream"]["tokens"]],
-            [self.project.folder / "results/split" / id / "rows" for id in spec["upstream"]["split"]],
+            [self.project.folder / "results/tokens" / id for id in spec.upstream.tokens],
+            [self.project.folder / "results/split" / id / "rows" for id in spec.upstream.split],
             self.folder / "output",
             self.state,
         )
@@ -92,10 +89,10 @@ class StageRun:
     def _train(self, stage: Stage) -> None:
         if self.kind == "ppo":
             models = (self.project.results(kind) / "model" for kind in ("sft", "reward"))
-            train_ppo(stage, *models, load_judge(stage.settings["gold_reward"]))
+            train_ppo(stage, *models, load_judge(stage.settings.gold_reward))
         else:
             train = {"sft": train_sft, "reward": train_reward}[self.kind]
-            train(stage, self.project.folder / "resources/models" / stage.spec["upstream"]["model"] / "model")
+            train(stage, self.project.folder / "resources/models" / stage.spec.upstream.model / "model")
 
     def outcome(self) -> Outcome:
         """What the finished stage left."""

@@ -138,7 +138,7 @@ def test_ppo_with_all_its_states_goes_on_exactly(stage_run, expected, monkeypatc
         "critic_warmup_iterations": 1,
     }
     execution = zero(zero_stage)
-    execution |= {f"{role}_zero_stage": execution["zero_stage"] for role in ("actor", "critic")}
+    execution |= dict.fromkeys(("actor_zero_stage", "critic_zero_stage"), execution.pop("zero_stage"))
     run = stage_run("ppo", settings, **execution)
     for boundary in (2, 2):
         with monkeypatch.context() as patch:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.config import dumped
 from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
 from rlhf.runtime.manifest import NOT_OUTPUTS
 from tests.snakemake import ENVIRONMENT, ROOT, dry_run, snakemake, write_config
@@ -94,7 +95,7 @@ def test_training_stages_leave_all_their_outputs(finished, kind):
     outputs = sha256_tree(folder)
     assert manifest["outputs"] == {name: digest for name, digest in outputs.items() if name not in NOT_OUTPUTS}
     plan = read_json(folder / "memory_plan.json")
-    execution = finished.plan.stages[kind, folder.name].execution
+    execution = dumped(finished.plan.stages[kind, folder.name].job)
     execution |= {"mem_mb": plan["resources"]["mem_mb"], "memory_steps": []}
     assert manifest["spec"] == yaml.safe_load((folder / "spec.yaml").read_text()) | {"execution": execution}
     assert manifest["packages"]["torch"].startswith(torch.__version__.split("+")[0])
@@ -263,11 +264,11 @@ def rerun(finished, kind: str, output: Path, *models: str, processes: int = 1, s
             "--spec",
             finished.results(kind) / "spec.yaml",
             "--execution",
-            json.dumps(stage.execution | (settings or {})),
+            json.dumps(dumped(stage.job) | (settings or {})),
         ),
         *("--output", output, "--state", output / "state"),
-        *("--tokens", finished.folder / "results/tokens" / stage.upstream["tokens"][0]),
-        *("--split", finished.folder / "results/split" / stage.upstream["split"][0] / "rows"),
+        *("--tokens", finished.folder / "results/tokens" / stage.upstream.tokens[0]),
+        *("--split", finished.folder / "results/split" / stage.upstream.split[0] / "rows"),
         *models,
     ]
     result = subprocess.run(

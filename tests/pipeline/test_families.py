@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf.config.expand import deep_merge
 from rlhf.data.corpus import Corpus
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
@@ -22,6 +22,7 @@ from rlhf.training.sft import EVALUATION_ROWS_SEED, AnswerLikelihood, train_sft
 from rlhf.training.stage import Stage, StagePaths
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
+from tests.specifications import specification_of
 from tests.unit.conftest import EVERY_FAMILY, save_random_model
 
 # One part of the names of the attention's linear modules: Conv1D in GPT-2, one fused matrix in BLOOM and GPT-NeoX.
@@ -59,19 +60,16 @@ class Trained:
 
     def _stage(self, kind: str, settings: dict[str, Any], execution: dict[str, Any]) -> Stage:
         stage = self._project.plan.stages[kind, self._project.results(kind).name]
-        spec = copy.deepcopy(stage.spec())
-        spec["settings"] |= settings
-        if kind == "ppo":
-            for role in ("actor", "critic"):
-                spec["settings"][role] |= self._lora
+        adapters = dict.fromkeys(("actor", "critic"), self._lora) if kind == "ppo" else {}
+        spec = specification_of(stage, deep_merge(settings, adapters), execution)
         output = self.folder / kind
         output.mkdir()
-        return Stage(spec | {"execution": stage.execution | execution}, self._paths(stage.upstream, output))
+        return Stage(spec, self._paths(spec.upstream, output))
 
-    def _paths(self, upstream: dict[str, Any], output: Path) -> StagePaths:
+    def _paths(self, upstream: Any, output: Path) -> StagePaths:
         results = self._project.folder / "results"
-        tokens = [results / "tokens" / id for id in upstream["tokens"]]
-        splits = [results / "split" / id / "rows" for id in upstream["split"]]
+        tokens = [results / "tokens" / id for id in upstream.tokens]
+        splits = [results / "split" / id / "rows" for id in upstream.split]
         return StagePaths(tokens, splits, output, output / "state")
 
     def unseen(self) -> Corpus:

@@ -6,7 +6,6 @@ says how. Members of one process run in one process, after another; those of two
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from rlhf.training.stage import StagePaths
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
 from tests.snakemake import ENVIRONMENT, ROOT
+from tests.specifications import specification_of
 
 LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2, "only_optimize_lora": True}
 SERIES = {
@@ -146,30 +146,28 @@ class Runs:
 
     def paths(self, kind: str, output: Path) -> StagePaths:
         upstream, results = self._project.plan.of_kind(kind)[0].upstream, self._project.folder / "results"
-        tokens = [results / "tokens" / id for id in upstream["tokens"]]
-        splits = [results / "split" / id / "rows" for id in upstream["split"]]
+        tokens = [results / "tokens" / id for id in upstream.tokens]
+        splits = [results / "split" / id / "rows" for id in upstream.split]
         return StagePaths(tokens, splits, output, output / "state")
 
-    def spec(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-        spec = copy.deepcopy(self._project.plan.of_kind(kind)[0].spec())
-        for key, value in settings.items():
-            spec["settings"][key] = spec["settings"][key] | value if isinstance(value, dict) else value
-        return spec
+    def spec(self, kind: str, settings: dict[str, Any], execution: dict[str, Any] | None = None) -> Any:
+        return specification_of(self._project.plan.of_kind(kind)[0], settings, execution)
 
     def _command(self, name: str, kind: str, settings: dict[str, Any], member: Member) -> list[str]:
         output = self.folder(name, kind)
         output.mkdir()
-        (output / "spec.yaml").write_text(yaml.safe_dump(self.spec(kind, settings | member.settings)))
-        execution = self._project.plan.of_kind(kind)[0].execution | member.execution
+        spec = self.spec(kind, settings | member.settings, member.execution)
+        (output / "spec.yaml").write_text(yaml.safe_dump(spec.identity()))
         paths = self.paths(kind, output)
         command = [ROOT / f"workflow/scripts/train_{kind}.py", "--spec", output / "spec.yaml"]
-        command += ["--execution", json.dumps(execution), "--tokens", *paths.tokens, "--split", *paths.splits]
+        command += ["--execution", spec.execution.model_dump_json()]
+        command += ["--tokens", *paths.tokens, "--split", *paths.splits]
         command += ["--output", output, "--state", paths.state]
         if kind == "ppo":
             results = {role: self._project.results(role) / "model" for role in ("sft", "reward")}
             command += ["--sft", results["sft"], "--reward", results["reward"]]
         else:
-            model = self._project.plan.of_kind(kind)[0].upstream["model"]
+            model = spec.upstream.model
             command += ["--model", self._project.folder / "resources/models" / model / "model"]
         return list(map(str, command))
 

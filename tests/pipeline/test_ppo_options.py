@@ -1,6 +1,5 @@
 """Every option of PPO on the models of the small run, in this process."""
 
-import copy
 import json
 import math
 import shutil
@@ -14,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from rlhf.config.compatibility import PRESETS
+from rlhf.config.specification import PpoSpecification
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
@@ -25,21 +25,21 @@ from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.engine import Trainer
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
+from tests.specifications import specification_of
 
 LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2}
 
 
-def ppo_spec(project: Project) -> dict[str, Any]:
-    stage = project.plan.stages["ppo", project.results("ppo").name]
-    return stage.spec() | {"execution": stage.execution}
+def ppo_spec(project: Project, **changes: dict[str, Any]) -> PpoSpecification:
+    return specification_of(project.plan.stages["ppo", project.results("ppo").name], **changes)
 
 
-def run(project: Project, output: Path, spec: dict[str, Any], reward: Path | None = None) -> list[dict[str, float]]:
+def run(project: Project, output: Path, spec: PpoSpecification, reward: Path | None = None) -> list[dict[str, float]]:
     """The metrics of a PPO stage with this specification, which hold the hard inequalities."""
-    upstream = spec["upstream"]
+    upstream = spec.upstream
     paths = StagePaths(
-        [project.folder / "results/tokens" / id for id in upstream["tokens"]],
-        [project.folder / "results/split" / id / "rows" for id in upstream["split"]],
+        [project.folder / "results/tokens" / id for id in upstream.tokens],
+        [project.folder / "results/split" / id / "rows" for id in upstream.split],
         output,
         output / "state",
     )
@@ -57,9 +57,7 @@ def variant(finished: Project, group: None, tmp_path: Path):
     """Runs the small PPO stage with changed settings."""
 
     def changed(actor: dict[str, Any] | None = None, reward: Path | None = None, **settings: Any):
-        spec = copy.deepcopy(ppo_spec(finished))
-        spec["settings"] |= settings
-        spec["settings"]["actor"] |= actor or {}
+        spec = ppo_spec(finished, settings=settings | {"actor": actor or {}})
         return run(finished, tmp_path / f"run-{len(list(tmp_path.iterdir()))}", spec, reward)
 
     return changed

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rlhf.config.sources import DatasetSettings
-from rlhf.config.stages import RewardSettings
 from rlhf.data.dataset import cache_dataset
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
@@ -20,12 +19,18 @@ from rlhf.models.scores import TokenScorer
 from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.reward import train_reward
 from rlhf.training.stage import Stage, StagePaths
+from tests.specifications import specification
 from tests.unit.conftest import make_model
 
 RATED_WORDS = (10, 20, 30, 40)  # an answer is rated by how often it says w30 or w40
-SETTINGS = RewardSettings(
-    learning_rate=3e-3, global_batch_size=16, num_train_epochs=3, max_seq_len=32, dtype="fp32", margin_coefficient=0.1
-).model_dump()
+SETTINGS = {
+    "learning_rate": 3e-3,
+    "global_batch_size": 16,
+    "num_train_epochs": 3,
+    "max_seq_len": 32,
+    "dtype": "fp32",
+    "margin_coefficient": 0.1,
+}
 
 
 def rated_rows(prompts: int) -> list[dict[str, Any]]:
@@ -57,13 +62,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: Path, output: Path, execution: dict[str, Any] | None = None, **settings: Any) -> Path:
     """Run the reward stage; returns its folder."""
-    own = SETTINGS | {"data_weights": None} | settings
-    execution = own.pop("execution") | (execution or {})
     paths = StagePaths([data / "tokens"], [data / "split"], output, output / "state")
     output.mkdir()
-    spec = {"stage": "reward", "id": "rated-12345678", "seed": 1, "settings": own, "execution": execution}
-    spec["upstream"] = {"model": "model-12345678", "tokens": [], "split": []}
-    with Stage(spec, paths) as stage:
+    with Stage(specification("reward", SETTINGS | settings, execution), paths) as stage:
         train_reward(stage, data / "model")
     return output
 
@@ -88,10 +89,9 @@ def test_the_shared_prompt_trains_the_same_model(data: Path, trained: Path, tmp_
 
 def test_the_evaluation_of_groups(data: Path, trained: Path, tmp_path: Path) -> None:
     paths = StagePaths([data / "tokens"], [data / "split"], tmp_path, tmp_path / "state")
-    settings = {"max_seq_len": SETTINGS["max_seq_len"], "gold_reward": None}
-    execution = {"per_device_eval_batch_size": 7}
-    spec = {"stage": "evaluate_reward", "id": "rated-12345678", "seed": 1, "settings": settings}
-    evaluate_reward(Evaluation(spec | {"execution": execution}, paths), trained / "model")
+    settings = {"max_seq_len": SETTINGS["max_seq_len"]}
+    spec = specification("evaluate_reward", settings, {"per_device_eval_batch_size": 7})
+    evaluate_reward(Evaluation(spec, paths), trained / "model")
     result = read_json(tmp_path / "evaluation.json")
     last = read_jsonl(trained / "metrics.jsonl")[-1]
     assert result["accuracy"] == pytest.approx(last["accuracy"], abs=0.01)

@@ -1,6 +1,5 @@
 """Cards, generation settings and adapters of models that the stages trained."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rlhf.runtime.files import read_json, sha256_tree
 from rlhf.training.sft import train_sft
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
+from tests.specifications import specification_of
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])
@@ -41,14 +41,14 @@ def test_a_policys_generation_settings_are_those_of_its_rollouts(finished):
 def train_with_adapters(project: Project, output: Path, zero_stage: int) -> Path:
     """The SFT stage of the small run with adapters, in this process."""
     stage = project.plan.stages["sft", project.results("sft").name]
-    spec: dict[str, Any] = copy.deepcopy(stage.spec() | {"execution": stage.execution})
-    spec["settings"] |= {"lora_dim": 4, "lora_module_name": "h.", "lora_learning_rate": 1e-2, "num_train_epochs": 1}
-    spec["execution"] |= {"zero_stage": zero_stage, "saving": {"max_shard_size": "20KB", "license": "mit"}}
+    settings = {"lora_dim": 4, "lora_module_name": "h.", "lora_learning_rate": 1e-2, "num_train_epochs": 1}
+    execution: dict[str, Any] = {"zero_stage": zero_stage, "saving": {"max_shard_size": "20KB", "license": "mit"}}
     if zero_stage == 3:
-        spec["execution"]["deepspeed_config"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+        execution["deepspeed_config"] = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    spec = specification_of(stage, settings, execution)
     paths = StagePaths(
-        [project.folder / "results/tokens" / id for id in spec["upstream"]["tokens"]],
-        [project.folder / "results/split" / id / "rows" for id in spec["upstream"]["split"]],
+        [project.folder / "results/tokens" / id for id in spec.upstream.tokens],
+        [project.folder / "results/split" / id / "rows" for id in spec.upstream.split],
         output,
         output.parent / f"state-{output.name}",
     )

@@ -35,9 +35,9 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     config["defaults"]["sft"] = sft
     plan = plan_of(config, tmp_path)
     stage = plan.stages["sft", plan.runs[0].stages["sft"]]
-    made = [f"results/tokens/{id}" for id in stage.upstream["tokens"]]
-    made += [f"results/split/{id}/rows" for id in stage.upstream["split"]]
-    made += [f"resources/models/{stage.upstream['model']}/model"]
+    made = [f"results/tokens/{id}" for id in stage.upstream.tokens]
+    made += [f"results/split/{id}/rows" for id in stage.upstream.split]
+    made += [f"resources/models/{stage.upstream.model}/model"]
     made += [f"results/sft/{stage.id}/{name}" for name in ("spec.yaml", "memory_plan.json")]
     given = ("--configfile", write_config(tmp_path, config))
     run(tmp_path, "--cores", "2", *given, "--", *made)

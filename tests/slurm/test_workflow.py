@@ -136,7 +136,7 @@ def test_slurm_accepts_the_largest_recipe(tmp_path: Path, monkeypatch: pytest.Mo
             (folder / ("arrow" if stage.kind == "dataset" else "model")).mkdir(parents=True)
             (folder / "report.json").write_text("{}")
             if stage.kind == "model":
-                OPT[stage.settings["source"]["hub"]].save_pretrained(folder / "model")
+                OPT[stage.settings.source.hub].save_pretrained(folder / "model")
             (folder / "manifest.json").write_text(json.dumps(facts))
         elif stage.kind != kind:
             (tmp_path / "results" / stage.kind / stage.id / ("rows" if stage.kind == "split" else "model")).mkdir(

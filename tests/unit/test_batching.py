@@ -16,6 +16,7 @@ from rlhf.evaluation.frame import Evaluation, unseen_prompts
 from rlhf.runtime.files import read_json, write_json
 from rlhf.training.sft import AnswerLikelihood, load_rows
 from rlhf.training.stage import StagePaths
+from tests.specifications import specification
 
 
 def write_dataset(folder: Path, split: str, rows: int) -> Path:
@@ -170,13 +171,14 @@ def test_micro_batches_count_packed_sequences(world_size):
 def unseen_rows(tmp_path):
     """What a stage keeps of the unseen rows: (dataset, row in it) of each, for datasets in some order."""
 
-    def kept(rows: dict[str, int], limit: int, seed: int = 1, max_seq_len: int = 9) -> list[tuple[str, int]]:
+    def kept(rows: dict[str, int], limit: int, seed: int = 1) -> list[tuple[str, int]]:
         folders = [tmp_path / name for name in rows]
         for folder, count in zip(folders, rows.values(), strict=True):
             for split in ("train", "eval"):
                 write_dataset(folder, split, count)
-        settings = {"data_weights": None, "max_seq_len": max_seq_len, "max_eval_rows": limit}
-        stage = SimpleNamespace(settings=settings, seed=seed, paths=StagePaths(folders, folders, tmp_path, tmp_path))
+        settings = {"data_weights": [1.0] * len(rows), "max_seq_len": 9, "max_eval_rows": limit}
+        paths = StagePaths(folders, folders, tmp_path, tmp_path)
+        stage = SimpleNamespace(settings=specification("sft", settings).settings, seed=seed, paths=paths)
         _, unseen = load_rows(stage, AnswerLikelihood(), "sft")
         names = list(rows)
         return [(names[dataset], row) for dataset, row in map(unseen.place, range(len(unseen)))]
@@ -236,7 +238,7 @@ def test_prompts_to_answer_are_a_sample_of_all_datasets(tmp_path):
     chosen = {}
     for names in ("ab", "ba"):
         folders = [tmp_path / name for name in names]
-        spec = {"settings": {"max_prompt_seq_len": 5, "prompts": 40}, "seed": 1234}
+        spec = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=5, prompts=40), seed=1234)
         corpus, rows = unseen_prompts(Evaluation(spec, StagePaths(folders, folders, tmp_path, tmp_path)))
         chosen[names] = [(names[dataset], row) for dataset, row in map(corpus.place, rows)]
     assert chosen["ab"] == chosen["ba"]

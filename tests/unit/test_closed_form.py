@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.memory.article import article_activations, article_weights
 from rlhf.memory.blueprint import Blueprint, materialise, weights
@@ -46,7 +47,7 @@ def configuration(shape: Shape) -> PreTrainedConfig:
 
 def live_after_forward(shape: Shape, layers: int, checkpointing: bool) -> int:
     """Bytes beside the weights, on fake tensors."""
-    optimization = {"lora_dim": 0, "lora_module_name": "", "dropout": None}
+    optimization = Optimization()
     model = Blueprint(configuration(shape), "lm", "bf16", optimization, checkpointing).build(layers)
     with FakeTensorMode(allow_non_fake_inputs=True):
         materialise(model)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.config import Plan, resolve
+from rlhf.config import Plan, dumped, resolve
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.consistency import HYBRID_ENGINE
 from rlhf.config.expand import deep_merge
@@ -42,7 +42,7 @@ def plan(**experiment: Any) -> Plan:
 
 def settings_of(plan: Plan, kind: str) -> dict[str, Any]:
     (stage,) = plan.of_kind(kind)
-    return stage.settings
+    return dumped(stage.settings)
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_only_the_resulting_values_are_part_of_an_id() -> None:
 
 def test_compatibility_can_be_swept() -> None:
     resolved = plan(sweep={"compatibility": [None, "deepspeed_chat"]})
-    assert [stage.settings["score_at"] for stage in resolved.of_kind("ppo")] == ["eos", "before_eos"]
+    assert [stage.settings.score_at for stage in resolved.of_kind("ppo")] == ["eos", "before_eos"]
 
 
 @pytest.mark.parametrize("value", ["deepspeed-chat", ["deepspeed_chat"]])
@@ -186,9 +186,9 @@ def test_rewards_advantages_and_returns_follow_its_loops() -> None:
     mask = (torch.arange(ANSWER) < torch.tensor([[3], [4], [1]])).float()
     logprobs, ref, values = (torch.randn(3, ANSWER, generator=generator) for _ in range(3))
     score = torch.tensor([0.7, -9.0, 6.0])  # two of them are clipped
-    settings = PpoSettings.model_validate(PRESET["ppo"]).model_dump()
+    settings = PpoSettings.model_validate(PRESET["ppo"])
     scores = Scores(logprobs * mask, ref * mask, torch.zeros(3, ANSWER), values * mask, score)
-    experience = make_experience(SAMPLES, scores, settings, settings["kl_coefficient"])
+    experience = make_experience(SAMPLES, scores, settings, settings.kl_coefficient)
     before = [0.0] * (PROMPT - 1)  # what lies in the prompt plays no part
     for row in range(3):
         tables = [before + table[row].double().tolist() for table in (logprobs, ref, values)]

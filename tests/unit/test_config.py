@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config import Fingerprints, Plan, parse, resolve
+from rlhf.config import Fingerprints, Plan, dumped, parse, resolve
 from rlhf.config.expand import deep_merge
-from rlhf.config.identity import slug, stage_id
+from rlhf.config.identity import REVISIONS, slug, stage_id
 from rlhf.errors import UserError
 
 STAGES = {"dataset", "policy", "reward_model", "sft", "reward", "ppo"}
@@ -69,7 +69,7 @@ def test_a_reward_model_can_start_from_the_sft_model_of_its_run() -> None:
     config = make_config(reward={"start_from": "sft"}, reward_model=None, seeds=[1, 2])
     resolved = plan(config)
     for run in resolved.runs:
-        assert resolved.stages["reward", run.stages["reward"]].upstream["sft"] == run.stages["sft"]
+        assert resolved.stages["reward", run.stages["reward"]].upstream.sft == run.stages["sft"]
     assert len(resolved.of_kind("model")) == len(resolved.of_kind("tokens")) == 1  # one family for all
     assert "reward.start_from is sft" in refused(make_config(reward={"start_from": "sft"}))
 
@@ -82,7 +82,7 @@ def test_weights_belong_to_training_and_not_to_the_data_or_evaluation_rows() -> 
     before, after = plan(config), plan(weighted)
     assert {stage.id for stage in before.of_kind("split")} == {stage.id for stage in after.of_kind("split")}
     for kind in ("sft", "reward", "ppo"):
-        assert [stage.settings["data_weights"] for stage in after.of_kind(kind)] == [[1.0, 2.5]]
+        assert [stage.settings.data_weights for stage in after.of_kind(kind)] == [[1.0, 2.5]]
     assert ids(with_value(config, "defaults.data_weights", {"more": 1.0})) == ids(config)
     assert "data_weights: 'mor' is not in data_path: pairs, more" in refused(
         with_value(config, "defaults.data_weights", {"mor": 2.0})
@@ -101,7 +101,7 @@ def test_a_chat_template_belongs_to_the_tokens_and_its_text_not_to_the_dataset()
     tokens = [{stage.id for stage in each.of_kind("tokens")} for each in (plain, own, written, other)]
     assert len(set.union(*tokens)) == 8  # of two models each
     for stage in written.of_kind("tokens"):
-        assert stage.settings == {"chat_template": "{{ messages }}"}
+        assert dumped(stage.settings) == {"chat_template": "{{ messages }}"}
 
 
 def test_packing_is_how_a_stage_runs() -> None:
@@ -117,15 +117,15 @@ def test_a_run_has_every_stage_in_the_plan() -> None:
     for kind in ("sft", "reward", "ppo", *EVALUATIONS):
         assert [stage.id for stage in resolved.of_kind(kind)] == [run.stages[kind]]
     ppo = resolved.stages["ppo", run.stages["ppo"]]
-    assert ppo.upstream["sft"] == run.stages["sft"]
-    assert ppo.upstream["reward"] == run.stages["reward"]
+    assert ppo.upstream.sft == run.stages["sft"]
+    assert ppo.upstream.reward == run.stages["reward"]
 
 
 def test_upstream_ids_are_in_the_plan() -> None:
     resolved = plan(make_config(seeds=[1, 2], sweep={"ppo.kl_coefficient": [0.0, 0.1]}))
     known = {identifier for _, identifier in resolved.stages}
     for stage in resolved.stages.values():
-        for value in stage.upstream.values():
+        for value in dumped(stage.upstream).values():
             assert set([value] if isinstance(value, str) else value) <= known
 
 
@@ -194,7 +194,7 @@ def test_how_a_stage_runs_changes_no_id(stage: str, key: str, value: Any) -> Non
     other = with_value(base, f"defaults.{stage}.execution.{key}", value)
     assert changed(ids(base), ids(other)) == set()
     kind = "baseline" if stage == "evaluation" else stage
-    assert plan(other).of_kind(kind)[0].execution[key] == value
+    assert getattr(plan(other).of_kind(kind)[0].job, key) == value
 
 
 def test_defaults_written_out_change_no_id() -> None:
@@ -214,6 +214,15 @@ def test_an_id_is_a_label_and_eight_hex_digits() -> None:
     assert len(identifier.rsplit("-", 1)[1]) == 8
     assert identifier != stage_id("Org/Model 7B", "sft", {"a": 1}, {})
     assert identifier == stage_id("Org/Model 7B", "model", {"a": 1}, {})
+
+
+def test_code_that_gives_other_results_gives_its_kind_other_ids(monkeypatch):
+    """And no other kind: a dataset need not be cached again because SFT computes something else."""
+    before = {kind: stage_id("x", kind, {}, {}) for kind in ("sft", "dataset")}
+    monkeypatch.setitem(REVISIONS, "sft", REVISIONS["sft"] + 1)
+    after = {kind: stage_id("x", kind, {}, {}) for kind in before}
+    assert after["sft"] != before["sft"]
+    assert after["dataset"] == before["dataset"]
 
 
 @pytest.mark.parametrize("text", ["../../etc", "", "...", "ÄÖÜ", "a" * 100])
@@ -383,7 +392,7 @@ def test_a_dataset_may_have_a_split_of_its_own() -> None:
     config = make_config(data_path=["pairs", "instructions"], data_split="2,4,4")
     config["datasets"]["instructions"] = {"source": {"hub": "org/tasks"}, "data_split": "1,0,0"}
     resolved = plan(config)
-    assert [stage.settings["data_split"] for stage in resolved.of_kind("split")] == ["2,4,4", "1,0,0"]
+    assert [stage.settings.data_split for stage in resolved.of_kind("split")] == ["2,4,4", "1,0,0"]
     without = plan(with_value(config, "datasets.instructions.data_split", None))
     assert {stage.id for stage in resolved.of_kind("dataset")} == {stage.id for stage in without.of_kind("dataset")}
 
@@ -400,7 +409,7 @@ def test_minibatches_must_divide_the_rollout() -> None:
 def test_an_overlay_is_judged_together_with_the_defaults() -> None:
     config = with_value(make_config(ppo={"minibatches": 3}), "defaults.ppo.prompts_per_rollout", 96)
     (ppo,) = plan(config).of_kind("ppo")
-    assert (ppo.settings["prompts_per_rollout"], ppo.settings["minibatches"]) == (96, 3)
+    assert (ppo.settings.prompts_per_rollout, ppo.settings.minibatches) == (96, 3)
 
 
 @pytest.mark.parametrize("source", [{}, {"hub": "a/b", "path": "c"}])

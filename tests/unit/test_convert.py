@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rlhf.config import Plan, resolve
+from rlhf.config.sources import ModelSource
 from rlhf.convert.__main__ import parse_args, run
 from rlhf.convert.arguments import PROGRAMS
 from rlhf.convert.documentation import DOCUMENT
@@ -134,9 +135,7 @@ def test_the_articles_scripts_are_the_recipe(converted, recipe: Plan, phase: str
     assert mine.settings == published.settings
     assert mine.seed == published.seed == 1234
     unknown = {"threads", "mem_mb", "runtime"}  # no script says these
-    assert {k: v for k, v in mine.execution.items() if k not in unknown} == {
-        k: v for k, v in published.execution.items() if k not in unknown
-    }
+    assert mine.job.model_dump(exclude=unknown) == published.job.model_dump(exclude=unknown)
 
 
 def test_data_models_and_split_are_those_of_the_recipe(converted, recipe: Plan) -> None:
@@ -158,7 +157,7 @@ def test_flags_without_an_effect_are_comments_with_the_reason(converted) -> None
 def test_variables_can_be_set_for_all_steps_or_one(converted) -> None:
     options = ("--gpus", "8", "--set", "ZERO_STAGE=2", "--set", "reward.ZERO_STAGE=1")
     resolved = plan(converted(SCRIPTS, *options))
-    assert [resolved.of_kind(phase)[0].execution["zero_stage"] for phase in ("sft", "reward")] == [2, 1]
+    assert [resolved.of_kind(phase)[0].execution.zero_stage for phase in ("sft", "reward")] == [2, 1]
 
 
 def test_one_step_needs_the_other_model(converted) -> None:
@@ -168,9 +167,7 @@ def test_one_step_needs_the_other_model(converted) -> None:
     assert "no script was given for reward and ppo" in text
     (run_of_it,) = plan(text).runs
     assert run_of_it.experiment == "mine"
-    assert {"hub": None, "path": "./models/small", "revision": None} in [
-        stage.settings["source"] for stage in plan(text).of_kind("model")
-    ]
+    assert ModelSource(path="./models/small") in [stage.settings.source for stage in plan(text).of_kind("model")]
 
 
 def test_the_number_of_gpus_is_asked_for_where_the_launcher_takes_all(converted) -> None:
@@ -178,18 +175,18 @@ def test_the_number_of_gpus_is_asked_for_where_the_launcher_takes_all(converted)
         converted(SCRIPTS)
     counted = {phase: script.replace("deepspeed ", "deepspeed --num_gpus 4 ", 1) for phase, script in SCRIPTS.items()}
     (sft,) = plan(converted(counted)).of_kind("sft")
-    assert (sft.execution["gpus_per_node"], sft.settings["global_batch_size"]) == (4, 16)
+    assert (sft.execution.gpus_per_node, sft.settings.global_batch_size) == (4, 16)
     (sft,) = plan(converted(counted, "--nodes", "2")).of_kind("sft")
-    assert (sft.execution["nodes"], sft.settings["global_batch_size"]) == (2, 32)
+    assert (sft.execution.nodes, sft.settings.global_batch_size) == (2, 32)
 
 
 def test_a_command_line_does_as_well_as_a_file(capsys) -> None:
     line = "deepspeed --num_gpus 2 main.py --model_name_or_path facebook/opt-125m --gradient_accumulation_steps 3"
     run(parse_args(["--sft", line, "--reward-model", "facebook/opt-125m"]))
     (sft,) = plan(capsys.readouterr().out).of_kind("sft")
-    assert sft.settings["global_batch_size"] == 16 * 2 * 3
-    assert sft.settings["learning_rate"] == 1e-3  # DeepSpeed-Chat's default, not the one here
-    assert sft.settings["dtype"] == "fp16"
+    assert sft.settings.global_batch_size == 16 * 2 * 3
+    assert sft.settings.learning_rate == 1e-3  # DeepSpeed-Chat's default, not the one here
+    assert sft.settings.dtype == "fp16"
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
@@ -223,7 +220,7 @@ def test_rollouts_and_minibatches(converted, generation, batches, training, accu
         f"--per_device_generation_batch_size {generation} --generation_batches {batches}",
         f"--per_device_training_batch_size {training} --gradient_accumulation_steps {accumulation}",
     )
-    assert (settings["prompts_per_rollout"], settings["minibatches"]) == expected
+    assert (settings.prompts_per_rollout, settings.minibatches) == expected
 
 
 def test_steps_that_straddle_rollouts_are_refused(converted) -> None:
@@ -233,14 +230,14 @@ def test_steps_that_straddle_rollouts_are_refused(converted) -> None:
 
 def test_average_mix_and_adapters_of_ppo(converted) -> None:
     plain, _ = ppo_settings(converted)
-    assert (plain["ema_decay"], plain["ptx_coefficient"], plain["actor"]["only_optimize_lora"]) == (None, 0.0, False)
+    assert (plain.ema_decay, plain.ptx_coefficient, plain.actor.only_optimize_lora) == (None, 0.0, False)
     corpus = "--unsupervised_dataset_name wikitext --unsupervised_dataset_config_name wikitext-103-raw-v1"
     settings, text = ppo_settings(
         converted, "--enable_ema --only_optimize_lora --critic_lora_dim 8 --dtype bf16", corpus
     )
-    assert (settings["ema_decay"], settings["ptx_coefficient"], settings["ptx_rows_per_step"]) == (0.992, 27.8, 32)
-    assert settings["actor"]["only_optimize_lora"] and settings["critic"]["only_optimize_lora"]
-    assert (settings["critic"]["lora_dim"], settings["dtype"]) == (8, "bf16")
+    assert (settings.ema_decay, settings.ptx_coefficient, settings.ptx_rows_per_step) == (0.992, 27.8, 32)
+    assert settings.actor.only_optimize_lora and settings.critic.only_optimize_lora
+    assert (settings.critic.lora_dim, settings.dtype) == (8, "bf16")
     assert "not wikitext" in text
 
 
@@ -249,14 +246,14 @@ def test_ppo_dropout_and_a_missing_seed_are_noted(converted) -> None:
     text = converted({"ppo": line}, "--policy", "org/a", "--reward-model", "org/b")
     assert "has a dropout of 0.1 in the actor" in text
     assert "gives no seed" in text
-    assert plan(text).of_kind("ppo")[0].settings["actor"]["dropout"] == 0.0
+    assert plan(text).of_kind("ppo")[0].settings.actor.dropout == 0.0
 
 
 @pytest.mark.parametrize(("zero", "offload"), [(0, False), (2, True)])
 def test_offload_needs_zero(converted, zero: int, offload: bool) -> None:
     line = f"deepspeed --num_gpus 1 main.py --model_name_or_path org/a --offload --zero_stage {zero}"
     text = converted({"sft": line}, "--reward-model", "org/a")
-    assert plan(text).of_kind("sft")[0].execution["offload"] is offload
+    assert plan(text).of_kind("sft")[0].execution.offload is offload
     assert ("--offload of sft is left out" in text) is not offload
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from rlhf.config.stages import Optimization, RewardSettings, SftSettings
 from rlhf.errors import UserError
 from rlhf.memory import dryrun
 from rlhf.memory.blueprint import Blueprint, count, count_parameters
@@ -45,7 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 PATTERNS = {"opt": "decoder.layers.", "llama": "layers.", "gpt2": "h.", "gpt_neox": "layers."}
-SETTINGS = {"loss_on": "completion", "loss": "token_wise", "max_seq_len": 24}
+SFT, REWARD = SftSettings(max_seq_len=24), RewardSettings(loss="token_wise", max_seq_len=24)
 
 
 def blueprint(
@@ -55,13 +56,7 @@ def blueprint(
         family, **SHAPES[family], vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=1, bos_token_id=None
     )
     config.num_hidden_layers = layers
-    optimization = {
-        "lora_dim": lora,
-        "lora_module_name": PATTERNS[family],
-        "lora_alpha": None,
-        "only_optimize_lora": False,
-        "dropout": None,
-    }
+    optimization = Optimization(lora_dim=lora, lora_module_name=PATTERNS[family])
     return Blueprint(config, head, dtype, optimization, checkpointing, "sft")
 
 
@@ -70,7 +65,7 @@ def blueprint(
 @pytest.mark.parametrize("family", SHAPES)
 def test_fake_tensors_hold_what_real_ones_hold(family: str, lora: int, checkpointing: bool) -> None:
     plan = blueprint(family, lora, checkpointing)
-    program = supervised_program("sft", SETTINGS, 3, True, 4)
+    program = supervised_program(SFT, 3, True, 4)
     executed = trace(plan.build(device="cpu"), plan, 3, program)
     assert dry_run(plan, program, cuda=False).items() >= executed.items()
     largest = max(executed.values(), key=lambda peak: peak.total)
@@ -80,7 +75,7 @@ def test_fake_tensors_hold_what_real_ones_hold(family: str, lora: int, checkpoin
 
 def test_the_pair_loss_in_16_bit_is_traced_too() -> None:
     plan = blueprint("gpt_neox", 4, False, "bf16", head="score")
-    program = supervised_program("reward", SETTINGS, 2, False, 2)
+    program = supervised_program(REWARD, 2, False, 2)
     executed = trace(plan.build(device="cpu"), plan, 3, program)
     assert dry_run(plan, program, cuda=False).items() >= executed.items()
     assert {place.split("|")[0] for place in executed} == {FIRST, EVALUATION}
@@ -92,7 +87,7 @@ def test_the_pair_loss_in_16_bit_is_traced_too() -> None:
 )
 def test_few_layers_tell_of_many(family: str, lora: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = blueprint(family, lora, checkpointing, "bf16", layers=7)
-    program = supervised_program("sft", SETTINGS, 3, True, 4)
+    program = supervised_program(SFT, 3, True, 4)
     short = dry_run(plan, program)
     counts = count(plan, lambda model: [list(model.parameters())])
     monkeypatch.setattr(dryrun, "SHORT", (4, 7))
@@ -131,7 +126,7 @@ def test_a_family_without_a_score_head_is_named() -> None:
 
 def test_gradients_wait_for_the_later_micro_batch() -> None:
     plan = blueprint("gpt2")
-    program = supervised_program("sft", SETTINGS, 3, True, 4)
+    program = supervised_program(SFT, 3, True, 4)
     places = dry_run(plan, program, cuda=False)
     trained = places[f"{LATER}|forward|before"].kinds[GRADIENTS]
     assert trained == places[f"{LATER}|forward|before"].kinds[WEIGHTS] - _buffers(plan)
@@ -149,7 +144,7 @@ def test_dropout_on_cuda_keeps_one_byte_each() -> None:
     plan.config.attention_dropout = 0.0
     with_dropout, without = copy.deepcopy(plan), copy.deepcopy(plan)
     without.config.dropout = 0.0
-    program = supervised_program("sft", SETTINGS, 4, False, 1)
+    program = supervised_program(SFT, 4, False, 1)
     place = f"{FIRST}|forward|last"
     held = [dry_run(p, program)[place].total for p in (with_dropout, without)]
     tokens, width, masks = 4 * 24, 32, 2 * 2 + 1  # two in each layer, and the last one is still at work

@@ -21,11 +21,12 @@ from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.weights import is_partitioned, plain_weights
+from tests.specifications import changed
 from tests.unit.conftest import ListCorpus
 from tests.unit.test_training import OPTIMIZATION, engine_settings
 
 # Clipping and decay act, so that a wrong norm or a step too many shows in the weights.
-SETTINGS = OPTIMIZATION | {"gradient_clipping": 0.5, "weight_decay": 0.1}
+SETTINGS = changed(OPTIMIZATION, gradient_clipping=0.5, weight_decay=0.1)
 ADAPTERS = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2}
 
 
@@ -44,7 +45,7 @@ def steps(trainer: Trainer, corpus: ListCorpus, number: int, objective=None, aft
 
 def train(folder: Path, corpus: ListCorpus, output: Path, lora: bool = False, **changes) -> tuple[list, dict, dict]:
     """Norms of three steps; the weights that are saved, and those of the average."""
-    settings, engine = SETTINGS | (ADAPTERS if lora else {}), engine_settings(micro_batch_size=4, **changes)
+    settings, engine = changed(SETTINGS, **(ADAPTERS if lora else {})), engine_settings(micro_batch_size=4, **changes)
     model = load_policy(folder, engine.dtype, zero3=partitioned_loading(settings, engine))
     torch.manual_seed(0)
     add_lora(model, settings, "sft")
@@ -125,8 +126,10 @@ def test_gradient_checkpointing_is_seen_to_save_memory(family_folder, list_corpu
     kept = {}
     for checkpointing in (False, True):
         model = load_policy(family_folder, "fp32")
-        settings = SETTINGS | ADAPTERS | {"lora_module_name": "1.", "lora_dim": 4 if lora else 0}
-        add_lora(model, settings | {"only_optimize_lora": True}, "sft")  # nothing below layer 1 has a gradient
+        settings = changed(
+            SETTINGS, **ADAPTERS | {"lora_module_name": "1.", "lora_dim": 4 if lora else 0, "only_optimize_lora": True}
+        )
+        add_lora(model, settings, "sft")  # nothing below layer 1 has a gradient
         trainer = Trainer(model, settings, engine_settings(gradient_checkpointing=checkpointing), 2)
         kept[checkpointing] = saved_bytes(trainer, list_corpus)
         steps(trainer, list_corpus, 2)

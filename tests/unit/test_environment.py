@@ -119,6 +119,17 @@ def test_make_without_a_target_lists_all_targets() -> None:
     assert {line.split()[0] for line in output.splitlines()} == set(phony.split())
 
 
+def test_make_clean_removes_what_runs_leave_and_keeps_the_projects_own_measurements(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    files = subprocess.run(["git", "ls-files", "benchmarks"], cwd=ROOT, text=True, capture_output=True, check=True)
+    kept = {tmp_path / name for name in files.stdout.split()}
+    for file in kept | {tmp_path / "benchmarks/sft/id.jsonl", tmp_path / "results/sft/id/manifest.json"}:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True)
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == kept | {tmp_path / "Makefile"}
+
+
 def test_make_refuses_an_old_python(tmp_path: Path) -> None:
     # A Python that says no to every check stands for an old one; a venv of its own keeps the real one out of it.
     old = tmp_path / "old-python"

@@ -28,6 +28,7 @@ from rlhf.runtime.files import (
     write_text,
 )
 from rlhf.runtime.manifest import utc_now, write_manifest
+from tests.specifications import specification
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -266,6 +267,6 @@ def test_a_manifest_lists_no_leftover_of_a_killed_attempt(tmp_path: Path) -> Non
     make_leftover(tmp_path, 1, "elsewhere")
     (tmp_path / ".memory.json.1@elsewhere.abcdefgh").write_text("{")
     (tmp_path / "memory.json").write_text("{}")
-    write_manifest(tmp_path, utc_now(), {"stage": "sft", "id": "x", "seed": 1}, {})
+    write_manifest(tmp_path, utc_now(), specification("sft"), {})
     assert read_json(tmp_path / "manifest.json")["outputs"].keys() == {"memory.json"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "memory.json"]

@@ -25,7 +25,8 @@ from rlhf.config import (
     require,
     resolve,
 )
-from rlhf.config.stages import TrainExecution
+from rlhf.config.section import Section
+from rlhf.config.stages import SftExecution
 from rlhf.errors import UserError
 from rlhf.runtime.launch import Launch, launch
 
@@ -35,7 +36,7 @@ LAUNCHER = Path(__file__).resolve().parents[2] / "workflow/scripts/launch.py"
 
 
 def stage(**execution: Any) -> Stage:
-    return Stage("sft", "tiny-0000000a", {}, {}, execution=TrainExecution(**execution).model_dump())
+    return Stage("sft", "tiny-0000000a", Section(), Section(), execution=SftExecution(**execution))
 
 
 def asked(**execution: Any) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def test_the_launcher_becomes_the_script(tmp_path: Path) -> None:
     """The same process, so that signals reach it, and its own exit status."""
     script = tmp_path / "train.py"
     script.write_text("import json, os, sys\nprint(os.getpid(), json.dumps(sys.argv[1:]))\nsys.exit(75)\n")
-    arguments = ["--execution", json.dumps(stage().execution), "--output", "results/sft/a", "--text", "it's $HOME"]
+    arguments = ["--execution", stage().job.model_dump_json(), "--output", "results/sft/a", "--text", "it's $HOME"]
     environment = {name: text for name, text in os.environ.items() if not name.startswith("SLURM_")}
     process = subprocess.Popen(
         [sys.executable, LAUNCHER, script, *arguments], env=environment, stdout=subprocess.PIPE, text=True

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.config.sources import DatasetSettings
-from rlhf.config.stages import SftSettings
 from rlhf.data.dataset import cache_dataset
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
@@ -18,6 +17,7 @@ from rlhf.runtime.files import read_jsonl
 from rlhf.training.sft import AnswerLikelihood, collate_packed, train_sft
 from rlhf.training.stage import Stage, StagePaths
 from rlhf.training.supervised import mean_loss
+from tests.specifications import specification
 
 CAPACITY = 40
 
@@ -95,14 +95,18 @@ def run(rows, model, output, packing, chat_template=None) -> list[dict]:
     """A short SFT run; returns its metrics."""
     if not (output / "tokens").exists():
         tokenize(rows / "dataset", model, output / "tokens", chat_template=chat_template)
-    settings = SftSettings(
-        global_batch_size=8, num_train_epochs=2, learning_rate=1e-3, max_seq_len=CAPACITY, dtype="fp32", dropout=0.0
-    ).model_dump(mode="json")
-    execution = settings.pop("execution") | {"packing": packing, "per_device_train_batch_size": 2}
-    spec = {"stage": "sft", "id": "x-00000000", "seed": 1, "settings": settings | {"data_weights": [1.5]}}
+    settings = {
+        "global_batch_size": 8,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "max_seq_len": CAPACITY,
+        "dtype": "fp32",
+        "dropout": 0.0,
+        "data_weights": [1.5],
+    }
+    spec = specification("sft", settings, {"packing": packing, "per_device_train_batch_size": 2})
     paths = StagePaths([output / "tokens"], [rows / "split"], output / str(packing), output / f"state-{packing}")
-    upstream = {"model": "m-00000000", "tokens": [], "split": []}
-    with Stage(spec | {"upstream": upstream, "execution": execution}, paths) as stage:
+    with Stage(spec, paths) as stage:
         train_sft(stage, model)
     return list(read_jsonl(output / str(packing) / "metrics.jsonl"))
 

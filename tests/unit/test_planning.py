@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf.config import resolve
-from rlhf.config.stages import PpoSettings, SftSettings
+from rlhf.config.memory import MemorySettings
+from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettings, SftSection
 from rlhf.errors import UserError
-from rlhf.memory.blueprint import Blueprint, Counts
+from rlhf.memory.blueprint import Blueprint, Counts, count_parameters
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
 from rlhf.memory.dryrun import Run, dry_run, trace
 from rlhf.memory.host import LIBRARIES, host_memory
@@ -38,6 +39,7 @@ from rlhf.planning.ppo import (
     update_program,
 )
 from rlhf.ppo.losses import log_ratio, policy_loss
+from tests.specifications import specification
 
 ROWS, PROMPT, ANSWER = 3, 10, 6
 WORKED = {"max_prompt_seq_len": PROMPT, "max_answer_seq_len": ANSWER}
@@ -59,7 +61,7 @@ def rectangle() -> Any:
 
 
 def programs() -> dict[str, Any]:
-    settings = PpoSettings(**WORKED).model_dump(mode="json")
+    settings = PpoSettings(**WORKED)
     return {
         "generation": ("lm", generation_program(ROWS, PROMPT, ANSWER)),
         "policy scores": ("lm", scoring_program(rectangle(), "policy", 0.7)),
@@ -73,7 +75,7 @@ def programs() -> dict[str, Any]:
 @pytest.mark.parametrize("name", programs())
 def test_parts_of_ppo_hold_what_real_tensors_hold(name: str) -> None:
     head, program = programs()[name]
-    optimization = {"lora_dim": 0, "lora_module_name": "", "dropout": 0.0}
+    optimization = Optimization(dropout=0.0)
     plan = Blueprint(opt(), head, "fp32", optimization)
     executed = trace(plan.build(device="cpu"), plan, 3, program)
     assert dry_run(plan, program, cuda=False).items() >= executed.items()
@@ -119,11 +121,8 @@ def test_the_cache_holds_keys_and_values_of_all_tokens() -> None:
 
 def ppo_plan(execution: dict[str, Any], device: Device | None, on_misfit: str = "warn") -> dict[str, Any]:
     actor = {"lora_dim": 128}
-    settings = PpoSettings(dtype="fp16", prompts_per_rollout=4, actor=actor, execution=execution).model_dump(
-        mode="json"
-    )
-    how = settings.pop("execution")
-    return plan_stage("ppo", settings, how, {"policy": OPT_13B, "reward": OPT_350M}, device, on_misfit)
+    section = PpoSection(dtype="fp16", prompts_per_rollout=4, actor=actor, execution=execution)
+    return plan_stage("ppo", section, section.execution, {"policy": OPT_13B, "reward": OPT_350M}, device, on_misfit)
 
 
 def test_ppo_of_13b_on_one_gpu_is_the_worked_example() -> None:
@@ -148,11 +147,8 @@ def test_ppo_of_13b_on_one_gpu_is_the_worked_example() -> None:
 
 
 def sft_plan(device: Device | None, on_misfit: str, **execution: Any) -> dict[str, Any]:
-    settings = SftSettings(dtype="fp16", lora_dim=128, global_batch_size=32, execution=execution).model_dump(
-        mode="json"
-    )
-    how = settings.pop("execution")
-    return plan_stage("sft", settings, how, {"model": OPT_13B}, device, on_misfit)
+    section = SftSection(dtype="fp16", lora_dim=128, global_batch_size=32, execution=execution)
+    return plan_stage("sft", section, section.execution, {"model": OPT_13B}, device, on_misfit)
 
 
 def test_steps_make_it_fit_and_the_plan_says_which() -> None:
@@ -184,9 +180,8 @@ def test_a_warning_changes_nothing() -> None:
 
 
 def test_on_the_cpu_tensors_are_host_memory() -> None:
-    settings = SftSettings(dtype="fp32", max_seq_len=32, execution={}).model_dump(mode="json")
-    how = settings.pop("execution")
-    plan = plan_stage("sft", settings, how, {"model": opt()}, None)
+    section = SftSection(dtype="fp32", max_seq_len=32)
+    plan = plan_stage("sft", section, section.execution, {"model": opt()}, None)
     assert plan["expected_device"] is None
     assert plan["resources"]["gpus"] == 0
     assert plan["host"]["node"] >= plan["expected_allocated"]
@@ -201,14 +196,15 @@ def test_the_article_stands_beside_the_closed_form() -> None:
 
 
 def test_the_ladder_keeps_the_result_and_starts_with_what_is_free() -> None:
-    execution = PpoSettings(execution={"gpus_per_node": 4}).model_dump(mode="json")["execution"]
-    steps = list(ladder("ppo", execution, 10**9))
+    execution = PpoExecution(gpus_per_node=4)
+    steps = list(ladder(execution, 10**9))
     names = [step.name for step in steps]
     assert names[0] == "actor_gradient_checkpointing"
     assert names.index("offload_reference_model") < names.index("actor_zero_stage 3") < names.index("offload")
-    assert {key for step in steps for key in step.change} <= execution.keys()
-    assert "offload" in [step.name for step in ladder("ppo", {**execution, "gpus_per_node": 1}, 10**9)]
-    assert not [n for n in (s.name for s in ladder("ppo", {**execution, "gpus_per_node": 1}, 10**9)) if "zero" in n]
+    assert {key for step in steps for key in step.change} <= PpoExecution.model_fields.keys()
+    alone = [step.name for step in ladder(PpoExecution(gpus_per_node=1), 10**9)]
+    assert "offload" in alone
+    assert not [name for name in alone if "zero" in name]
 
 
 def test_three_numbers_of_a_device() -> None:
@@ -226,17 +222,14 @@ def test_how_memory_is_planned_is_no_part_of_a_stage() -> None:
     config["defaults"]["memory"] = {"gpu": "l4", "on_misfit": "refuse"}
     planned = resolve(config, lambda path, key: "")
     assert planned.stages.keys() == plain.stages.keys()
-    assert {stage.memory["gpu"] for stage in planned.of_kind("ppo")} == {"l4"}
+    assert {stage.memory.gpu for stage in planned.of_kind("ppo")} == {"l4"}
     assert all("memory" not in stage.spec()["settings"] for stage in planned.of_kind("sft"))
 
 
 def test_a_plan_is_made_from_the_files_of_a_stage(folder: Path, tmp_path: Path) -> None:
-    settings = SftSettings.model_validate({"dtype": "fp32", "max_seq_len": 32}).model_dump(mode="json")
-    execution = settings.pop("execution") | {"gpus_per_node": 1}
-    spec, output = tmp_path / "spec.yaml", tmp_path / "memory_plan.json"
-    spec.write_text(yaml.safe_dump({"stage": "sft", "id": "x-00000000", "settings": settings}))
-    memory = {"gpu": None, "gpu_memory_gib": 0.1, "on_misfit": "refuse"}
-    plan = write_plan(spec, execution, memory, [folder], output)
+    stage = specification("sft", {"dtype": "fp32", "max_seq_len": 32}, {"gpus_per_node": 1}, id="x-00000000")
+    output = tmp_path / "memory_plan.json"
+    plan = write_plan(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
     assert (plan["verdict"], plan["decision"]) == ("does not fit", "refuse")
     written = json.loads(output.read_text())
     assert written == json.loads(json.dumps({"id": "x-00000000", **plan}))
@@ -266,7 +259,8 @@ def test_the_command_says_so_by_its_exit_status(folder: Path, capsys: pytest.Cap
 
 
 def partitioned(role: str, trained: int, cuda: bool = True) -> Resident:
-    counts = Counts(all=800, trained=trained, largest=100, largest_trained=100, small=0, whole=1600, groups=(trained,))
+    sizes = {"largest": 100, "largest_trained": 100, "small": 0, "whole": 1600, "page_locked": 2048}
+    counts = Counts(all=800, trained=trained, **sizes, groups=(trained,))
     return Resident(role, Engine(3, "bf16", 8, reduce_bucket=0, cuda=cuda), counts)
 
 
@@ -284,6 +278,16 @@ def test_zero_3_writes_tensor_by_tensor() -> None:
     assert save_part([partitioned("policy", 80)], "policy").total == states[80] + 3 * 200
     # On the CPU the gathered weights wait beside them.
     assert save_part([partitioned("policy", 800, cuda=False)], "policy").total == states[800] + 200 + 1600
+
+
+def test_a_model_at_rest_takes_page_locked_host_memory() -> None:
+    """Each tensor of it in a block of a power of two, on every process."""
+    counts = count_parameters(torch.nn.Linear(5, 3), lambda model: [])  # 60 bytes and 12
+    assert (counts.whole, counts.page_locked) == (72, 64 + 16)
+    resting = Resident("reference", Engine(0, "fp32", 1), counts, on_device=False)
+    host = host_memory([resting], [], processes=4, accumulates=False, cuda=True)
+    assert host.steady == LIBRARIES[True] + 80
+    assert host.load == LIBRARIES[True] + 72 + 80
 
 
 def test_under_zero_3_the_first_process_alone_reads_the_files() -> None:

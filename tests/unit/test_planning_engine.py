@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from rlhf.config.stages import SftSettings, TrainExecution
+from rlhf.config.stages import SftExecution, SftSettings
 from rlhf.memory.blueprint import Blueprint, weights
 from rlhf.memory.states import host_states, host_step_extra
 from rlhf.memory.tracker import WEIGHTS, Tracker
@@ -35,12 +35,12 @@ LENGTH, MICRO = 24, 3
 BUCKET = {"zero_optimization": {"reduce_bucket_size": 200_000}}
 
 
-def executed(settings: dict, execution: dict) -> dict[str, int]:
+def executed(settings: SftSettings, execution: SftExecution) -> dict[str, int]:
     """Peaks of making an engine, and of two steps of two micro-batches."""
     place = ["load"]
     tracker = Tracker(CONFIG.vocab_size, lambda: place[0])
-    model = Blueprint(CONFIG, "lm", settings["dtype"], settings).build(device="cpu")
-    engine = EngineSettings(execution["zero_stage"], settings["dtype"], MICRO, execution["offload"], False, BUCKET)
+    model = Blueprint(CONFIG, "lm", settings.dtype, settings).build(device="cpu")
+    engine = EngineSettings(execution.zero_stage, settings.dtype, MICRO, execution.offload, False, BUCKET)
     rows = LongestRows.of_length(LENGTH)
     with tracker:
         tracker.count(weights(model), WEIGHTS)
@@ -75,15 +75,14 @@ def test_deepspeed_holds_what_is_predicted(group: None, zero_stage: int, dtype: 
     settings = SftSettings(
         dtype=dtype, global_batch_size=2 * MICRO, max_seq_len=LENGTH, weight_decay=0.1, lora_dim=lora
     )
-    execution = TrainExecution(
+    execution = SftExecution(
         zero_stage=zero_stage, offload=offload, per_device_train_batch_size=MICRO, deepspeed_config=BUCKET
     )
-    own, how = settings.model_dump(mode="json"), execution.model_dump(mode="json")
-    forecast = forecast_supervised("sft", own, how, CONFIG, Traces(cuda=False))
+    forecast = forecast_supervised(settings, execution, CONFIG, Traces(cuda=False))
     parts = {part.name: part.total for part in forecast.parts}
     (model,) = forecast.models
     on_host = host_states(model.engine, model.counts, accumulates=True)
-    found = executed(own, how)
+    found = executed(settings, execution)
     assert parts["backward"] + on_host == pytest.approx(found["backward"], rel=0.06)
     step = parts["step"] + on_host + host_step_extra(model.engine, model.counts)
     assert step == pytest.approx(found["step"], rel=0.06)

@@ -20,6 +20,7 @@ from rlhf.ppo.statistics import UpdateStatistics
 from rlhf.ppo.update import PpoUpdate, minibatches
 from rlhf.training.engine import EngineSettings, Trainer
 from rlhf.training.faults import FaultCounter
+from tests.specifications import changed
 
 SETTINGS = PpoSettings(
     minibatches=2,
@@ -29,12 +30,12 @@ SETTINGS = PpoSettings(
     dtype="fp32",
     actor={"learning_rate": 1e-2, "adam_epsilon": 1e-3, "lr_scheduler_type": "constant", "num_warmup_steps": 0},
     critic={"learning_rate": 1e-2, "adam_epsilon": 1e-3, "lr_scheduler_type": "constant", "num_warmup_steps": 0},
-).model_dump()
+)
 
 
 def trainer(model, role: str) -> Trainer:
     settings = EngineSettings(0, "fp32", 4, offload=False, gradient_checkpointing=False, overrides={})
-    return Trainer(model, SETTINGS[role], settings, 10)
+    return Trainer(model, SETTINGS.optimization(role), settings, 10)
 
 
 @pytest.fixture
@@ -62,12 +63,12 @@ def rollout(gpt2_folder, group):
 
 
 def make(samples, scores, **changes):
-    return make_experience(samples, scores, SETTINGS | changes, kl_coefficient=0.1)
+    return make_experience(samples, scores, changed(SETTINGS, **changes), kl_coefficient=0.1)
 
 
 def train(rollout, experience, partitions, pad_id=0, **changes):
     faults = FaultCounter(Path("state"), "fp32", "stop")
-    update = PpoUpdate(rollout.actor, rollout.critic, SETTINGS | changes, pad_id, faults)
+    update = PpoUpdate(rollout.actor, rollout.critic, changed(SETTINGS, **changes), pad_id, faults)
     return update.run(experience, partitions, iteration=1, places=[])
 
 
@@ -85,9 +86,7 @@ def test_first_ratio_is_exactly_one_and_later_ones_are_not(rollout):
     metrics = statistics.metrics()
     assert metrics["ratio_max"] > 1.0
     assert metrics["approx_kl"] > 0.0
-    assert (
-        len(statistics.actor_norms) == len(statistics.critic_norms) == SETTINGS["ppo_epochs"] * SETTINGS["minibatches"]
-    )
+    assert len(statistics.actor_norms) == len(statistics.critic_norms) == SETTINGS.ppo_epochs * SETTINGS.minibatches
 
 
 def test_a_wrong_old_logprob_stops_the_update_before_the_weights_move(rollout):
@@ -213,7 +212,7 @@ def test_experience_with_no_kl_and_no_discount_returns_the_score_everywhere():
     scores = SimpleNamespace(
         logprobs=zero, ref_logprobs=zero, values=zero, score=torch.tensor([2.0, 3.0]), entropy=zero
     )
-    settings = SETTINGS | {"gamma": 1.0, "gae_lambda": 1.0, "missing_eos_penalty": 0.5}
+    settings = changed(SETTINGS, gamma=1.0, gae_lambda=1.0, missing_eos_penalty=0.5)
     experience = make_experience(samples, scores, settings, kl_coefficient=0.0)
     assert experience.mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert experience.returns.tolist() == [[2.0, 2.0, 0.0], [2.5, 2.5, 2.5]]

@@ -13,7 +13,8 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from rlhf.config import Stage, cluster_resources
-from rlhf.config.stages import TrainExecution
+from rlhf.config.section import Section
+from rlhf.config.stages import SftExecution
 from tests.slurm.project import write_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,9 +96,9 @@ class Job(SimpleNamespace):
 
 def submitted(**execution: Any) -> str:
     """Options of sbatch for a stage, by the plugin's own functions."""
-    settings = TrainExecution(**execution).model_dump()
-    asked = cluster_resources(Stage("sft", "a-00000001", {}, {}, execution=settings))
-    job = Job(mem_mb=settings["mem_mb"], runtime=settings["runtime"], nodes=settings["nodes"], **asked)
+    settings = SftExecution(**execution)
+    asked = cluster_resources(Stage("sft", "a-00000001", Section(), Section(), execution=settings))
+    job = Job(mem_mb=settings.mem_mb, runtime=settings.runtime, nodes=settings.nodes, **asked)
     names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
     return get_submit_command(job, dict.fromkeys(names, "")) + set_gres_string(job)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
 from rlhf.runtime.manifest import code_hash, utc_now, write_manifest
 from rlhf.runtime.progress import StageMetrics, format_seconds
 from rlhf.runtime.seeds import derive_seed, seed_everything
+from tests.specifications import specification
 
 # Seeds
 
@@ -268,7 +270,7 @@ def test_the_code_hash_covers_nothing_else(tmp_path: Path, file: str) -> None:
     assert code_hash(make_workflow(tmp_path / "two")) == before
 
 
-SPEC = {"stage": "sft", "id": "tiny-12345678", "seed": 7, "settings": {"learning_rate": 0.1}}
+SPEC = specification("sft", {"learning_rate": 0.1}, id="tiny-12345678", seed=7)
 
 
 def test_a_manifest_lists_the_outputs_with_their_hashes_and_not_itself(tmp_path: Path) -> None:
@@ -288,7 +290,8 @@ def test_a_manifest_says_what_was_made_from_what_by_which_code(tmp_path: Path) -
     write_manifest(tmp_path, started, SPEC, {"tokens": "sha256:1"}, device="cpu", world_size=2)
     manifest = read_json(tmp_path / "manifest.json")
     assert (manifest["stage"], manifest["id"], manifest["seed"]) == ("sft", "tiny-12345678", 7)
-    assert manifest["spec"] == SPEC
+    assert manifest["spec"] == SPEC.model_dump(mode="json")
+    assert manifest["spec"]["settings"]["learning_rate"] == 0.1
     assert manifest["inputs"] == {"tokens": "sha256:1"}
     assert (manifest["device"], manifest["world_size"]) == ("cpu", 2)
     assert 90 <= manifest["wall_seconds"] < 150
@@ -297,3 +300,18 @@ def test_a_manifest_says_what_was_made_from_what_by_which_code(tmp_path: Path) -
     assert manifest["code"]["hash"] == code_hash()
     assert manifest["packages"]["torch"] == torch.__version__
     assert manifest["command"] == sys.argv
+
+
+def test_a_stage_run_by_hand_needs_no_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "snakemake":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    write_manifest(tmp_path, utc_now(), SPEC, {})
+    packages = read_json(tmp_path / "manifest.json")["packages"]
+    assert "snakemake" not in packages
+    assert packages["torch"] == torch.__version__

@@ -14,7 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
-from rlhf.config.stages import Optimization, PpoSettings, RewardSettings, SftSettings
+from rlhf.config.specification import RewardUpstream
+from rlhf.config.stages import Optimization, PpoSettings
 from rlhf.models.card import model_card
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
@@ -22,8 +23,9 @@ from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.manifest import describe
 from rlhf.training.weights import adapter_weights, plain_weights
+from tests.specifications import specification
 
-LORA = Optimization().model_dump() | {"lora_dim": 4, "lora_alpha": 6.0, "lora_module_name": "h."}
+LORA = {"lora_dim": 4, "lora_alpha": 6.0, "lora_module_name": "h."}
 BASE = "results/sft/tiny-s1-12345678/model"
 IDS = torch.tensor([[3, 4, 5, 6, 7]])
 
@@ -38,7 +40,7 @@ def train(model: Any) -> None:
 
 
 def save(model: Any, folder: Path, tokenizer: Path, size: str = "5GB") -> Path:
-    generation = sampling_config(model, {"temperature": 0.7, "max_answer_seq_len": 12})
+    generation = sampling_config(model, PpoSettings(temperature=0.7, max_answer_seq_len=12))
     write_model(model, plain_weights(model, keep=True), load_tokenizer(tokenizer), folder, size, generation, "# card\n")
     return folder
 
@@ -47,7 +49,7 @@ def save(model: Any, folder: Path, tokenizer: Path, size: str = "5GB") -> Path:
 def test_a_policys_adapter_on_its_base_is_the_merged_model(gpt2_folder, tmp_path, only_lora):
     """Also where embeddings, norms and biases were trained beside the matrices."""
     model = load_policy(gpt2_folder, "fp32")
-    adapted = add_lora(model, LORA | {"only_optimize_lora": only_lora}, "sft")
+    adapted = add_lora(model, Optimization(**LORA, only_optimize_lora=only_lora), "sft")
     train(model)
     trained = model.eval()(IDS).logits
     write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / "adapter", BASE)
@@ -63,7 +65,7 @@ def test_a_policys_adapter_on_its_base_is_the_merged_model(gpt2_folder, tmp_path
 
 def test_a_reward_models_adapter_brings_its_head(gpt2_folder, tmp_path):
     model = load_reward_backbone(gpt2_folder, "fp32", seed=5)
-    adapted = add_lora(model, LORA | {"only_optimize_lora": True}, "reward")
+    adapted = add_lora(model, Optimization(**LORA, only_optimize_lora=True), "reward")
     train(model)
     write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / "adapter", BASE)
     base = AutoModelForSequenceClassification.from_pretrained(gpt2_folder, num_labels=1)
@@ -73,7 +75,7 @@ def test_a_reward_models_adapter_brings_its_head(gpt2_folder, tmp_path):
 
 def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_folder, tmp_path):
     model = load_policy(gpt2_folder, "fp32")
-    adapted = add_lora(model, LORA | {"only_optimize_lora": True}, "sft")
+    adapted = add_lora(model, Optimization(**LORA, only_optimize_lora=True), "sft")
     for name in ("one", "two"):
         write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / name, BASE)
     one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
@@ -101,7 +103,7 @@ def test_a_large_model_is_cut_into_files_with_an_index(gpt2_folder, tmp_path):
 
 def test_a_merged_model_is_cut_too(gpt2_folder, tmp_path):
     model = load_policy(gpt2_folder, "fp32")
-    add_lora(model, LORA, "sft")
+    add_lora(model, Optimization(**LORA), "sft")
     train(model)
     folder = save(model, tmp_path / "model", gpt2_folder, "20KB")
     assert (folder / "model.safetensors.index.json").exists()
@@ -132,9 +134,20 @@ def test_a_reward_model_has_no_generation_settings(gpt2_folder, tmp_path):
 def write_specs(results: Path) -> None:
     specs = {
         "model/opt-11111111": {"settings": {"source": {"hub": "facebook/opt-125m"}}, "upstream": {}},
-        "model/gpt2-22222222": {"settings": {"source": "scratch"}, "upstream": {"dataset": "d"}},
+        "model/gpt2-22222222": {
+            "settings": {
+                "source": "scratch",
+                "architecture": {"model_type": "gpt2"},
+                "tokenizer": {"kind": "words", "vocab_size": 64},
+            },
+            "upstream": {"dataset": "d"},
+        },
         "model/mine-33333333": {"settings": {"source": {"hub": None, "path": "/home/me/mine"}}, "upstream": {}},
-        "sft/opt-s1-44444444": {"settings": {}, "upstream": {"model": "opt-11111111"}},
+        "sft/opt-s1-44444444": {
+            "seed": 1,
+            "settings": {"data_weights": [1.0]},
+            "upstream": {"model": "opt-11111111", "tokens": [], "split": []},
+        },
         "dataset/static-55555555": {"settings": {"source": {"hub": "Dahoas/rm-static"}}, "upstream": {}},
         "split/static-66666666": {
             "settings": {"data_split": "2,4,4", "split_seed": 9},
@@ -143,7 +156,9 @@ def write_specs(results: Path) -> None:
     }
     for place, spec in specs.items():
         (results / place).mkdir(parents=True)
-        (results / place / "spec.yaml").write_text(yaml.safe_dump(spec))
+        stage, identifier = place.split("/")
+        head = {"schema_version": 1, "stage": stage, "id": identifier, "seed": None}
+        (results / place / "spec.yaml").write_text(yaml.safe_dump(head | spec))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +173,8 @@ def write_specs(results: Path) -> None:
 )
 def test_a_model_comes_from_its_upstream_stages(tmp_path, upstream, path, hub):
     write_specs(tmp_path)
-    found = lineage({"upstream": upstream | {"split": ["static-66666666", "lost-88888888"]}}, tmp_path)
+    splits = ["static-66666666", "lost-88888888"]
+    found = lineage(RewardUpstream(**upstream, tokens=[], split=splits), tmp_path)
     assert (found["base_model"]["path"], found["base_model"]["hub"]) == (path, hub)
     assert found["datasets"] == [
         {
@@ -172,7 +188,7 @@ def test_a_model_comes_from_its_upstream_stages(tmp_path, upstream, path, hub):
     ]
 
 
-SETTINGS = {"sft": SftSettings(), "reward": RewardSettings(), "ppo": PpoSettings()}
+KINDS = ("sft", "reward", "ppo")
 METRICS = {
     "sft": {"loss": 1.25, "perplexity": 3.49},
     "reward": {"loss": 0.5, "accuracy": 0.75},
@@ -183,13 +199,7 @@ METRICS = {
 def card(
     kind: str, hub: str | None = "facebook/opt-125m", changes: dict[str, Any] | None = None, **options: Any
 ) -> str:
-    spec = {
-        "stage": kind,
-        "id": f"tiny-{kind}-12345678",
-        "seed": 7,
-        "settings": SETTINGS[kind].model_dump(mode="json", exclude={"execution"}) | (changes or {}),
-        "upstream": {"sft": "s-1", "reward": "r-1"} if kind == "ppo" else {"model": "m-1"},
-    }
+    spec = specification(kind, changes, id=f"tiny-{kind}-12345678", seed=7)
     part = {
         "split": "static-6",
         "dataset": "static-5",
@@ -233,12 +243,12 @@ def test_a_card_says_what_the_model_is(kind, task, tag):
     values = " | ".join(f"{value:.4g}" for value in METRICS[kind].values())
     assert f"| last training step | 40 | {values} |" in text and f"| unseen rows | 40 | {values} |" in text
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert settings == SETTINGS[kind].model_dump(mode="json", exclude={"execution"})
+    assert settings == specification(kind).settings.model_dump(mode="json")
     assert "- torch " in text and "Code sha256:" in text
 
 
 def test_tables_of_a_card_have_the_cells_of_their_heads():
-    for kind in SETTINGS:
+    for kind in KINDS:
         for block in card(kind).split("\n\n"):
             counts = {line.count("|") for line in block.strip().splitlines() if line.startswith("|")}
             assert len(counts) <= 1, block
@@ -252,7 +262,7 @@ def test_a_card_names_no_machine(monkeypatch):
 
 
 def test_a_card_shows_how_to_load_and_normalise():
-    for kind in SETTINGS:
+    for kind in KINDS:
         compile(card(kind).split("```python\n")[1].split("```")[0], "card", "exec")
     assert "reward_mean" in card("reward").split("```python\n")[1].split("```")[0]
 

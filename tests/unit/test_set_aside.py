@@ -9,8 +9,9 @@ from rlhf.config.finished import remove_recorded_states
 from rlhf.runtime import finished
 from rlhf.runtime.files import sha256_tree, write_json
 from rlhf.runtime.finished import bring_back, set_aside
+from tests.specifications import specification
 
-SPEC = {"id": "a-12345678", "settings": {"x": 1.5}, "execution": {"threads": 2}}
+SPEC = specification("sft", {"learning_rate": 1.5}, {"threads": 2}, id="a-12345678")
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def places(tmp_path) -> tuple[Path, Path]:
     (state / "lease").write_text("held")
     (output / "model/model.safetensors").write_text("weights")
     (output / "metrics.jsonl").write_text("metrics")
-    write_json(output / "manifest.json", {"spec": SPEC, "outputs": sha256_tree(output)})
+    write_json(output / "manifest.json", {"spec": SPEC.model_dump(mode="json"), "outputs": sha256_tree(output)})
     (output / "spec.yaml").write_text("of Snakemake")
     return output, state
 
@@ -44,7 +45,7 @@ def test_lost_results_come_back(places):
     lose(output)
     (output / "model").mkdir()
     (output / "model/stale.safetensors").write_text("of another attempt")
-    assert bring_back(output, state, SPEC | {"execution": {"threads": 4}})
+    assert bring_back(output, state, specification("sft", {"learning_rate": 1.5}, {"threads": 4}, id="a-12345678"))
     assert sha256_tree(output) == before
 
 
@@ -74,7 +75,7 @@ def test_nor_does_what_belongs_to_another_specification(places):
     output, state = places
     set_aside(output, state)
     lose(output)
-    assert not bring_back(output, state, SPEC | {"settings": {"x": 2.5}})
+    assert not bring_back(output, state, specification("sft", {"learning_rate": 2.5}, {"threads": 2}, id="a-12345678"))
 
 
 def test_without_hard_links_nothing_is_set_aside(places, monkeypatch):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from rlhf.config import Plan, Stage, check_cluster, require_no_jobs
 from rlhf.config.cluster import Nodes, partition_nodes, require_nodes
-from rlhf.config.stages import TrainExecution
+from rlhf.config.section import Section
+from rlhf.config.stages import PpoExecution
 from rlhf.errors import UserError
 from rlhf.reporting.slurm import Job, cpu_use, job_log, queue, seconds
 from rlhf.reporting.stage_status import read_status
@@ -38,7 +39,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def stage(**execution: Any) -> Stage:
-    return Stage("ppo", "opt-00000001", {}, {}, execution=TrainExecution(**execution).model_dump())
+    return Stage("ppo", "opt-00000001", Section(), Section(), execution=PpoExecution(**execution))
 
 
 def test_nodes_are_read_with_their_kinds_of_gpu(answers: Any) -> None:

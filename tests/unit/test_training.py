@@ -18,9 +18,10 @@ from rlhf.training.reward import GroupPreference, pair_loss, score_statistics
 from rlhf.training.sft import AnswerLikelihood, collate_answers
 from rlhf.training.supervised import mean_loss, steps_per_epoch
 from rlhf.training.weights import plain_weights
+from tests.specifications import changed
 
 # A large epsilon: Adam would blow up the rounding noise of gradients that are exactly 0 (key biases).
-OPTIMIZATION = SftSettings(learning_rate=1e-2, lr_scheduler_type="constant", adam_epsilon=1e-3).model_dump()
+OPTIMIZATION = SftSettings(learning_rate=1e-2, lr_scheduler_type="constant", adam_epsilon=1e-3)
 
 
 def engine_settings(**changes) -> EngineSettings:
@@ -159,7 +160,7 @@ def test_reward_training_ranks_what_it_was_shown(gpt2_folder, list_corpus, group
 
 def test_biases_and_norms_are_not_decayed(gpt2_folder):
     model = load_policy(gpt2_folder, "fp32")
-    groups = parameter_groups(model, OPTIMIZATION | {"weight_decay": 0.1})
+    groups = parameter_groups(model, changed(OPTIMIZATION, weight_decay=0.1))
     by_decay = {group["weight_decay"]: group["params"] for group in groups}
     assert {parameter.ndim for parameter in by_decay[0.0]} == {1}
     assert {parameter.ndim for parameter in by_decay[0.1]} == {2}
@@ -171,11 +172,8 @@ PATTERNS = {"gpt2": "h.", "opt": "decoder.layers.", "llama": "layers."}
 
 def test_lora_trains_adapters_and_merges_into_a_plain_model(family_folder, list_corpus, group):
     model = load_policy(family_folder, "fp32")
-    settings = OPTIMIZATION | {
-        "lora_dim": 4,
-        "lora_module_name": PATTERNS[family_folder.name],
-        "only_optimize_lora": True,
-    }
+    pattern = PATTERNS[family_folder.name]
+    settings = changed(OPTIMIZATION, lora_dim=4, lora_module_name=pattern, only_optimize_lora=True)
     names = {name for name, _ in model.named_parameters()}
     add_lora(model, settings, "sft")
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -195,7 +193,7 @@ def test_lora_trains_adapters_and_merges_into_a_plain_model(family_folder, list_
 
 def test_lora_leaves_embeddings_and_norms_trainable_unless_told(gpt2_folder):
     model = load_policy(gpt2_folder, "fp32")
-    add_lora(model, OPTIMIZATION | {"lora_dim": 4, "lora_module_name": "h."}, "sft")
+    add_lora(model, changed(OPTIMIZATION, lora_dim=4, lora_module_name="h."), "sft")
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen
     assert all(name.endswith("base_layer.weight") for name in frozen)
@@ -203,14 +201,14 @@ def test_lora_leaves_embeddings_and_norms_trainable_unless_told(gpt2_folder):
 
 def test_a_score_head_always_trains(gpt2_folder):
     model = load_reward_backbone(gpt2_folder, "fp32", seed=0)
-    settings = OPTIMIZATION | {"lora_dim": 4, "lora_module_name": "h.", "only_optimize_lora": True}
+    settings = changed(OPTIMIZATION, lora_dim=4, lora_module_name="h.", only_optimize_lora=True)
     add_lora(model, settings, "reward")
     assert model.score.weight.requires_grad
 
 
 def test_a_lora_pattern_that_matches_nothing_is_refused(gpt2_folder):
     with pytest.raises(UserError, match=r"sft\.lora_module_name: 'decoder\.layers\.' matches no linear module"):
-        add_lora(load_policy(gpt2_folder, "fp32"), OPTIMIZATION | {"lora_dim": 4}, "sft")
+        add_lora(load_policy(gpt2_folder, "fp32"), changed(OPTIMIZATION, lora_dim=4), "sft")
 
 
 def test_dropout_override_reaches_every_rate(family_folder):

@@ -13,6 +13,7 @@ import torch
 
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
+from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
 from rlhf.ppo.checks import require_same_distribution, require_unit_ratio
 from rlhf.reporting import verify
@@ -110,7 +111,7 @@ class Nothing:
 
 def checkpoints(folder: Path, specification: str = "a", reason: str | None = None, **topology: int) -> Checkpoints:
     identity = {"specification": specification, "topology": topology}
-    execution = {"checkpoint_steps": 120, "checkpoint_minutes": None}
+    execution = TrainingExecution(checkpoint_steps=120, checkpoint_minutes=None)
     interruption, lease = Interruption(), SimpleNamespace(require=lambda: None)
     interruption.reason = reason
     return Checkpoints(folder / "checkpoints", identity, {"part": Nothing()}, execution, interruption, lease)
@@ -134,6 +135,10 @@ def other_states(monkeypatch, caplog) -> list[str]:
     folder = STATE / "checkpoints/000002-step-000000120"
     next((STATE / "checkpoints").iterdir()).rename(folder)
     refused = message(checkpoints(STATE, processes=2, zero_stage=2).restore)
+    with monkeypatch.context() as later:
+        later.setattr(checkpoints_module, "FORMAT", checkpoints_module.FORMAT + 1)
+        checkpoints(STATE, processes=1, zero_stage=0).restore()
+    next(STATE.glob("checkpoints-of-another-version-*")).rename(STATE / "checkpoints")
     checkpoints(STATE, specification="b", processes=1, zero_stage=0).restore()
     folder.mkdir(parents=True)
     made.restore()

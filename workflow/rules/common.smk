@@ -19,6 +19,7 @@ from rlhf.config import (
     check_cluster,
     closing_message,
     cluster_resources,
+    dumped,
     failure_message,
     planned_execution,
     planned_memory,
@@ -86,6 +87,12 @@ def stage(kind: str, id: str) -> Stage:
     return PLAN.stages[kind, id]
 
 
+def upstream_ids(kind: str, role: str, wildcards) -> list[str]:
+    """IDs of the stages that have a role for this one; none where it does without."""
+    ids = getattr(stage(kind, wildcards.id).upstream, role) or []
+    return [ids] if isinstance(ids, str) else ids
+
+
 def upstream(kind: str, role: str, pattern: str) -> Callable:
     """Input function: `pattern` filled with the ID(s) of the stage that has a role for this one.
 
@@ -94,8 +101,7 @@ def upstream(kind: str, role: str, pattern: str) -> Callable:
     """
 
     def paths(wildcards) -> list[str]:
-        ids = stage(kind, wildcards.id).upstream.get(role, [])
-        return [pattern.format(id) for id in ([ids] if isinstance(ids, str) else ids)]
+        return [pattern.format(id) for id in upstream_ids(kind, role, wildcards)]
 
     return ancient(paths)
 
@@ -120,12 +126,13 @@ def base_models(wildcards) -> list[str]:
     """Input function: the models that a training stage starts from in the end, the policy's before the reward model's."""
 
     def base(of: Stage) -> str:
-        return of.upstream["model"] if "model" in of.upstream else base(stage("sft", of.upstream["sft"]))
+        kind, id = of.upstream.start
+        return id if kind == "model" else base(stage(kind, id))
 
     own = stage(wildcards.kind, wildcards.id)
     stages = [own]
     if own.kind == "ppo":
-        stages = [stage("sft", own.upstream["sft"]), stage("reward", own.upstream["reward"])]
+        stages = [stage("sft", own.upstream.sft), stage("reward", own.upstream.reward)]
     return [f"resources/models/{base(one)}/model" for one in stages]
 
 

@@ -52,7 +52,7 @@ rule cache_model:
         requirements=requirements,
     params:
         output=subpath(output.manifest, parent=True),
-        dataset=lambda wildcards: [f"resources/datasets/{id}" for id in stage("model", wildcards.id).upstream.values()],
+        dataset=lambda wildcards: [f"resources/datasets/{id}" for id in upstream_ids("model", "dataset", wildcards)],
     shell:
         "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_model.py --spec {input.spec:q} --place {resources.place:q}"
         " --requirements {resources.requirements:q} --output {params.output:q} --dataset {params.dataset:q}"
@@ -75,8 +75,8 @@ rule tokenize_dataset:
         mem_mb=4000,
         runtime=60,
     params:
-        dataset=lambda wildcards: f"resources/datasets/{stage('tokens', wildcards.id).upstream['dataset']}",
-        chat_template=lambda wildcards: stage("tokens", wildcards.id).settings.get("chat_template", ""),
+        dataset=lambda wildcards: f"resources/datasets/{stage('tokens', wildcards.id).upstream.dataset}",
+        chat_template=lambda wildcards: stage("tokens", wildcards.id).settings.chat_template or "",
     shell:
         "exec python {SCRIPTS:q}/tokenize_dataset.py --dataset {params.dataset:q} --model {input.model:q}"
         " --chat-template={params.chat_template:q} --output {output.tokens:q} --workers {threads} > {log:q} 2>&1"
@@ -92,7 +92,7 @@ rule split_dataset:
         "logs/split/{id}.log",
     localrule: True
     params:
-        dataset=lambda wildcards: f"resources/datasets/{stage('split', wildcards.id).upstream['dataset']}",
+        dataset=lambda wildcards: f"resources/datasets/{stage('split', wildcards.id).upstream.dataset}",
     shell:
         "exec python {SCRIPTS:q}/split_dataset.py --spec {input.spec:q} --dataset {params.dataset:q}"
         " --output {output.rows:q} > {log:q} 2>&1"

@@ -13,7 +13,7 @@ rule plan_memory:
     params:
         # Parameters, not resources: another way of running needs another plan, but no training again.
         execution=lambda wildcards: as_json(wildcards.kind)(wildcards),
-        memory=lambda wildcards: json.dumps(stage(wildcards.kind, wildcards.id).memory),
+        memory=lambda wildcards: json.dumps(dumped(stage(wildcards.kind, wildcards.id).memory)),
     shell:
         "exec python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {params.execution:q}"
         " --memory {params.memory:q} --model {input.model:q} --output {output.plan:q} > {log:q} 2>&1"

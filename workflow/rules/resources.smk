@@ -3,12 +3,12 @@
 
 def execution(kind: str, key: str) -> Callable:
     """Resource function: how a stage runs, from the `execution` section of its settings."""
-    return lambda wildcards: stage(kind, wildcards.id).execution[key]
+    return lambda wildcards: getattr(stage(kind, wildcards.id).job, key)
 
 
 def as_json(kind: str) -> Callable:
     """Resource function: the whole `execution` section. A resource, because resources never cause a rerun."""
-    return lambda wildcards: json.dumps(stage(kind, wildcards.id).execution)
+    return lambda wildcards: json.dumps(dumped(stage(kind, wildcards.id).job))
 
 
 def memory_plan(input) -> dict:

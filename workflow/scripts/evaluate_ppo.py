@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from rlhf.config.specfile import read_spec
+from rlhf.config.specification import PpoEvaluationSpecification
 from rlhf.evaluation.answers import evaluate_ppo
 from rlhf.evaluation.frame import Evaluation
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
-from rlhf.training.stage import read_spec
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,9 +26,9 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
+    spec = read_spec(PpoEvaluationSpecification, args.spec, args.execution)
     with processes():
-        evaluation = Evaluation(read_spec(args.spec, args.execution), stage_paths(args))
-        evaluate_ppo(evaluation, args.policy, args.sft, args.reward, args.baseline)
+        evaluate_ppo(Evaluation(spec, stage_paths(args)), args.policy, args.sft, args.reward, args.baseline)
 
 
 if __name__ == "__main__":

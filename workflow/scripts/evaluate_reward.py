@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from rlhf.config.specfile import read_spec
+from rlhf.config.specification import RewardEvaluationSpecification
 from rlhf.evaluation.frame import Evaluation
 from rlhf.evaluation.supervised import evaluate_reward
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
-from rlhf.training.stage import read_spec
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,8 +20,12 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
+    spec = read_spec(RewardEvaluationSpecification, args.spec, args.execution)
     with processes():
-        evaluate_reward(Evaluation(read_spec(args.spec, args.execution), stage_paths(args)), args.model)
+        evaluate_reward(
+            Evaluation(spec, stage_paths(args)),
+            args.model,
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from rlhf.config.specfile import read_execution
 from rlhf.runtime.launch import launch
 from rlhf.runtime.logging import run_script
 
@@ -26,7 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Become the launched program, so that signals and the exit status are its own."""
-    start = launch(args.execution, args.words, args.output, os.environ, args.alone)
+    start = launch(read_execution(args.execution), args.words, args.output, os.environ, args.alone)
     os.execvpe(start.command[0], start.command, start.environment)
 
 

@@ -7,6 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from rlhf.config.memory import MemorySettings
+from rlhf.config.specfile import read_job
+from rlhf.config.specification import TRAINING
 from rlhf.planning.files import refusal, write_plan
 from rlhf.runtime.logging import run_script
 
@@ -26,7 +29,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Plan, write, and refuse where that is asked for."""
-    plan = write_plan(args.spec, args.execution, args.memory, args.model, args.output)
+    stage = read_job(TRAINING, args.spec, args.execution)
+    plan = write_plan(stage, MemorySettings.model_validate(args.memory), args.model, args.output)
     if plan["decision"] == "refuse":
         print(f"error: {refusal(plan)}", file=sys.stderr, flush=True)
         sys.exit(DOES_NOT_FIT)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from rlhf.config.specfile import read_spec
+from rlhf.config.specification import PpoSpecification
 from rlhf.functions import load_judge
 from rlhf.ppo.loop import train_ppo
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
-from rlhf.training.stage import Stage, read_spec
+from rlhf.training.stage import Stage
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,10 +21,10 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
-    spec = read_spec(args.spec, args.execution)
-    with processes(args.execution["collective_timeout"]), Stage(spec, stage_paths(args)) as stage:
+    spec = read_spec(PpoSpecification, args.spec, args.execution)
+    with processes(spec.execution.collective_timeout), Stage(spec, stage_paths(args)) as stage:
         if not stage.was_finished():
-            train_ppo(stage, args.sft, args.reward, load_judge(stage.settings["gold_reward"]))
+            train_ppo(stage, args.sft, args.reward, load_judge(stage.settings.gold_reward))
 
 
 if __name__ == "__main__":

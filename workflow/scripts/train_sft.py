@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from rlhf.config.specfile import read_spec
+from rlhf.config.specification import SftSpecification
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
 from rlhf.training.sft import train_sft
-from rlhf.training.stage import Stage, read_spec
+from rlhf.training.stage import Stage
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,8 +20,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
-    spec = read_spec(args.spec, args.execution)
-    with processes(args.execution["collective_timeout"]), Stage(spec, stage_paths(args)) as stage:
+    spec = read_spec(SftSpecification, args.spec, args.execution)
+    with processes(spec.execution.collective_timeout), Stage(spec, stage_paths(args)) as stage:
         if not stage.was_finished():
             train_sft(stage, args.model)
 

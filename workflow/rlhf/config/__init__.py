@@ -6,7 +6,7 @@ from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.finished import accept_finished, remove_recorded_states
 from rlhf.config.launch import cluster_resources
 from rlhf.config.messages import closing_message, failure_message
-from rlhf.config.plan import Plan, Run, Stage
+from rlhf.config.plan import Plan, Run, Stage, dumped
 from rlhf.config.planned import planned_execution, planned_memory
 from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
@@ -23,6 +23,7 @@ __all__ = [
     "check_cluster",
     "closing_message",
     "cluster_resources",
+    "dumped",
     "failure_message",
     "parse",
     "planned_execution",

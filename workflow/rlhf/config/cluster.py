@@ -10,6 +10,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 
 from rlhf.config.plan import Plan, Stage
+from rlhf.config.stages import JobExecution
 from rlhf.errors import UserError
 
 QUERY_SECONDS = 60
@@ -25,11 +26,10 @@ class Nodes:
     mem_mb: int
     gpus: dict[str, int]
 
-    def hold(self, execution: dict[str, int | str | None]) -> bool:
+    def hold(self, execution: JobExecution) -> bool:
         """Whether a stage's share of a node fits."""
-        kind, wanted, memory = execution["gpu_type"], execution["gpus_per_node"], execution["mem_mb"]
-        have = sum(number for name, number in self.gpus.items() if kind in (None, name))
-        return have >= int(wanted or 0) and self.mem_mb >= int(memory or 0)
+        have = sum(number for name, number in self.gpus.items() if execution.gpu_type in (None, name))
+        return have >= execution.gpus_per_node and self.mem_mb >= (execution.mem_mb or 0)
 
 
 def partition_nodes(partition: str) -> list[Nodes]:
@@ -83,20 +83,20 @@ def require_nodes(stage: Stage, partition: str, nodes: list[Nodes], extra: str =
     Raises:
         UserError: naming the keys to change.
     """
-    run, place = stage.execution, f"{stage.kind} {stage.id}"
+    run, place = stage.job, f"{stage.kind} {stage.id}"
     warning = WARNING.search(extra)
-    if warning and run["runtime"] * 60 <= int(warning[1]):
+    if warning and run.runtime * 60 <= int(warning[1]):
         raise UserError(
-            f"{place}: execution.runtime is {run['runtime']} min, but the profile asks for a warning {warning[1]} s "
+            f"{place}: execution.runtime is {run.runtime} min, but the profile asks for a warning {warning[1]} s "
             "before its end; raise it, or lower --signal in the profile"
         )
     fitting = sum(group.count for group in nodes if group.hold(run))
-    if nodes and fitting < run["nodes"]:
+    if nodes and fitting < run.nodes:
         largest = max(nodes, key=lambda group: (sum(group.gpus.values()), group.mem_mb))
-        kind = f" of kind {run['gpu_type']}" if run["gpu_type"] else ""
-        memory = f" and {run['mem_mb']} MB" if run["mem_mb"] else ""
+        kind = f" of kind {run.gpu_type}" if run.gpu_type else ""
+        memory = f" and {run.mem_mb} MB" if run.mem_mb else ""
         raise UserError(
-            f"{place}: needs {run['nodes']} node(s) with {run['gpus_per_node']} GPU(s){kind}{memory}, "
+            f"{place}: needs {run.nodes} node(s) with {run.gpus_per_node} GPU(s){kind}{memory}, "
             f"but partition {partition} has {fitting}; its largest has {sum(largest.gpus.values())} GPU(s) and "
             f"{largest.mem_mb} MB. Change nodes, gpus_per_node or mem_mb of its `execution`, or the partition"
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from rlhf.config.deepspeed import deepspeed_mistakes
 from rlhf.config.schema import ExperimentSettings
-from rlhf.config.stages import PpoSettings, RewardSettings, SftSettings
+from rlhf.config.stages import PpoSection, RewardSection, SftSection
 from rlhf.errors import UserError
 
 # What was tried, family by family: docs/from-deepspeed-chat.md.
@@ -51,12 +51,12 @@ def _data(settings: ExperimentSettings, place: str) -> Iterator[str]:
         yield f"{place}.data_weights: {name!r} is not in data_path: {', '.join(settings.data_path)}"
 
 
-def _reward(reward: RewardSettings) -> Iterator[str]:
+def _reward(reward: RewardSection) -> Iterator[str]:
     if reward.loss == "token_wise" and reward.execution.share_prompt:
         yield "execution.share_prompt: loss token_wise compares padded sequences; set it to false, or loss: last_token"
 
 
-def _ppo(ppo: PpoSettings) -> Iterator[str]:
+def _ppo(ppo: PpoSection) -> Iterator[str]:
     if ppo.execution.enable_hybrid_engine:
         yield HYBRID_ENGINE
     if ppo.prompts_per_rollout % ppo.minibatches:
@@ -76,9 +76,9 @@ def _ppo(ppo: PpoSettings) -> Iterator[str]:
         yield "reference: adapters_off needs actor.lora_dim and actor.only_optimize_lora, else other weights move too"
 
 
-def _engines(stage: SftSettings | RewardSettings | PpoSettings) -> Iterator[str]:
+def _engines(stage: SftSection | RewardSection | PpoSection) -> Iterator[str]:
     execution = stage.execution
-    if isinstance(stage, PpoSettings):
+    if isinstance(stage, PpoSection):
         zero_stages = [stage.execution.actor_zero_stage]
         zero_stages += [stage.execution.critic_zero_stage] if stage.advantage_estimator == "gae" else []
     else:

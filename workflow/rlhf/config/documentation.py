@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlhf.config.schema import Configuration, ExperimentSettings
-from rlhf.config.sources import DatasetSettings, ModelSettings
+from rlhf.config.sources import DatasetSection, ModelSection
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = ROOT / "workflow/schemas/config.schema.json"
@@ -58,8 +58,8 @@ def manual() -> str:
     """The configuration's manual in Markdown: every key with meaning, values and default."""
     parts = [INTRODUCTION]
     for title, prefix, section in (
-        ("Datasets", "datasets.NAME", DatasetSettings),
-        ("Models", "models.NAME", ModelSettings),
+        ("Datasets", "datasets.NAME", DatasetSection),
+        ("Models", "models.NAME", ModelSection),
         ("Experiments", "experiments.NAME", ExperimentSettings),
     ):
         parts.append(f"\n## {title}\n\nKeys of `{prefix}`{' and of `defaults`' if title == 'Experiments' else ''}.\n")

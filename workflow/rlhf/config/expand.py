@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +11,8 @@ from pydantic import ValidationError
 
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.schema import Configuration, ExperimentSettings
+from rlhf.config.section import mistakes
 from rlhf.errors import UserError
-
-SHOWN_CHARACTERS = 200
-TYPE_NAMES = ("function-", "literal[")  # pydantic puts them among the keys where one of several types may stand
 
 
 def parse(config: dict[str, Any]) -> Configuration:
@@ -64,24 +61,7 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, prefix: str = "", point: dict[str, Any] | None = None) -> str:
-    lines = []
-    for item in error.errors():
-        keys = (str(key) for key in item["loc"] if not str(key).startswith(TYPE_NAMES))
-        place = ".".join(part for part in (prefix, *keys) if part) or "configuration"
-        message = item["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(item["input"], dict) else f" (given: {_shown(item['input'])})"
-        number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
-        lines.append(f"{place}: {message}{given}{number}")
+    found = mistakes(error)
+    lines = [f"{'.'.join(filter(None, (prefix, key))) or 'configuration'}: {text}" for key, text in found]
     where = f" at sweep point {point}" if point else ""
     return f"the configuration has {len(lines)} mistake(s){where}:\n  " + "\n  ".join(lines)
-
-
-def _shown(value: Any) -> str:
-    """A wrong value, cut where it is long, without the passwords that addresses and tokens of a hub are."""
-    text = re.sub(r"://[^/\s]*@", "://***@", repr(value))
-    text = re.sub(r"\b(hf|api_org)_[A-Za-z0-9]{16,}", r"\1_***", text)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-
-
-def _looks_like_exponent(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) is not None

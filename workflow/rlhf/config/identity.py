@@ -8,6 +8,8 @@ import re
 from typing import Any
 
 IDENTITY_VERSION = 2  # raised when results of older code are of a form that this code cannot read
+# Kind -> number, raised with each change of the code (see CHANGELOG.md) by which equal settings give other results.
+REVISIONS = {"sft": 1, "reward": 1, "ppo": 1, "evaluate_reward": 1}
 
 
 def slug(text: str, length: int = 32) -> str:
@@ -17,7 +19,7 @@ def slug(text: str, length: int = 32) -> str:
 
 
 def stage_id(label: str, kind: str, settings: dict[str, Any], upstream: dict[str, Any]) -> str:
-    """`<label>-<8 hex digits>`: the digits hash kind, settings and upstream IDs, and nothing else.
+    """`<label>-<8 hex digits>`: the digits hash kind, its revision, settings and upstream IDs, and nothing else.
 
     Args:
         label: readable part; must follow from the settings too, so that equal stages have equal IDs.
@@ -26,5 +28,7 @@ def stage_id(label: str, kind: str, settings: dict[str, Any], upstream: dict[str
         upstream: role -> ID or list of IDs of the stages it depends on.
     """
     content = {"version": IDENTITY_VERSION, "kind": kind, "settings": settings, "upstream": upstream}
+    if kind in REVISIONS:
+        content["revision"] = REVISIONS[kind]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"{slug(label)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

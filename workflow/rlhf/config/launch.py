@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rlhf.config.plan import Stage
 
 
@@ -13,17 +11,17 @@ def cluster_resources(stage: Stage) -> dict[str, int | str | None]:
     Several nodes are the one place that knows Slurm: `mpi` lets the stage start its own tasks, `gres` counts GPUs per
     node (a total may be spread unevenly), and `tasks_per_gpu` 0 keeps the number of tasks from being read as per GPU.
     """
-    run: dict[str, Any] = stage.execution
-    nodes, gpus, kind = run["nodes"], run["gpus_per_node"], run["gpu_type"]
+    run = stage.job
+    nodes, gpus, kind = run.nodes, run.gpus_per_node, run.gpu_type
     local = max(1, gpus)
     if nodes == 1:
         return {
-            "threads": run["threads"] * local,
+            "threads": run.threads * local,
             "gpu": gpus,
             "gpu_model": kind if gpus else None,
         }
     return {
-        "threads": run["threads"],
+        "threads": run.threads,
         "gres": ":".join(filter(None, ("gpu", kind, str(gpus)))) if gpus else None,
         "mpi": "srun",
         # The plugin takes one of the two, and only above 1.

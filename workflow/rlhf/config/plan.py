@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.config.memory import MemorySettings
 from rlhf.config.requirements import Requirement
+from rlhf.config.section import Section
+from rlhf.config.stages import JobExecution
 from rlhf.phases import PHASES
+
+
+def dumped(section: Section) -> dict[str, Any]:
+    """A section as JSON types."""
+    return section.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -15,13 +23,24 @@ class Stage:
 
     kind: str
     id: str
-    settings: dict[str, Any]
-    upstream: dict[str, Any]
+    settings: Section
+    upstream: Section
     seed: int | None = None
-    execution: dict[str, Any] = field(default_factory=dict)
+    execution: JobExecution | None = None
     local_files: tuple[str, ...] = ()
-    memory: dict[str, Any] = field(default_factory=dict)  # how its memory is planned
+    memory: MemorySettings | None = None  # how its memory is planned, where it trains
     place: str = ""  # where the configuration defines it, for messages
+
+    @property
+    def job(self) -> JobExecution:
+        """How the stage runs.
+
+        Raises:
+            LookupError: it does not train or evaluate.
+        """
+        if self.execution is None:
+            raise LookupError(f"{self.kind} {self.id} has no `execution`")
+        return self.execution
 
     def spec(self) -> dict[str, Any]:
         """The content of the stage's spec.yaml: what its ID stands for, so it never changes.
@@ -33,8 +52,8 @@ class Stage:
             "stage": self.kind,
             "id": self.id,
             "seed": self.seed,
-            "settings": self.settings,
-            "upstream": self.upstream,
+            "settings": dumped(self.settings),
+            "upstream": dumped(self.upstream),
         }
 
 

@@ -9,20 +9,45 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf.config.consistency import require_consistency
 from rlhf.config.expand import deep_merge, expand, parse
 from rlhf.config.identity import slug, stage_id
-from rlhf.config.plan import Plan, Run, Stage
+from rlhf.config.memory import MemorySettings
+from rlhf.config.plan import Plan, Run, Stage, dumped
 from rlhf.config.requirements import policy_requirements, reward_requirements
 from rlhf.config.schema import Configuration, ExperimentSettings
-from rlhf.config.sources import DatasetSettings, ModelSettings
-from rlhf.config.stages import EvaluationSettings, Execution, PpoSettings, RewardSettings, SftSettings
+from rlhf.config.section import Section
+from rlhf.config.sources import DatasetSection, ModelSection
+from rlhf.config.specification import (
+    ModelUpstream,
+    NoUpstream,
+    PpoEvaluationUpstream,
+    PpoUpstream,
+    ResolvedAnswers,
+    ResolvedDataset,
+    ResolvedModel,
+    ResolvedPpo,
+    ResolvedReward,
+    ResolvedRewardEvaluation,
+    ResolvedSft,
+    ResolvedSftEvaluation,
+    RewardEvaluationUpstream,
+    RewardUpstream,
+    SftEvaluationUpstream,
+    SftUpstream,
+    SplitSettings,
+    SplitUpstream,
+    TokensSettings,
+    TokensUpstream,
+)
+from rlhf.config.stages import EvaluationSection, JobExecution
 from rlhf.errors import UserError
 from rlhf.phases import PHASES
 
 Fingerprint = Callable[[str, str], str]
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
@@ -56,12 +81,12 @@ class _Resolver:
         self._plan = plan
         self._fingerprint = fingerprint
         self._place = place
-        self._memory: dict[str, Any] = {}
+        self._memory = MemorySettings()
 
     def run(self, settings: ExperimentSettings, seed: int) -> dict[str, str]:
         """Add all stages of a run; returns stage kind -> ID."""
         require_consistency(settings, self._place)
-        self._memory = settings.memory.model_dump(mode="json")
+        self._memory = settings.memory
         datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
         policy = self._model(settings.policy, "policy")
         reward_base = self._reward_base(settings, policy)
@@ -76,13 +101,36 @@ class _Resolver:
         reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
         gold = self._gold(settings.data_path)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
-        weights = {"data_weights": [settings.data_weights.get(name, 1.0) for name in settings.data_path]}
-        ids["sft"] = self._train("sft", settings.sft, seed, {"model": policy, **policy_data}, weights)
-        backbone = {"sft": ids["sft"]} if settings.reward.start_from == "sft" else {"model": reward_base}
-        ids["reward"] = self._train("reward", settings.reward, seed, {**backbone, **reward_data}, weights)
-        trained = {"sft": ids["sft"], "reward": ids["reward"]}
+        weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
+        ids["sft"] = self._train(
+            "sft",
+            f"{_label(policy)}-s{seed}",
+            seed,
+            _with(ResolvedSft, settings.sft, data_weights=weights),
+            SftUpstream(model=policy, **policy_data),
+            settings.sft.execution,
+        )
+        if settings.reward.start_from == "sft":
+            label = _label(ids["sft"])
+            base = RewardUpstream(sft=ids["sft"], tokens=reward_data["tokens"], split=splits)
+        else:
+            label = f"{_label(reward_base)}-s{seed}"
+            base = RewardUpstream(model=reward_base, tokens=reward_data["tokens"], split=splits)
+        ids["reward"] = self._train(
+            "reward",
+            label,
+            seed,
+            _with(ResolvedReward, settings.reward, data_weights=weights),
+            base,
+            settings.reward.execution,
+        )
         ids["ppo"] = self._train(
-            "ppo", settings.ppo, seed, {**trained, **policy_data}, {"gold_reward": gold, **weights}
+            "ppo",
+            _label(ids["sft"]),
+            seed,
+            _with(ResolvedPpo, settings.ppo, gold_reward=gold, data_weights=weights),
+            PpoUpstream(sft=ids["sft"], reward=ids["reward"], **policy_data),
+            settings.ppo.execution,
         )
         ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
         return ids
@@ -102,31 +150,44 @@ class _Resolver:
         self,
         settings: ExperimentSettings,
         ids: dict[str, str],
-        policy_data: dict[str, Any],
-        reward_data: dict[str, Any],
+        policy_data: dict[str, list[str]],
+        reward_data: dict[str, list[str]],
         gold: str | None,
     ) -> dict[str, str]:
         evaluation, ppo = settings.evaluation, settings.ppo
-        answers = {
-            "max_prompt_seq_len": ppo.max_prompt_seq_len,
-            "max_answer_seq_len": ppo.max_answer_seq_len,
-            "temperature": ppo.temperature,
-            "gold_reward": gold,
-        }
+        sft, reward = ids["sft"], ids["reward"]
+        answers = _with(
+            ResolvedAnswers,
+            evaluation,
+            max_prompt_seq_len=ppo.max_prompt_seq_len,
+            max_answer_seq_len=ppo.max_answer_seq_len,
+            temperature=ppo.temperature,
+            gold_reward=gold,
+        )
         out = {}
         out["evaluate_sft"] = self._evaluate(
-            "evaluate_sft", evaluation, {"sft": ids["sft"], **policy_data}, {"max_seq_len": settings.sft.max_seq_len}
+            "evaluate_sft",
+            sft,
+            evaluation,
+            _with(ResolvedSftEvaluation, evaluation, max_seq_len=settings.sft.max_seq_len),
+            SftEvaluationUpstream(sft=sft, **policy_data),
         )
         out["evaluate_reward"] = self._evaluate(
             "evaluate_reward",
+            reward,
             evaluation,
-            {"reward": ids["reward"], **reward_data},
-            {"max_seq_len": settings.reward.max_seq_len, "gold_reward": gold},
+            _with(ResolvedRewardEvaluation, evaluation, max_seq_len=settings.reward.max_seq_len, gold_reward=gold),
+            RewardEvaluationUpstream(reward=reward, **reward_data),
         )
-        scored = {"sft": ids["sft"], "reward": ids["reward"], **policy_data}
-        out["baseline"] = self._evaluate("baseline", evaluation, scored, answers)
+        out["baseline"] = self._evaluate(
+            "baseline", sft, evaluation, answers, PpoUpstream(sft=sft, reward=reward, **policy_data)
+        )
         out["evaluate_ppo"] = self._evaluate(
-            "evaluate_ppo", evaluation, {"ppo": ids["ppo"], "baseline": out["baseline"], **scored}, answers
+            "evaluate_ppo",
+            ids["ppo"],
+            evaluation,
+            answers,
+            PpoEvaluationUpstream(ppo=ids["ppo"], baseline=out["baseline"], sft=sft, reward=reward, **policy_data),
         )
         return out
 
@@ -141,60 +202,45 @@ class _Resolver:
         return table[name]
 
     def _dataset(self, name: str, place: str) -> str:
-        dataset: DatasetSettings = self._named(self._configuration.datasets, name, place, "datasets")
-        settings = dataset.model_dump(mode="json", exclude={"gold_reward", "data_split", "chat_template"})
-        if dataset.chat_template is not None:
-            settings["turns"] = True  # which template writes them is up to the tokens
-        files = dataset.source.files
-        if files:
-            key = f"datasets.{name}.source.path"
-            settings["content"] = [self._fingerprint(file, key) for file in files]
+        dataset: DatasetSection = self._named(self._configuration.datasets, name, place, "datasets")
+        files, key = dataset.source.files, f"datasets.{name}.source.path"
+        settings = _with(
+            ResolvedDataset,
+            dataset,
+            turns=None if dataset.chat_template is None else True,
+            content=[self._fingerprint(file, key) for file in files] or None,
+        )
         generator = (dataset.source.generator or "").split(":")[0].split(".")[-1]
         label = slug(dataset.source.hub or generator or _stem(files))
-        return self._plan.add(
-            Stage(
-                "dataset",
-                stage_id(label, "dataset", settings, {}),
-                settings,
-                {},
-                local_files=tuple(files),
-                place=f"datasets.{name}",
-            )
-        )
+        return self._add("dataset", label, settings, NoUpstream(), tuple(files), f"datasets.{name}")
 
     def _model(self, name: str | None, key: str) -> str:
-        model: ModelSettings = self._named(self._configuration.models, name, f"{self._place}.{key}", "models")
-        settings = model.model_dump(mode="json")
-        upstream: dict[str, Any] = {}
+        model: ModelSection = self._named(self._configuration.models, name, f"{self._place}.{key}", "models")
+        upstream = ModelUpstream()
+        content: list[str] | None = None
         files: list[str] = []
         if model.source == "scratch":
             assert model.tokenizer is not None  # guaranteed by ModelSettings
-            upstream["dataset"] = self._dataset(model.tokenizer.dataset, f"models.{name}.tokenizer.dataset")
-            settings["tokenizer"].pop("dataset")
+            dataset = self._dataset(model.tokenizer.dataset, f"models.{name}.tokenizer.dataset")
+            upstream = ModelUpstream(dataset=dataset)
             label = f"{model.architecture['model_type']}-scratch"
         else:
             files = [] if model.source.path is None else [model.source.path]
             label = model.source.hub or _stem(files)
-            settings["content"] = [self._fingerprint(file, f"models.{name}.source.path") for file in files]
-        return self._plan.add(
-            Stage(
-                "model",
-                stage_id(label, "model", settings, upstream),
-                settings,
-                upstream,
-                local_files=tuple(files),
-                place=f"models.{name}",
-            )
-        )
+            content = [self._fingerprint(file, f"models.{name}.source.path") for file in files]
+        settings = _with(ResolvedModel, model, content=content)
+        return self._add("model", label, settings, upstream, tuple(files), f"models.{name}")
 
     def _tokens(self, names: list[str], datasets: list[str], model: str) -> list[str]:
-        stages = []
-        for name, dataset in zip(names, datasets, strict=True):
-            template = self._configuration.datasets[name].chat_template
-            own = {} if template is None else {"chat_template": template}
-            upstream = {"dataset": dataset, "model": model}
-            stages.append(Stage("tokens", stage_id(_label(dataset, model), "tokens", own, upstream), own, upstream))
-        return [self._plan.add(stage) for stage in stages]
+        return [
+            self._add(
+                "tokens",
+                _label(dataset, model),
+                TokensSettings(chat_template=self._configuration.datasets[name].chat_template),
+                TokensUpstream(dataset=dataset, model=model),
+            )
+            for name, dataset in zip(names, datasets, strict=True)
+        ]
 
     def _proportions(self, settings: ExperimentSettings) -> list[str]:
         """The `data_split` of each dataset; together they must give every phase something."""
@@ -208,37 +254,45 @@ class _Resolver:
         return proportions
 
     def _split(self, dataset: str, data_split: str, seed: int) -> str:
-        upstream = {"dataset": dataset}
-        own = {"data_split": data_split, "split_seed": seed}
-        return self._plan.add(Stage("split", stage_id(_label(dataset), "split", own, upstream), own, upstream))
+        settings = SplitSettings(data_split=data_split, split_seed=seed)
+        return self._add("split", _label(dataset), settings, SplitUpstream(dataset=dataset))
 
-    def _train(self, kind: str, settings: Any, seed: int, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
-        own, execution = _divide(settings)
-        label = _label(upstream["model"]) + f"-s{seed}" if "model" in upstream else _label(upstream["sft"])
-        identifier = stage_id(label, kind, {**own, **extra, "seed": seed}, upstream)
-        return self._plan.add(Stage(kind, identifier, {**own, **extra}, upstream, seed, execution, memory=self._memory))
+    def _add(
+        self,
+        kind: str,
+        label: str,
+        settings: Section,
+        upstream: Section,
+        local_files: tuple[str, ...] = (),
+        place: str = "",
+    ) -> str:
+        """Add a stage that draws nothing at random and is no matter of `execution`."""
+        identifier = stage_id(label, kind, dumped(settings), dumped(upstream))
+        return self._plan.add(Stage(kind, identifier, settings, upstream, local_files=local_files, place=place))
 
-    def _evaluate(self, kind: str, settings: Any, upstream: dict[str, Any], extra: dict[str, Any]) -> str:
-        own, execution = _divide(settings)
-        own |= extra
-        del own["samples"]  # how many are shown is up to the report
-        subject = next(upstream[role] for role in ("ppo", "sft", "reward") if role in upstream)
-        seed = own.pop("seed")
-        identifier = stage_id(_label(subject), kind, {**own, "seed": seed}, upstream)
-        return self._plan.add(Stage(kind, identifier, own, upstream, seed, execution))
+    def _train(
+        self, kind: str, label: str, seed: int, settings: Section, upstream: Section, execution: JobExecution
+    ) -> str:
+        identifier = stage_id(label, kind, {**dumped(settings), "seed": seed}, dumped(upstream))
+        return self._plan.add(Stage(kind, identifier, settings, upstream, seed, execution, memory=self._memory))
+
+    def _evaluate(
+        self, kind: str, subject: str, evaluation: EvaluationSection, settings: Section, upstream: Section
+    ) -> str:
+        """Add an evaluation of the stage `subject`; how many samples are shown is up to the report."""
+        seed = evaluation.seed
+        identifier = stage_id(_label(subject), kind, {**dumped(settings), "seed": seed}, dumped(upstream))
+        return self._plan.add(Stage(kind, identifier, settings, upstream, seed, evaluation.execution))
 
     def _gold(self, names: list[str]) -> str | None:
         found = {self._configuration.datasets[name].gold_reward for name in names}
         return found.pop() if len(found) == 1 else None
 
 
-def _divide(
-    settings: SftSettings | RewardSettings | PpoSettings | EvaluationSettings,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what determines the result, how it runs)."""
-    own = settings.model_dump(mode="json", exclude={"execution"})
-    execution: Execution = settings.execution
-    return own, execution.model_dump(mode="json")
+def _with(resolved: type[SectionT], section: Section, **added: Any) -> SectionT:
+    """A section's settings as a stage has them: what the stage does not depend on is left out, the rest `added`."""
+    own = {name: value for name, value in section if name in resolved.model_fields}
+    return resolved.model_validate({**own, **added})
 
 
 def _label(*ids: str) -> str:

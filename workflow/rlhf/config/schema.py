@@ -12,8 +12,8 @@ from pydantic import Field, JsonValue, field_validator
 
 from rlhf.config.memory import MemorySettings
 from rlhf.config.section import DataSplit, Name, Section, Seed
-from rlhf.config.sources import DatasetSettings, ModelSettings
-from rlhf.config.stages import EvaluationSettings, PpoSettings, RewardSettings, SftSettings
+from rlhf.config.sources import DatasetSection, ModelSection
+from rlhf.config.stages import EvaluationSection, PpoSection, RewardSection, SftSection
 
 
 class ExperimentSettings(Section):
@@ -34,11 +34,11 @@ class ExperimentSettings(Section):
     split_seed: Seed = Field(1234, description="Seed of the partition; the same for all training seeds.")
     policy: str | None = Field(None, description="Name under `models`: the model that becomes the policy.")
     reward_model: str | None = Field(None, description="Name under `models`: the model that becomes the reward model.")
-    sft: SftSettings = Field(SftSettings(), description="Phase 1.")
-    reward: RewardSettings = Field(RewardSettings(), description="Phase 2.")
-    ppo: PpoSettings = Field(PpoSettings(), description="Phase 3.")
+    sft: SftSection = Field(SftSection(), description="Phase 1.")
+    reward: RewardSection = Field(RewardSection(), description="Phase 2.")
+    ppo: PpoSection = Field(PpoSection(), description="Phase 3.")
     memory: MemorySettings = Field(MemorySettings(), description="Planning of memory.")
-    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="What is measured.")
+    evaluation: EvaluationSection = Field(EvaluationSection(), description="What is measured.")
     seeds: list[Seed] = Field([1234], min_length=1, description="One run per seed.")
     sweep: dict[str, list[JsonValue]] = Field(
         {}, description="Dotted key -> values; the grid of all combinations is run."
@@ -63,7 +63,7 @@ class ExperimentSettings(Section):
 class Configuration(Section):
     """The whole configuration file."""
 
-    datasets: dict[Name, DatasetSettings] = Field({}, description="Datasets by name.")
-    models: dict[Name, ModelSettings] = Field({}, description="Models by name.")
+    datasets: dict[Name, DatasetSection] = Field({}, description="Datasets by name.")
+    models: dict[Name, ModelSection] = Field({}, description="Models by name.")
     defaults: ExperimentSettings = Field(ExperimentSettings(), description="Settings shared by all experiments.")
     experiments: dict[Name, ExperimentSettings] = Field({}, description="Experiments by name.")

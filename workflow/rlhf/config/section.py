@@ -1,4 +1,4 @@
-"""The base of all sections of the configuration, and the kinds of text that several of them use."""
+"""The base of all sections of the configuration, the kinds of text in them, and what is said of mistakes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -22,6 +22,9 @@ Revision = Annotated[str, StringConstraints(pattern=rf"^{_WORD}([./-]{_WORD})*$"
 FunctionName = Annotated[str, StringConstraints(pattern=r"^\w+(\.\w+)*:\w+$")]
 # What is kept in a specification and hashed: YAML knows more, such as dates, bytes and references in a circle.
 Values = dict[str, JsonValue]
+
+SHOWN_CHARACTERS = 200
+TYPE_NAMES = ("function-", "literal[")  # pydantic puts them among the keys where one of several types may stand
 
 
 class Section(BaseModel):
@@ -40,6 +43,29 @@ class Section(BaseModel):
                 hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(cls.model_fields))}"
                 raise ValueError(f"unknown key {key!r}; {hint}")
         return values
+
+
+def mistakes(error: ValidationError) -> list[tuple[str, str]]:
+    """What is wrong: for each mistake the dotted path of its key ("" where it is the whole), and what is said of it."""
+    found = []
+    for item in error.errors():
+        place = ".".join(str(key) for key in item["loc"] if not str(key).startswith(TYPE_NAMES))
+        message = item["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(item["input"], dict) else f" (given: {_shown(item['input'])})"
+        number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
+        found.append((place, f"{message}{given}{number}"))
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, cut where it is long, without the passwords that addresses and tokens of a hub are."""
+    text = re.sub(r"://[^/\s]*@", "://***@", repr(value))
+    text = re.sub(r"\b(hf|api_org)_[A-Za-z0-9]{16,}", r"\1_***", text)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _looks_like_exponent(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) is not None
 
 
 def require_local(path: str) -> None:

@@ -60,7 +60,7 @@ class DatasetSource(Section):
 
 
 class DatasetSettings(Section):
-    """A dataset and how its rows become prompt / chosen / rejected."""
+    """A dataset and how its rows become prompt / chosen / rejected: what its cached rows depend on."""
 
     source: DatasetSource = Field(description="Where the rows come from.")
     shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons", "ranked"] | None = Field(
@@ -76,6 +76,12 @@ class DatasetSettings(Section):
     )
     prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
     answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
+
+
+class DatasetSection(DatasetSettings):
+    """A dataset, and what stages make of its rows."""
+
     chat_template: str | None = Field(
         None,
         min_length=1,
@@ -89,7 +95,6 @@ class DatasetSettings(Section):
         description="Overrides the experiment's `data_split` for this dataset. `1,0,0` is for SFT only, as "
         "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
-    max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
     gold_reward: FunctionName | None = Field(
         None, description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists."
     )
@@ -114,9 +119,14 @@ class ModelSource(Section):
 class TokenizerSettings(Section):
     """A tokenizer made for a model that starts from scratch."""
 
-    dataset: str = Field(description="Dataset whose texts it is trained on.")
     kind: Literal["words", "bpe"] = Field("words", description="One token per word, or byte-level BPE.")
     vocab_size: int = Field(4096, ge=16, description="Largest vocabulary, special tokens included.")
+
+
+class TokenizerSection(TokenizerSettings):
+    """A tokenizer, and what it is trained on."""
+
+    dataset: str = Field(description="Dataset whose texts it is trained on.")
 
 
 class ModelSettings(Section):
@@ -131,6 +141,12 @@ class ModelSettings(Section):
     eos_token: str | None = Field(None, description="Token that ends an answer, where the tokenizer's own is wrong.")
     pad_token: str | None = Field(None, description="Padding token; unset takes the tokenizer's, or adds one.")
     trust_remote_code: bool = Field(False, description="Allow code from the model repository to run. Unsafe.")
+
+
+class ModelSection(ModelSettings):
+    """A model to start from, with the data of its tokenizer."""
+
+    tokenizer: TokenizerSection | None = Field(None, description="For `scratch`: the tokenizer to train.")
 
     @model_validator(mode="after")
     def _scratch_is_complete(self) -> Self:

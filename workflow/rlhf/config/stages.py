@@ -1,6 +1,7 @@
 """Settings of the stages: training of the three phases, and evaluation.
 
-Keys under `execution` say how a stage runs, not what it computes, and are no part of a stage's identity.
+Each kind has three classes: `...Settings` determines what a stage computes, `...Execution` says how it runs and is no
+part of its identity, and `...Section` is the configuration's section with both.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rlhf.config.section import GpuType, Section, Seed, Share, Variable
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
+Role = Literal["actor", "critic"]  # the models that PPO trains
 # Mean |ratio - 1| above which old and new log-probabilities are of another computation: one unit in the last place of a
 # logit between 16 and 32, where the logits of sampled tokens usually lie. Two kernels that round the same logit apart
 # differ by a third of a unit on average: two kinds of attention in bf16 by 0.02 (stories260K) and 0.05 (SmolLM2-135M),
@@ -96,7 +98,9 @@ class Execution(Section):
         return self.nodes * max(1, self.gpus_per_node)
 
 
-class _TrainingExecution(Execution):
+class TrainingExecution(Execution):
+    """How a stage runs that trains."""
+
     mem_mb: int | None = Field(None, ge=1, description="Host memory per node, in MB; unset: as the memory plan says.")
     deepspeed_config: DeepSpeedSettings = Field(
         {},
@@ -113,7 +117,7 @@ class _TrainingExecution(Execution):
     keep_state: bool = Field(False, description="Keep `state/STAGE/ID` after the stage is done.")
 
 
-class TrainExecution(_TrainingExecution):
+class SupervisedExecution(TrainingExecution):
     """How an SFT or reward stage runs."""
 
     per_device_train_batch_size: int = Field(
@@ -126,7 +130,7 @@ class TrainExecution(_TrainingExecution):
     saving: Saving = Field(Saving(), description="How the model is saved.")
 
 
-class RewardExecution(TrainExecution):
+class RewardExecution(SupervisedExecution):
     """How a reward stage runs."""
 
     share_prompt: bool = Field(
@@ -135,7 +139,7 @@ class RewardExecution(TrainExecution):
     )
 
 
-class SftExecution(TrainExecution):
+class SftExecution(SupervisedExecution):
     """How an SFT stage runs."""
 
     packing: bool = Field(
@@ -145,7 +149,7 @@ class SftExecution(TrainExecution):
     )
 
 
-class PpoExecution(_TrainingExecution):
+class PpoExecution(TrainingExecution):
     """How a PPO stage runs."""
 
     per_device_generation_batch_size: int = Field(16, ge=1, description="Prompts per generation batch.")
@@ -162,8 +166,22 @@ class PpoExecution(_TrainingExecution):
     )
     saving: Saving = Field(Saving(), description="How the model is saved.")
 
+    def zero_stage(self, role: Role) -> int:
+        """ZeRO stage of a trained model."""
+        return self.actor_zero_stage if role == "actor" else self.critic_zero_stage
 
-class _Supervised(Optimization):
+    def gradient_checkpointing(self, role: Role) -> bool:
+        """Whether a trained model's activations are recomputed."""
+        return self.actor_gradient_checkpointing if role == "actor" else self.critic_gradient_checkpointing
+
+    def offloads_frozen(self, role: Role) -> bool:
+        """Whether a trained model's frozen twin is kept in host memory: the reference, or the reward model."""
+        return self.offload_reference_model if role == "actor" else self.offload_reward_model
+
+
+class SupervisedSettings(Optimization):
+    """Training on rows: SFT and the reward model."""
+
     global_batch_size: int = Field(
         32, ge=1, description="Sequences (SFT) or groups of answers to one prompt (reward) per optimizer step."
     )
@@ -182,19 +200,23 @@ class _Supervised(Optimization):
     keep_best: bool = Field(False, description="End with the weights of the lowest unseen loss, not with the last.")
     on_nonfinite: Literal["stop", "skip"] = NONFINITE
     dtype: Dtype = Field("bf16", description="Precision of the weights in training.")
-    execution: TrainExecution = Field(TrainExecution(), description="How the stage runs.")
 
 
-class SftSettings(_Supervised):
+class SftSettings(SupervisedSettings):
     """Supervised fine-tuning on prompt + chosen."""
 
     loss_on: Literal["completion", "all"] = Field(
         "completion", description="Tokens that the loss counts: those of the answer, or (as DeepSpeed-Chat) all."
     )
+
+
+class SftSection(SftSettings):
+    """Supervised fine-tuning on prompt + chosen, and how it runs."""
+
     execution: SftExecution = Field(SftExecution(), description="How the stage runs.")
 
 
-class RewardSettings(_Supervised):
+class RewardSettings(SupervisedSettings):
     """Reward model: Bradley-Terry loss on all comparisons among the answers to a prompt."""
 
     loss: Literal["last_token", "token_wise"] = Field(
@@ -214,6 +236,11 @@ class RewardSettings(_Supervised):
 
     learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decay; not applied to biases and norms.")
+
+
+class RewardSection(RewardSettings):
+    """The reward model, and how its training runs."""
+
     execution: RewardExecution = Field(RewardExecution(), description="How the stage runs.")
 
 
@@ -287,6 +314,15 @@ class PpoSettings(Section):
     dtype: Dtype = Field("bf16", description="Precision of the weights.")
     actor: ActorOptimization = Field(ActorOptimization(), description="Training of the policy.")
     critic: CriticOptimization = Field(CriticOptimization(), description="Training of the value model.")
+
+    def optimization(self, role: Role) -> ActorOptimization:
+        """Training of one of the models."""
+        return self.actor if role == "actor" else self.critic
+
+
+class PpoSection(PpoSettings):
+    """PPO, and how it runs."""
+
     execution: PpoExecution = Field(PpoExecution(), description="How the stage runs.")
 
 
@@ -299,11 +335,20 @@ class EvaluateExecution(Execution):
     per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch.")
 
 
+AnyTrainingExecution = SupervisedExecution | PpoExecution
+JobExecution = AnyTrainingExecution | EvaluateExecution
+
+
 class EvaluationSettings(Section):
     """What the evaluation stages measure."""
 
     prompts: int = Field(256, ge=1, description="Unseen prompts answered by the policy and by the SFT model.")
     best_of_n: int = Field(4, ge=1, description="Answers per prompt sampled from the SFT model.")
+
+
+class EvaluationSection(EvaluationSettings):
+    """What the evaluation stages measure and show, and how they run."""
+
     samples: int = Field(20, ge=0, description="Answers shown in the sample table.")
     seed: Seed = Field(1234, description="Seed of the sampled answers.")
     execution: EvaluateExecution = Field(EvaluateExecution(), description="How the stages run.")

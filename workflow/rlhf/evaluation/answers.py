@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.batching import micro_batches
 from rlhf.data.corpus import Corpus
-from rlhf.evaluation.frame import Evaluation, decode, require_same_prompts, unseen_prompts
+from rlhf.evaluation.frame import AnswersEvaluation, decode, require_same_prompts, unseen_prompts
 from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_rate, mean_and_error, win_rate
+from rlhf.functions import load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, token_logprobs
-from rlhf.ppo.experience import Judge
 from rlhf.ppo.kl import token_kl
 from rlhf.ppo.reward import reward_scorer
 from rlhf.ppo.rollout import Samples
@@ -47,10 +47,10 @@ class Judged:
         return row | ({} if self.gold is None else {"gold": float(self.gold[index])})
 
 
-def evaluate_baseline(evaluation: Evaluation, sft: Path, reward: Path) -> None:
+def evaluate_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
     """Answers of the SFT model: one to compare the policy with, and `best_of_n` more to choose the best from."""
     corpus, chosen = unseen_prompts(evaluation)
-    count = evaluation.settings["best_of_n"]
+    count = evaluation.settings.best_of_n
     rows = np.repeat(chosen, count + 1)
     model, tokenizer = load_policy(sft, "fp32").eval().to(device()), load_tokenizer(sft)
     samples = _sample(evaluation, model, corpus, rows, "baseline")
@@ -78,7 +78,7 @@ def evaluate_baseline(evaluation: Evaluation, sft: Path, reward: Path) -> None:
     )
 
 
-def evaluate_ppo(evaluation: Evaluation, policy: Path, sft: Path, reward: Path, baseline: Path) -> None:
+def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward: Path, baseline: Path) -> None:
     """Answers of the policy against the SFT model's first answers to the same prompts.
 
     Args:
@@ -132,8 +132,10 @@ def _pair(row: dict[str, Any], judged: Judged, index: int) -> dict[str, Any]:
     return pair
 
 
-def _sample(evaluation: Evaluation, model: PreTrainedModel, corpus: Corpus, rows: np.ndarray, purpose: str) -> Samples:
-    settings, seed = evaluation.settings, evaluation.spec["seed"]
+def _sample(
+    evaluation: AnswersEvaluation, model: PreTrainedModel, corpus: Corpus, rows: np.ndarray, purpose: str
+) -> Samples:
+    settings, seed = evaluation.settings, evaluation.spec.seed
     prompts = [corpus.prompt(row) for row in rows]
     lengths = np.array([len(prompt) for prompt in prompts])
     answers: dict[int, Answer] = {}
@@ -142,14 +144,14 @@ def _sample(evaluation: Evaluation, model: PreTrainedModel, corpus: Corpus, rows
             model,
             [prompts[place] for place in micro.rows],
             [derive_seed(seed, purpose, int(place)) for place in micro.rows],
-            settings["max_answer_seq_len"],
-            settings["temperature"],
+            settings.max_answer_seq_len,
+            settings.temperature,
         )
         answers |= dict(zip(micro.rows.tolist(), drawn, strict=True))
     return Samples(prompts, [answers[place] for place in range(len(rows))])
 
 
-def _judge(evaluation: Evaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judged:
+def _judge(evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judged:
     model = load_reward(folder, "fp32")
     positions = getattr(model.config, "max_position_embeddings", None)
     scorer = TokenScorer.normalised(model).eval().to(device())
@@ -160,7 +162,7 @@ def _judge(evaluation: Evaluation, samples: Samples, folder: Path, tokenizer: Pr
             part = samples.rectangle(micro.rows, tokenizer.pad_token_id, device())
             score[micro.rows] = reward(samples, micro.rows, part).cpu().numpy()
     texts = decode(tokenizer, [answer.ids for answer in samples.answers])
-    judge: Judge | None = evaluation.judge()
+    judge = load_judge(evaluation.settings.gold_reward)
     if judge is None:
         return Judged(samples, texts, score, None)
     prompts = decode(tokenizer, samples.prompts)
@@ -169,10 +171,14 @@ def _judge(evaluation: Evaluation, samples: Samples, folder: Path, tokenizer: Pr
 
 
 def _kl(
-    evaluation: Evaluation, samples: Samples, policy: PreTrainedModel, reference: PreTrainedModel, pad_id: int
+    evaluation: AnswersEvaluation,
+    samples: Samples,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    pad_id: int,
 ) -> np.ndarray:
     """Log pi(answer) - log pi_SFT(answer) of each of the policy's own answers, in nats: [samples]."""
-    temperature = evaluation.settings["temperature"]
+    temperature = evaluation.settings.temperature
     kl = np.zeros(len(samples))
     with torch.no_grad():
         for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.section import Section
+from rlhf.config.specification import JobSpecification, ResolvedAnswers
+from rlhf.config.stages import EvaluateExecution, EvaluationSettings
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
-from rlhf.functions import load_judge
-from rlhf.ppo.experience import Judge
 from rlhf.runtime.files import write_json
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import slurm_job
@@ -21,27 +22,25 @@ from rlhf.training.stage import StagePaths
 
 logger = get_logger(__name__)
 
+SettingsT = TypeVar("SettingsT", bound=EvaluationSettings, covariant=True)
+
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Generic[SettingsT]):
     """An evaluation stage: specification, and where it reads and writes."""
 
-    spec: dict[str, Any]
+    spec: JobSpecification[SettingsT, Section, EvaluateExecution]
     paths: StagePaths
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> SettingsT:
         """The stage's settings."""
-        return self.spec["settings"]
+        return self.spec.settings
 
     @property
     def batch_size(self) -> int:
         """Sequences computed at once."""
-        return self.spec["execution"]["per_device_eval_batch_size"]
-
-    def judge(self) -> Judge | None:
-        """The experiment's gold reward, or None where it defines none."""
-        return load_judge(self.settings["gold_reward"])
+        return self.spec.execution.per_device_eval_batch_size
 
     def write(self, result: dict[str, Any]) -> None:
         """Write evaluation.json.
@@ -50,15 +49,18 @@ class Evaluation:
             result: what was measured; an entry that is None was not, and is left out.
         """
         measured = {key: value for key, value in result.items() if value is not None}
-        head = {"schema_version": 1, "stage": self.spec["stage"], "id": self.spec["id"]}
-        run = {"execution": self.spec["execution"], **slurm_job()}
+        head = {"schema_version": 1, "stage": self.spec.stage, "id": self.spec.id}
+        run = {"execution": self.spec.execution.model_dump(mode="json"), **slurm_job()}
         write_json(self.paths.output / "evaluation.json", head | measured | run)
         for key, value in measured.items():
             if isinstance(value, int | float):
                 logger.info("%s: %.6g", key, value)
 
 
-def unseen_prompts(evaluation: Evaluation) -> tuple[Corpus, np.ndarray]:
+AnswersEvaluation = Evaluation[ResolvedAnswers]
+
+
+def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
     """The unseen prompts to answer: a seeded choice among those that are short enough, every dataset with its share.
 
     Returns:
@@ -69,9 +71,9 @@ def unseen_prompts(evaluation: Evaluation) -> tuple[Corpus, np.ndarray]:
     """
     settings = evaluation.settings
     corpus = evaluation.paths.corpus("eval", "ppo")
-    fits = corpus.lengths("prompt") <= settings["max_prompt_seq_len"]
-    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len: {settings['max_prompt_seq_len']}")
-    chosen = corpus.sample(settings["prompts"], derive_seed(evaluation.spec["seed"], "unseen prompts"))
+    fits = corpus.lengths("prompt") <= settings.max_prompt_seq_len
+    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
+    chosen = corpus.sample(settings.prompts, derive_seed(evaluation.spec.seed, "unseen prompts"))
     logger.info("%d of %d unseen prompts; %d are too long", len(chosen), len(corpus), dropped)
     return corpus, chosen
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlhf.config.specification import ResolvedRewardEvaluation, ResolvedSftEvaluation
 from rlhf.data.batching import micro_batches
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
@@ -23,6 +24,7 @@ from rlhf.evaluation.preferences import (
     gold_agreement,
     longer_accuracy,
 )
+from rlhf.functions import load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.experience import Judge
@@ -32,11 +34,11 @@ from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.supervised import mean_loss
 
 
-def evaluate_sft(evaluation: Evaluation, model_folder: Path) -> None:
+def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Path) -> None:
     """Loss in nats per answer token and perplexity on unseen rows."""
     objective = AnswerLikelihood()
     corpus = evaluation.paths.corpus("eval", "sft")
-    limit = evaluation.settings["max_seq_len"]
+    limit = evaluation.settings.max_seq_len
     dropped = corpus.keep(objective.lengths(corpus) <= limit, f"sft.max_seq_len: {limit}")
     model = load_policy(model_folder, "fp32").eval().to(device())
     with torch.no_grad():
@@ -52,11 +54,11 @@ def evaluate_sft(evaluation: Evaluation, model_folder: Path) -> None:
     )
 
 
-def evaluate_reward(evaluation: Evaluation, model_folder: Path) -> None:
+def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_folder: Path) -> None:
     """How well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
     objective = GroupPreference()
     corpus = evaluation.paths.corpus("eval", "reward")
-    limit = evaluation.settings["max_seq_len"]
+    limit = evaluation.settings.max_seq_len
     dropped = corpus.keep(objective.lengths(corpus) <= limit, f"reward.max_seq_len: {limit}")
     model = load_reward(model_folder, "fp32")
     raw = unseen_scores(TokenScorer(model).eval().to(device()), corpus, evaluation.batch_size)
@@ -64,7 +66,7 @@ def evaluate_reward(evaluation: Evaluation, model_folder: Path) -> None:
         {
             "rows_too_long": dropped,
             **reward_report(judged_pairs(corpus, raw), raw, model.config.reward_mean, model.config.reward_std),
-            **_against_gold(corpus, raw, model_folder, evaluation.judge()),
+            **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
         }
     )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
+from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.memory.layers import decoder_layers
 from rlhf.models.loading import DTYPES, dropout_keys
@@ -40,7 +40,7 @@ class Blueprint:
     config: PreTrainedConfig
     head: str
     dtype: str
-    optimization: dict[str, Any] | None
+    optimization: Optimization | None
     checkpointing: bool = False
     place: str = ""
 
@@ -89,9 +89,7 @@ class Blueprint:
 
     def _shortened(self, layers: int | None) -> PreTrainedConfig:
         config = copy.deepcopy(self.config)
-        dropout = (self.optimization or {}).get("dropout")
-        if self.optimization is None:
-            dropout = 0.0
+        dropout = 0.0 if self.optimization is None else self.optimization.dropout
         if dropout is not None:
             for name in dropout_keys(config):
                 setattr(config, name, dropout)
@@ -143,6 +141,7 @@ class Counts:
         largest_trained: of the largest trained tensor.
         small: in tensors below the threshold under which ZeRO-3 keeps parameters whole.
         whole: bytes of all weights and buffers.
+        page_locked: bytes of the same in page-locked host memory, where torch rounds each up to a power of two.
         groups: trained parameters of each optimizer group.
     """
 
@@ -152,6 +151,7 @@ class Counts:
     largest_trained: int
     small: int
     whole: int
+    page_locked: int
     groups: tuple[int, ...]
 
 
@@ -175,6 +175,7 @@ def count_parameters(model: nn.Module, grouping: Grouping) -> Counts:
         largest_trained=max(trained, default=0),
         small=sum(size for size, _ in sizes if size < SMALL_PARAMETER),
         whole=sum(kept.values()),
+        page_locked=sum(1 << max(0, size - 1).bit_length() for size in kept.values()),
         groups=tuple(sum(parameter.numel() for parameter in group) for group in grouping(model)) or (0,),
     )
 
@@ -197,5 +198,6 @@ def count(blueprint: Blueprint, grouping: Grouping) -> Counts:
         largest_trained=shorter.largest_trained,
         small=at(shorter.small, longer.small),
         whole=at(shorter.whole, longer.whole),
+        page_locked=at(shorter.page_locked, longer.page_locked),
         groups=tuple(at(first, second) for first, second in pairs),
     )

@@ -49,7 +49,8 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
     whole = sum(model.counts.whole for model in models if model.engine.zero_stage < 3)
     read_once = max((model.counts.whole for model in models if model.engine.zero_stage == 3), default=0)
     offloaded = sum(host_states(model.engine, model.counts, accumulates) for model in models)
-    offloaded += sum(model.counts.whole for model in models if not model.on_device)
+    at_rest = [model.counts.page_locked if cuda else model.counts.whole for model in models if not model.on_device]
+    offloaded += sum(at_rest)
     step = max(host_step_extra(model.engine, model.counts) for model in models)
     tensors = {"load": 0, "save": 0, "": 0}
     if not cuda:

@@ -76,7 +76,7 @@ class Tracker(TorchDispatchMode):
 
     def live(self) -> int:
         """Bytes that are live now."""
-        return sum(self._bytes[number] for number in self._live.values())
+        return sum(self._bytes[number] for number in tuple(self._live.values()))  # other threads free tensors too
 
     def peaks(self, gradient_share: float = 1.0) -> dict[str, Peak]:
         """Place -> its peak, in the order in which the places were first seen.

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 
 
-def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -> Any:
+def add_lora(model: PreTrainedModel, optimization: Optimization, place: str) -> Any:
     """Put adapters on the linear modules whose name contains `lora_module_name`; the model is changed in place.
 
     The adapted weights are frozen. Everything else stays trainable, unless `only_optimize_lora`: then only the
@@ -30,7 +31,7 @@ def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -
     Raises:
         UserError: the pattern matches no linear module.
     """
-    rank, pattern = optimization["lora_dim"], optimization["lora_module_name"]
+    rank, pattern = optimization.lora_dim, optimization.lora_module_name
     if rank == 0:
         return None
     linear = linear_modules(model)
@@ -40,14 +41,14 @@ def add_lora(model: PreTrainedModel, optimization: dict[str, Any], place: str) -
         raise UserError(
             f"{place}.lora_module_name: {pattern!r} matches no linear module; they are named like {examples}"
         )
-    alpha = optimization["lora_alpha"] or rank
+    alpha = optimization.lora_alpha or rank
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, fan_in_fan_out=_is_conv(model, targets[0])
     )
     # In fp32 beside half precision, adapters could not join weights that ZeRO-3 has partitioned; DeepSpeed casts all.
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
-        frozen = name.endswith("base_layer.weight") or (optimization["only_optimize_lora"] and "score" not in name)
+        frozen = name.endswith("base_layer.weight") or (optimization.only_optimize_lora and "score" not in name)
         parameter.requires_grad_("lora_" in name or not frozen)
     return adapted
 

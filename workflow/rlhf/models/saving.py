@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from rlhf.config.stages import PpoSettings, SftSettings
 from rlhf.runtime.files import atomic_directory, read_json, write_json, write_text
 
 
@@ -79,19 +80,20 @@ def write_adapter(model: PreTrainedModel, weights: dict[str, Tensor], adapted: A
         config.save_pretrained(str(beside))
 
 
-def sampling_config(model: PreTrainedModel, settings: dict[str, Any]) -> GenerationConfig:
+def sampling_config(model: PreTrainedModel, settings: SftSettings | PpoSettings) -> GenerationConfig:
     """Generation settings of a policy: its own distribution, without top-k and top-p, which PPO does not use either.
 
     Args:
         model: names the special tokens.
         settings: of the stage; those of PPO have a temperature and a longest answer.
     """
+    sampled = settings if isinstance(settings, PpoSettings) else None
     return GenerationConfig(
         do_sample=True,
-        temperature=settings.get("temperature", 1.0),
+        temperature=sampled.temperature if sampled else 1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=settings.get("max_answer_seq_len"),
+        max_new_tokens=sampled.max_answer_seq_len if sampled else None,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
         bos_token_id=model.config.bos_token_id,

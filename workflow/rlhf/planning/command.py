@@ -22,15 +22,17 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.config.expand import deep_merge
-from rlhf.config.stages import PpoSettings, RewardSettings, SftSettings
+from rlhf.config.section import mistakes
+from rlhf.config.stages import PpoSection, RewardSection, SftSection
 from rlhf.errors import UserError
 from rlhf.memory.devices import GIB, find_device
 from rlhf.memory.parts import ALL_KINDS
 from rlhf.planning.forecast import read_config
 from rlhf.planning.plan import plan_stage
 
+StageSection = SftSection | RewardSection | PpoSection
 FITS, BAD_INPUT, DOES_NOT_FIT = 0, 2, 3
-SETTINGS: dict[str, Any] = {"sft": SftSettings, "reward": RewardSettings, "ppo": PpoSettings}
+SECTIONS: dict[str, type[StageSection]] = {"sft": SftSection, "reward": RewardSection, "ppo": PpoSection}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path, help="model folder or config.json; for ppo, of the policy")
     parser.add_argument("--reward-model", type=Path, help="the same of the reward model, for ppo")
-    parser.add_argument("--stage", choices=list(SETTINGS), default="sft", help="default: sft")
+    parser.add_argument("--stage", choices=list(SECTIONS), default="sft", help="default: sft")
     parser.add_argument("--gpu", help="name in the table of devices, for example a100-40g")
     parser.add_argument("--gpu-memory-gib", type=float, help="capacity of a GPU that is not in the table")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of a node; 0: on the CPU; default: 1")
@@ -51,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def stage_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def stage_section(args: argparse.Namespace) -> StageSection:
     """Settings of the stage, and how it runs.
 
     Raises:
@@ -67,18 +69,15 @@ def stage_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
             nested = {part: nested}
         given = deep_merge(given, nested)
     try:
-        settings = SETTINGS[args.stage].model_validate(given).model_dump(mode="json")
+        return SECTIONS[args.stage].model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        place, message = mistakes(error)[0]
         raise UserError(f"--set {place}: {message}" if place else f"--set: {message}") from None
-    return settings, settings.pop("execution")
 
 
 def make_plan(args: argparse.Namespace) -> dict[str, Any]:
     """The plan that the arguments ask for."""
-    settings, execution = stage_settings(args)
+    section = stage_section(args)
     if args.stage == "ppo":
         if args.reward_model is None:
             raise UserError("--reward-model: ppo needs the reward model's configuration too")
@@ -87,7 +86,7 @@ def make_plan(args: argparse.Namespace) -> dict[str, Any]:
         configs = {"model": read_config(args.model)}
     named = args.gpu is not None or args.gpu_memory_gib is not None
     device = find_device(args.gpu, args.gpu_memory_gib) if named else None
-    return plan_stage(args.stage, settings, execution, configs, device, "adapt" if args.adapt else "warn")
+    return plan_stage(args.stage, section, section.execution, configs, device, "adapt" if args.adapt else "warn")
 
 
 def show(plan: dict[str, Any], console: Console) -> None:

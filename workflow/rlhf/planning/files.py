@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from rlhf.config.memory import MemorySettings
+from rlhf.config.specification import TrainingSpecification
 from rlhf.memory.devices import GIB, Device, find_device
 from rlhf.planning.forecast import ROLES, read_config
 from rlhf.planning.plan import plan_stage
@@ -17,28 +17,26 @@ logger = get_logger(__name__)
 
 
 def write_plan(
-    spec: Path, execution: dict[str, Any], memory: dict[str, Any], models: list[Path], output: Path
+    stage: TrainingSpecification, memory: MemorySettings, models: list[Path], output: Path
 ) -> dict[str, Any]:
     """Plan a stage and write memory_plan.json.
 
     Args:
-        spec: spec.yaml of an `sft`, `reward` or `ppo` stage.
-        execution: how it shall run.
-        memory: `MemorySettings`.
+        stage: what is planned, and how it shall run.
+        memory: the GPU, and what follows where the stage does not fit.
         models: folders of the models it starts from in the end: one, or for PPO the policy's and the reward model's.
         output: memory_plan.json.
 
     Raises:
         UserError: a model cannot be read, or the GPU is unknown.
     """
-    stage = yaml.safe_load(spec.read_text(encoding="utf-8"))
-    configs = {role: read_config(model) for role, model in zip(ROLES[stage["stage"]], models, strict=True)}
+    configs = {role: read_config(model) for role, model in zip(ROLES[stage.stage], models, strict=True)}
     device: Device | None = None
-    if memory["gpu"] is not None or memory["gpu_memory_gib"] is not None:
-        device = find_device(memory["gpu"], memory["gpu_memory_gib"])
-    plan = plan_stage(stage["stage"], stage["settings"], execution, configs, device, memory["on_misfit"])
-    write_json(output, {"id": stage["id"], **plan})
-    logger.info("%s %s: %s, %s", stage["stage"], stage["id"], plan["verdict"], plan["decision"])
+    if memory.gpu is not None or memory.gpu_memory_gib is not None:
+        device = find_device(memory.gpu, memory.gpu_memory_gib)
+    plan = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit)
+    write_json(output, {"id": stage.id, **plan})
+    logger.info("%s %s: %s, %s", stage.stage, stage.id, plan["verdict"], plan["decision"])
     for name in ("expected_allocated", "expected_device", "upper_device"):
         logger.info("  %s: %s bytes", name, plan[name])
     for entry in (*plan["adaptations"], *plan["advice"]):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf.config.stages import (
+    AnyTrainingExecution,
+    PpoExecution,
+    PpoSettings,
+    RewardSettings,
+    SftSettings,
+    SupervisedExecution,
+)
 from rlhf.errors import UserError
 from rlhf.memory.devices import Device, DeviceMemory, device_memory, slack
 from rlhf.memory.host import HostMemory, host_memory
@@ -15,6 +22,7 @@ from rlhf.planning.ppo import forecast_ppo
 from rlhf.planning.supervised import Forecast, forecast_supervised
 from rlhf.planning.traces import Traces
 
+Settings = SftSettings | RewardSettings | PpoSettings
 ROLES = {"sft": ("model",), "reward": ("model",), "ppo": ("policy", "reward")}
 
 
@@ -34,32 +42,32 @@ def read_config(path: Path) -> PreTrainedConfig:
 
 
 def forecast(
-    kind: str,
-    settings: dict[str, Any],
-    execution: dict[str, Any],
+    settings: Settings,
+    execution: AnyTrainingExecution,
     configs: dict[str, PreTrainedConfig],
     traces: Traces,
 ) -> Forecast:
     """Memory of one process of a stage.
 
     Args:
-        kind: `sft`, `reward` or `ppo`.
         settings: of the stage.
         execution: how it runs.
         configs: `model`; for PPO `policy` and `reward`.
         traces: dry runs of this stage.
     """
-    if kind == "ppo":
+    if isinstance(settings, PpoSettings):
+        assert isinstance(execution, PpoExecution)
         return forecast_ppo(settings, execution, configs["policy"], configs["reward"], traces)
-    return forecast_supervised(kind, settings, execution, configs["model"], traces)
+    assert isinstance(execution, SupervisedExecution)
+    return forecast_supervised(settings, execution, configs["model"], traces)
 
 
-def on_device(found: Forecast, device: Device | None, execution: dict[str, Any]) -> DeviceMemory:
+def on_device(found: Forecast, device: Device | None, execution: AnyTrainingExecution) -> DeviceMemory:
     """Allocated, expected and upper bytes of a device; on the CPU there is nothing beside the tensors."""
     allocated = found.largest.total
-    if execution["gpus_per_node"] == 0:
+    if execution.gpus_per_node == 0:
         return device_memory(allocated, 0.0, 0)
-    processes = execution["nodes"] * execution["gpus_per_node"]
+    processes = execution.nodes * execution.gpus_per_node
     stages = [model.engine.zero_stage for model in found.models]
     share = slack(stages, ppo=len(found.models) > 1)
     logits = max(amount for (_, kind), amount in [*found.largest.bytes.items(), (("", LOGITS), 0)] if kind == LOGITS)
@@ -67,7 +75,7 @@ def on_device(found: Forecast, device: Device | None, execution: dict[str, Any])
     return device_memory(allocated, share, context, 1 if processes > 1 else 0, logits)
 
 
-def on_host(found: Forecast, execution: dict[str, Any]) -> HostMemory:
+def on_host(found: Forecast, execution: AnyTrainingExecution) -> HostMemory:
     """Host memory of a node."""
-    processes = max(1, execution["gpus_per_node"])
-    return host_memory(found.models, found.parts, processes, found.accumulates, execution["gpus_per_node"] > 0)
+    processes = max(1, execution.gpus_per_node)
+    return host_memory(found.models, found.parts, processes, found.accumulates, execution.gpus_per_node > 0)

@@ -6,15 +6,13 @@ disagree.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf.config.expand import deep_merge
+from rlhf.config.stages import AnyTrainingExecution, PpoExecution, SupervisedExecution
 from rlhf.memory.states import BUCKET
-
-Execution = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,91 +27,95 @@ class Step:
 
     name: str
     cost: str
-    change: Execution
+    change: dict[str, Any]
 
     @property
     def moves_states(self) -> bool:
         """Whether it changes where weights and states are; else it changes what is computed at a time."""
         return any(key.endswith("zero_stage") or key.startswith("offload") for key in self.change)
 
-    def apply(self, execution: Execution) -> Execution:
+    def apply(self, execution: AnyTrainingExecution) -> AnyTrainingExecution:
         """The changed settings."""
-        return deep_merge(copy.deepcopy(execution), self.change)
+        return type(execution).model_validate(deep_merge(execution.model_dump(), self.change))
 
 
-def ladder(kind: str, execution: Execution, trained: int) -> Iterator[Step]:
+def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
     """All steps that are possible, in the order of their cost; each from the settings as they were given.
 
     Args:
-        kind: `sft`, `reward` or `ppo`.
         execution: how the stage runs now.
         trained: parameters of its largest trained model.
     """
-    engines = ("actor", "critic") if kind == "ppo" else ("",)
-    yield from _evaluation(kind, execution)
+    engines = ("actor", "critic") if isinstance(execution, PpoExecution) else ("",)
+    yield from _evaluation(execution)
     yield from _bucket(execution, trained)
     for engine in engines:
         key = _key(engine, "gradient_checkpointing")
-        if not execution[key]:
+        if not getattr(execution, key):
             yield Step(f"{key}", "about 30 % more computation", {key: True})
     yield from _partition(execution, engines, (1, 2))
-    if kind == "ppo":
+    if isinstance(execution, PpoExecution):
         for key in ("offload_reference_model", "offload_reward_model"):
-            if not execution[key]:
+            if not getattr(execution, key):
                 yield Step(key, "weights cross the bus for each scoring", {key: True})
     yield from _partition(execution, engines, (3,))
     yield from _offload(execution, engines)
-    yield from _smaller_batches(kind, execution)
+    yield from _smaller_batches(execution)
+
+
+def dumped(execution: AnyTrainingExecution) -> dict[str, Any]:
+    """How a stage runs, as a plan has it: the plan names the steps that led there apart."""
+    return execution.model_dump(mode="json", exclude={"memory_steps"})
 
 
 def _key(engine: str, name: str) -> str:
     return f"{engine}_{name}" if engine else name
 
 
-def _world(execution: Execution) -> int:
-    return int(execution["nodes"] * max(1, execution["gpus_per_node"]))
-
-
-def _evaluation(kind: str, execution: Execution) -> Iterator[Step]:
-    if kind != "ppo" and execution["per_device_eval_batch_size"] > execution["per_device_train_batch_size"]:
-        size = execution["per_device_train_batch_size"]
+def _evaluation(execution: AnyTrainingExecution) -> Iterator[Step]:
+    if not isinstance(execution, SupervisedExecution):
+        return
+    size = execution.per_device_train_batch_size
+    if execution.per_device_eval_batch_size > size:
         yield Step("evaluate in batches of the training size", "nothing", {"per_device_eval_batch_size": size})
 
 
-def _bucket(execution: Execution, trained: int) -> Iterator[Step]:
+def _bucket(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
     """A bucket larger than all gradients is allocated at its full size nevertheless."""
-    zero = execution["deepspeed_config"].get("zero_optimization", {})
+    zero: Any = execution.deepspeed_config.get("zero_optimization", {})
     size = int(zero.get("reduce_bucket_size", BUCKET))
-    stages = [value for key, value in execution.items() if key.endswith("zero_stage")]
+    stages = [value for key, value in execution if key.endswith("zero_stage")]
     if max(stages) > 0 and trained < size:
         change = {"deepspeed_config": {"zero_optimization": {"reduce_bucket_size": trained}}}
         yield Step("a gradient bucket no larger than the gradients", "nothing", change)
 
 
-def _partition(execution: Execution, engines: tuple[str, ...], stages: tuple[int, ...]) -> Iterator[Step]:
-    if _world(execution) == 1:
+def _partition(execution: AnyTrainingExecution, engines: tuple[str, ...], stages: tuple[int, ...]) -> Iterator[Step]:
+    if execution.world_size == 1:
         return
     for stage in stages:
         for engine in engines:
             key = _key(engine, "zero_stage")
-            if execution[key] < stage:
+            if getattr(execution, key) < stage:
                 yield Step(f"{key} {stage}", "more communication" if stage == 3 else "little", {key: stage})
 
 
-def _offload(execution: Execution, engines: tuple[str, ...]) -> Iterator[Step]:
-    if execution["offload"]:
+def _offload(execution: AnyTrainingExecution, engines: tuple[str, ...]) -> Iterator[Step]:
+    if execution.offload:
         return
     # Without ZeRO there is nothing that DeepSpeed offloads.
-    stages = {_key(engine, "zero_stage"): 2 for engine in engines if execution[_key(engine, "zero_stage")] == 0}
+    stages = {
+        _key(engine, "zero_stage"): 2 for engine in engines if getattr(execution, _key(engine, "zero_stage")) == 0
+    }
     yield Step("offload", "optimizer steps on the host", {"offload": True, **stages})
 
 
-def _smaller_batches(kind: str, execution: Execution) -> Iterator[Step]:
+def _smaller_batches(execution: AnyTrainingExecution) -> Iterator[Step]:
     keys = ["per_device_train_batch_size"]
-    if kind == "ppo":
+    if isinstance(execution, PpoExecution):
         keys = ["per_device_generation_batch_size", "per_device_training_batch_size"]
     for key in keys:
-        size = execution[key] // 2
+        size = getattr(execution, key) // 2
         while size >= 1:
             yield Step(f"{key} {size}", "smaller matrices, the same global batch", {key: size})
             size //= 2
@@ -129,13 +131,15 @@ class Taken:
 
 
 def descend(
-    kind: str, execution: Execution, trained: int, upper: Callable[[Execution], tuple[int, str]], limit: int
-) -> tuple[Execution, list[Taken]]:
+    execution: AnyTrainingExecution,
+    trained: int,
+    upper: Callable[[AnyTrainingExecution], tuple[int, str]],
+    limit: int,
+) -> tuple[AnyTrainingExecution, list[Taken]]:
     """Take steps until the upper bound is within a limit, leaving out those that save nothing.
 
     Args:
-        kind: of the stage.
-        execution: how it runs.
+        execution: how the stage runs.
         trained: parameters of its largest trained model.
         upper: upper bound of a way of running, in bytes, and the phase that needs it.
         limit: bytes that may be used.
@@ -145,7 +149,7 @@ def descend(
     """
     taken: list[Taken] = []
     present, phase = upper(execution)
-    for step in ladder(kind, execution, trained):
+    for step in ladder(execution, trained):
         if present <= limit:
             break
         if _undoes(step, execution) or (phase in ("load", "save") and not step.moves_states):
@@ -158,12 +162,12 @@ def descend(
     return execution, taken
 
 
-def _undoes(step: Step, execution: Execution) -> bool:
+def _undoes(step: Step, execution: AnyTrainingExecution) -> bool:
     """Whether an earlier step went further: a ZeRO stage is never lowered."""
-    return any(key.endswith("zero_stage") and execution[key] > value for key, value in step.change.items())
+    return any(key.endswith("zero_stage") and getattr(execution, key) > value for key, value in step.change.items())
 
 
-def descent(kind: str, execution: Execution, trained: int) -> list[dict[str, Any]]:
+def descent(execution: AnyTrainingExecution, trained: int) -> list[dict[str, Any]]:
     """Further steps for a stage that ran out of memory though it was expected to fit: one for each failure.
 
     The ZeRO stage stays, because the stage's checkpoints depend on it. What a step saves is not predicted: the
@@ -174,9 +178,9 @@ def descent(kind: str, execution: Execution, trained: int) -> list[dict[str, Any
     """
     steps: list[dict[str, Any]] = []
     while True:
-        possible = (step for step in ladder(kind, execution, trained) if not any("zero" in key for key in step.change))
+        possible = (step for step in ladder(execution, trained) if not any("zero" in key for key in step.change))
         step = next(possible, None)
         if step is None:
             return steps
         execution = step.apply(execution)
-        steps.append({"name": step.name, "cost": step.cost, "execution": execution})
+        steps.append({"name": step.name, "cost": step.cost, "execution": dumped(execution)})

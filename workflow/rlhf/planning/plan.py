@@ -8,14 +8,15 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from rlhf.config.stages import AnyTrainingExecution, PpoSettings, SupervisedExecution
 from rlhf.memory.article import article_activations, article_weights
 from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.closed_form import COEFFICIENTS, Shape, activations, cross_entropy
 from rlhf.memory.devices import GIB, TABLE, USABLE, Device, DeviceMemory
 from rlhf.memory.host import LIBRARIES
 from rlhf.memory.states import ELEMENT
-from rlhf.planning.forecast import forecast, on_device, on_host
-from rlhf.planning.ladder import Execution, Taken, descend, descent
+from rlhf.planning.forecast import Settings, forecast, on_device, on_host
+from rlhf.planning.ladder import Taken, descend, descent, dumped
 from rlhf.planning.supervised import Forecast
 from rlhf.planning.traces import Traces
 
@@ -38,7 +39,7 @@ class Judgement:
 
     verdict: str
     decision: str
-    execution: Execution
+    execution: AnyTrainingExecution
     adaptations: list[dict[str, Any]] = field(default_factory=list)
     advice: list[dict[str, Any]] = field(default_factory=list)
     remedy: str | None = None
@@ -58,7 +59,7 @@ class Planner:
     def __init__(
         self,
         kind: str,
-        settings: dict[str, Any],
+        settings: Settings,
         configs: dict[str, PreTrainedConfig],
         device: Device | None,
         cuda: bool,
@@ -66,30 +67,30 @@ class Planner:
         self._kind, self._settings, self._configs, self._device = kind, settings, configs, device
         self._traces = Traces(cuda)
 
-    def forecast(self, execution: Execution) -> Forecast:
+    def forecast(self, execution: AnyTrainingExecution) -> Forecast:
         """Memory of one process."""
-        return forecast(self._kind, self._settings, execution, self._configs, self._traces)
+        return forecast(self._settings, execution, self._configs, self._traces)
 
     def plain_parameters(self) -> int:
         """Parameters of the trained model without adapters."""
         config = self._configs["policy" if self._kind == "ppo" else "model"]
         head = "score" if self._kind == "reward" else "lm"
-        return self._traces.counts(Blueprint(config, head, self._settings["dtype"], None)).all
+        return self._traces.counts(Blueprint(config, head, self._settings.dtype, None)).all
 
-    def upper(self, execution: Execution) -> int:
+    def upper(self, execution: AnyTrainingExecution) -> int:
         """Upper bound of a device, in bytes."""
         return self._upper_and_phase(execution)[0]
 
-    def _upper_and_phase(self, execution: Execution) -> tuple[int, str]:
+    def _upper_and_phase(self, execution: AnyTrainingExecution) -> tuple[int, str]:
         found = self.forecast(execution)
         return on_device(found, self._device, execution).upper_device, found.largest.phase
 
-    def adapt(self, execution: Execution, limit: int) -> tuple[Execution, list[Taken]]:
+    def adapt(self, execution: AnyTrainingExecution, limit: int) -> tuple[AnyTrainingExecution, list[Taken]]:
         """Steps towards a limit."""
         trained = max(model.counts.trained for model in self.forecast(execution).models)
-        return descend(self._kind, execution, trained, self._upper_and_phase, limit)
+        return descend(execution, trained, self._upper_and_phase, limit)
 
-    def judge(self, execution: Execution, on_misfit: str) -> Judgement:
+    def judge(self, execution: AnyTrainingExecution, on_misfit: str) -> Judgement:
         """Whether a way of running fits, and what follows."""
         if self._device is None:
             return Judgement("not judged", "accept", execution)
@@ -105,16 +106,16 @@ class Planner:
         decision = "warn" if on_misfit == "warn" else "refuse"
         return Judgement("does not fit", decision, execution, advice=steps, remedy=remedy)
 
-    def remedy(self, execution: Execution, limit: int) -> str:
+    def remedy(self, execution: AnyTrainingExecution, limit: int) -> str:
         """Which number of GPUs, or which device, would do after all steps."""
         upper = least = self.upper(execution)
         more = execution
-        while more["nodes"] * more["gpus_per_node"] < MAX_GPUS:
-            grows = "nodes" if more["gpus_per_node"] >= GPUS_OF_A_NODE else "gpus_per_node"
-            more, _ = self.adapt({**more, grows: 2 * more[grows]}, limit)
+        while more.nodes * more.gpus_per_node < MAX_GPUS:
+            grows = "nodes" if more.gpus_per_node >= GPUS_OF_A_NODE else "gpus_per_node"
+            more, _ = self.adapt(more.model_copy(update={grows: 2 * getattr(more, grows)}), limit)
             reached = self.upper(more)
             if reached <= limit:
-                return f"{more['nodes']} node(s) with {more['gpus_per_node']} GPUs each would do"
+                return f"{more.nodes} node(s) with {more.gpus_per_node} GPUs each would do"
             if reached > 0.98 * least:
                 break  # what is left is not shared among processes
             least = reached
@@ -124,8 +125,8 @@ class Planner:
 
 def plan_stage(
     kind: str,
-    settings: dict[str, Any],
-    execution: Execution,
+    settings: Settings,
+    execution: AnyTrainingExecution,
     configs: dict[str, PreTrainedConfig],
     device: Device | None = None,
     on_misfit: str = "warn",
@@ -140,7 +141,7 @@ def plan_stage(
         device: the GPU; None where it is not known, so that nothing is judged.
         on_misfit: `refuse`, `adapt` or `warn`: what follows where it does not fit.
     """
-    cuda = execution["gpus_per_node"] > 0
+    cuda = execution.gpus_per_node > 0
     device = device if cuda else None
     planner = Planner(kind, settings, configs, device, cuda)
     given = planner.forecast(execution)
@@ -148,7 +149,7 @@ def plan_stage(
     chosen = judged.execution
     found = planner.forecast(chosen)
     host = on_host(found, chosen)
-    gpus = chosen["nodes"] * chosen["gpus_per_node"]
+    gpus = chosen.nodes * chosen.gpus_per_node
     return {
         "schema_version": SCHEMA_VERSION,
         "stage": kind,
@@ -158,20 +159,21 @@ def plan_stage(
         "as_given": _numbers(on_device(given, device, execution), given, execution),
         "on_misfit": on_misfit,
         **asdict(judged),
+        "execution": dumped(chosen),
         **_numbers(on_device(found, device, chosen), found, chosen),
         "phases": _phases(found, cuda),
         "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
-        "resources": {"nodes": chosen["nodes"], "gpus": gpus, "mem_mb": chosen["mem_mb"] or host.mem_mb},
-        "after_out_of_memory": descent(kind, chosen, max(model.counts.trained for model in found.models)),
+        "resources": {"nodes": chosen.nodes, "gpus": gpus, "mem_mb": chosen.mem_mb or host.mem_mb},
+        "after_out_of_memory": descent(chosen, max(model.counts.trained for model in found.models)),
         "closed_form": _closed_form(kind, settings, chosen, configs, planner.plain_parameters()),
     }
 
 
-def _numbers(memory: DeviceMemory, found: Forecast, execution: Execution) -> dict[str, Any]:
+def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecution) -> dict[str, Any]:
     return {
         "expected_allocated": memory.expected_allocated,
-        "expected_device": memory.expected_device if execution["gpus_per_node"] else None,
-        "upper_device": memory.upper_device if execution["gpus_per_node"] else None,
+        "expected_device": memory.expected_device if execution.gpus_per_node else None,
+        "upper_device": memory.upper_device if execution.gpus_per_node else None,
         "peak": {"phase": found.largest.phase, "part": found.largest.name},
     }
 
@@ -198,16 +200,17 @@ def _phases(found: Forecast, cuda: bool) -> list[dict[str, Any]]:
 
 def _closed_form(
     kind: str,
-    settings: dict[str, Any],
-    execution: Execution,
+    settings: Settings,
+    execution: AnyTrainingExecution,
     configs: dict[str, PreTrainedConfig],
     parameters: int,
 ) -> dict[str, Any] | None:
     """The explanation beside the dry run, and the article's formula; None where the family has no closed form."""
     config = configs["model" if kind != "ppo" else "policy"]
-    if config.model_type not in COEFFICIENTS or kind == "ppo":
+    if config.model_type not in COEFFICIENTS or isinstance(settings, PpoSettings):
         return None
-    rows = execution["per_device_train_batch_size"] * (2 if kind == "reward" else 1)
+    assert isinstance(execution, SupervisedExecution)
+    rows = execution.per_device_train_batch_size * (2 if kind == "reward" else 1)
     shape = Shape(
         config.model_type,
         config.num_hidden_layers,
@@ -216,11 +219,11 @@ def _closed_form(
         _inner_width(config),
         config.vocab_size,
         rows,
-        settings["max_seq_len"],
+        settings.max_seq_len,
     )
     return {
-        "weights": ELEMENT[settings["dtype"]] * parameters,
-        "activations": activations(shape, execution["gradient_checkpointing"]),
+        "weights": ELEMENT[settings.dtype] * parameters,
+        "activations": activations(shape, execution.gradient_checkpointing),
         "logits": cross_entropy(shape) if kind == "sft" else 0,
         "article": {
             "weights": article_weights(parameters),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
+from rlhf.config.stages import PpoExecution, PpoSettings, Role
 from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.dryrun import Program, Run
 from rlhf.memory.parts import BUFFERS, Part, Resident, dynamic, largest, load_part, save_part, static, training_parts
@@ -32,25 +33,25 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class _Stage:
-    settings: dict[str, Any]
-    execution: dict[str, Any]
+    settings: PpoSettings
+    execution: PpoExecution
     traces: Traces
 
     def rectangle(self, rows: int) -> Rectangle:
         """Samples of the greatest lengths."""
-        return longest_samples(rows, self.settings["max_prompt_seq_len"], self.settings["max_answer_seq_len"])
+        return longest_samples(rows, self.settings.max_prompt_seq_len, self.settings.max_answer_seq_len)
 
     @property
     def micro(self) -> tuple[int, int]:
         """(rows of a training micro-batch, micro-batches per step) of one process."""
-        samples = self.settings["prompts_per_rollout"] * self.settings["answers_per_prompt"]
-        size = self.execution["per_device_training_batch_size"]
-        return micro_batches(-(-samples // self.settings["minibatches"]), self.execution, size)
+        samples = self.settings.prompts_per_rollout * self.settings.answers_per_prompt
+        size = self.execution.per_device_training_batch_size
+        return micro_batches(-(-samples // self.settings.minibatches), self.execution, size)
 
 
 def forecast_ppo(
-    settings: dict[str, Any],
-    execution: dict[str, Any],
+    settings: PpoSettings,
+    execution: PpoExecution,
     policy: PreTrainedConfig,
     reward: PreTrainedConfig,
     traces: Traces,
@@ -72,7 +73,7 @@ def forecast_ppo(
     blueprints = {"policy": _trained(stage, "actor", policy, "lm"), "reward": _frozen(stage, reward, "score")}
     if not adapters_off(settings):
         blueprints["reference"] = _frozen(stage, policy, "lm")
-    if settings["advantage_estimator"] == "gae":
+    if settings.advantage_estimator == "gae":
         blueprints["value"] = _trained(stage, "critic", value, "score")
     models = [_resident(stage, role, blueprint) for role, blueprint in blueprints.items()]
     parts = [load_part(models), _generation(stage, models, blueprints["policy"]), _scoring(stage, models, blueprints)]
@@ -80,7 +81,7 @@ def forecast_ppo(
         if role in blueprints:
             parts += _update(stage, models, role, blueprints[role])
     parts.append(save_part(models, "policy"))
-    if settings["ema_decay"] is not None:
+    if settings.ema_decay is not None:
         own = models[0]
         for part in parts[1:]:
             partitioned = own.engine.zero_stage == 3
@@ -90,25 +91,25 @@ def forecast_ppo(
     return Forecast(parts, models, stage.micro[1] > 1)
 
 
-def _trained(stage: _Stage, section: str, config: PreTrainedConfig, head: str) -> Blueprint:
-    checkpointing = stage.execution[f"{section}_gradient_checkpointing"]
-    dtype = stage.settings["dtype"]
-    return Blueprint(config, head, dtype, stage.settings[section], checkpointing, f"ppo.{section}")
+def _trained(stage: _Stage, section: Role, config: PreTrainedConfig, head: str) -> Blueprint:
+    checkpointing = stage.execution.gradient_checkpointing(section)
+    dtype = stage.settings.dtype
+    return Blueprint(config, head, dtype, stage.settings.optimization(section), checkpointing, f"ppo.{section}")
 
 
 def _frozen(stage: _Stage, config: PreTrainedConfig, head: str) -> Blueprint:
-    return Blueprint(config, head, stage.settings["dtype"], None)
+    return Blueprint(config, head, stage.settings.dtype, None)
 
 
 def _resident(stage: _Stage, role: str, blueprint: Blueprint) -> Resident:
     """A model as the stage keeps it; a frozen one is partitioned where its trained twin is under ZeRO-3."""
     settings, execution = stage.settings, stage.execution
-    twin = "actor" if role in ("policy", "reference") else "critic"
-    zero_stage = execution[f"{twin}_zero_stage"]
-    engine = make_engine(settings[twin], execution, settings["dtype"], zero_stage, stage.traces.cuda)
+    twin: Role = "actor" if role in ("policy", "reference") else "critic"
+    zero_stage = execution.zero_stage(twin)
+    engine = make_engine(settings.optimization(twin), execution, settings.dtype, zero_stage, stage.traces.cuda)
     if role in ("policy", "value"):
         return resident(role, blueprint, engine, stage.traces)
-    offload = execution[f"offload_{role}_model"]
+    offload = execution.offloads_frozen(twin)
     if zero_stage == 3:
         frozen = Engine(3, engine.dtype, engine.world_size, False, offload, max_live=engine.max_live, cuda=engine.cuda)
         return resident(role, blueprint, frozen, stage.traces)
@@ -117,9 +118,9 @@ def _resident(stage: _Stage, role: str, blueprint: Blueprint) -> Resident:
 
 def _generation(stage: _Stage, models: list[Resident], blueprint: Blueprint) -> Part:
     settings, execution = stage.settings, stage.execution
-    prompts = settings["prompts_per_rollout"] * settings["answers_per_prompt"]
-    rows, _ = micro_batches(prompts, execution, execution["per_device_generation_batch_size"])
-    lengths = settings["max_prompt_seq_len"], settings["max_answer_seq_len"]
+    prompts = settings.prompts_per_rollout * settings.answers_per_prompt
+    rows, _ = micro_batches(prompts, execution, execution.per_device_generation_batch_size)
+    lengths = settings.max_prompt_seq_len, settings.max_answer_seq_len
     program = generation_program(rows, *lengths)
     # While generating, checkpointing is off.
     plain = Blueprint(blueprint.config, "lm", blueprint.dtype, blueprint.optimization)
@@ -135,7 +136,7 @@ def _scoring(stage: _Stage, models: list[Resident], blueprints: dict[str, Bluepr
     rows = stage.micro[0]
     parts = []
     for role, blueprint in blueprints.items():
-        program = scoring_program(stage.rectangle(rows), role, stage.settings["temperature"])
+        program = scoring_program(stage.rectangle(rows), role, stage.settings.temperature)
         places = stage.traces.places(blueprint, f"score {role}", program, 1.0, rows)
         part = static("score", role, models, role)
         for model in models:
@@ -149,7 +150,7 @@ def _update(stage: _Stage, models: list[Resident], role: str, blueprint: Bluepri
     rows, steps = stage.micro
     own = next(model for model in models if model.model == role)
     settings = stage.settings
-    mixed = role == "policy" and settings["ptx_coefficient"] > 0
+    mixed = role == "policy" and settings.ptx_coefficient > 0
     program = update_program(stage.rectangle(rows), role, settings, steps > 1, rows if mixed else 0)
     share = own.engine.gradient_share
     places = stage.traces.places(blueprint, f"update {role}", program, share, rows, steps > 1, mixed)
@@ -240,20 +241,20 @@ def _answer_logits(model: nn.Module, part: Rectangle) -> Tensor:
     return answer_logits(model, part.input_ids, part.attention_mask, part.predicting[: part.width])
 
 
-def update_program(part: Rectangle, role: str, settings: dict[str, Any], accumulates: bool, mixed_rows: int) -> Program:
+def update_program(part: Rectangle, role: str, settings: PpoSettings, accumulates: bool, mixed_rows: int) -> Program:
     """One or two micro-batches of PPO, and one of the SFT loss where it is mixed in."""
-    rows: Any = LongestRows(settings["max_prompt_seq_len"], settings["max_answer_seq_len"])
+    rows: Any = LongestRows(settings.max_prompt_seq_len, settings.max_answer_seq_len)
 
     def loss(run: Run) -> Tensor:
         own = _counted(part)
         table = torch.zeros(part.mask.shape)
         if role == "value":
             values = answer_values(run.model, own)
-            return value_loss(values, table, table, own.mask, settings["value_clip_range"])
+            return value_loss(values, table, table, own.mask, settings.value_clip_range)
         logits = _answer_logits(run.model, own)
-        logprobs = token_logprobs(logits / settings["temperature"], own.targets)
+        logprobs = token_logprobs(logits / settings.temperature, own.targets)
         ratio = log_ratio(own.table(logprobs), table, own.mask).exp()
-        return policy_loss(ratio, table, own.mask, settings["clip_range"])
+        return policy_loss(ratio, table, own.mask, settings.clip_range)
 
     def program(run: Run) -> None:
         for name in (FIRST, LATER) if accumulates or mixed_rows else (FIRST,):

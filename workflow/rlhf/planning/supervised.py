@@ -9,6 +9,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
+from rlhf.config.stages import (
+    AnyTrainingExecution,
+    Execution,
+    Optimization,
+    RewardSettings,
+    SftSettings,
+    SupervisedExecution,
+)
 from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.dryrun import Program, Run
 from rlhf.memory.parts import Part, Resident, dynamic, largest, load_part, save_part, static, training_parts
@@ -37,24 +45,23 @@ class Forecast:
 
 
 def forecast_supervised(
-    kind: str, settings: dict[str, Any], execution: dict[str, Any], config: PreTrainedConfig, traces: Traces
+    settings: SftSettings | RewardSettings, execution: SupervisedExecution, config: PreTrainedConfig, traces: Traces
 ) -> Forecast:
     """Memory of one process of an SFT or reward stage.
 
     Args:
-        kind: `sft` or `reward`.
         settings: of the stage.
         execution: how it runs.
         config: of the model it starts from.
         traces: dry runs of this stage.
     """
-    role, head = ("policy", "lm") if kind == "sft" else ("reward", "score")
-    checkpointing = execution["gradient_checkpointing"]
-    blueprint = Blueprint(config, head, settings["dtype"], settings, checkpointing, kind)
-    engine = make_engine(settings, execution, settings["dtype"], execution["zero_stage"], traces.cuda)
-    micro, steps = micro_batches(settings["global_batch_size"], execution, execution["per_device_train_batch_size"])
-    evaluated = execution["per_device_eval_batch_size"]
-    program = supervised_program(kind, settings, micro, steps > 1, evaluated)
+    kind, role, head = ("sft", "policy", "lm") if isinstance(settings, SftSettings) else ("reward", "reward", "score")
+    checkpointing = execution.gradient_checkpointing
+    blueprint = Blueprint(config, head, settings.dtype, settings, checkpointing, kind)
+    engine = make_engine(settings, execution, settings.dtype, execution.zero_stage, traces.cuda)
+    micro, steps = micro_batches(settings.global_batch_size, execution, execution.per_device_train_batch_size)
+    evaluated = execution.per_device_eval_batch_size
+    program = supervised_program(settings, micro, steps > 1, evaluated)
     places = traces.places(blueprint, kind, program, engine.gradient_share, micro, steps > 1, evaluated)
     models = [resident(role, blueprint, engine, traces)]
     evaluation = dynamic(static("train", "evaluation", models, role), role, largest(places, EVALUATION))
@@ -64,10 +71,16 @@ def forecast_supervised(
     return Forecast([*parts, save_part(models, role)], models, steps > 1)
 
 
-def supervised_program(kind: str, settings: dict[str, Any], micro: int, accumulates: bool, evaluated: int) -> Program:
+def supervised_program(
+    settings: SftSettings | RewardSettings, micro: int, accumulates: bool, evaluated: int
+) -> Program:
     """One or two micro-batches of training and one of evaluation, by the loss of the stage."""
-    objective: Any = AnswerLikelihood(settings["loss_on"]) if kind == "sft" else GroupPreference(settings["loss"])
-    rows = LongestRows.of_length(settings["max_seq_len"])
+    objective: Any
+    if isinstance(settings, SftSettings):
+        objective = AnswerLikelihood(settings.loss_on)
+    else:
+        objective = GroupPreference(settings.loss)
+    rows = LongestRows.of_length(settings.max_seq_len)
 
     def program(run: Run) -> None:
         for name in (FIRST, LATER) if accumulates else (FIRST,):
@@ -86,17 +99,16 @@ def supervised_program(kind: str, settings: dict[str, Any], micro: int, accumula
 
 
 def make_engine(
-    optimization: dict[str, Any], execution: dict[str, Any], dtype: str, zero_stage: int, cuda: bool
+    optimization: Optimization, execution: AnyTrainingExecution, dtype: str, zero_stage: int, cuda: bool
 ) -> Engine:
     """The engine that a stage's settings make."""
-    settings = EngineSettings(zero_stage, dtype, 1, execution["offload"], False, execution["deepspeed_config"])
-    world_size = execution["nodes"] * max(1, execution["gpus_per_node"])
-    return Engine.from_deepspeed(deepspeed_config(optimization, settings), dtype, world_size, cuda)
+    settings = EngineSettings(zero_stage, dtype, 1, execution.offload, False, execution.deepspeed_config)
+    return Engine.from_deepspeed(deepspeed_config(optimization, settings), dtype, execution.world_size, cuda)
 
 
-def micro_batches(global_batch: int, execution: dict[str, Any], size: int) -> tuple[int, int]:
+def micro_batches(global_batch: int, execution: Execution, size: int) -> tuple[int, int]:
     """(rows of a micro-batch, micro-batches per step) of one process."""
-    own = -(-global_batch // (execution["nodes"] * max(1, execution["gpus_per_node"])))
+    own = -(-global_batch // execution.world_size)
     size = min(size, own)
     return size, -(-own // size)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
-from typing import Any
 
 from torch import nn
 
@@ -55,10 +53,9 @@ class Traces:
 
 
 def _identity(blueprint: Blueprint) -> Hashable:
-    optimization: dict[str, Any] | None = blueprint.optimization
     return (
         blueprint.config.to_json_string(use_diff=False),
         blueprint.head,
         blueprint.dtype,
-        json.dumps(optimization, sort_keys=True),
+        None if blueprint.optimization is None else blueprint.optimization.model_dump_json(),
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.stages import PpoSettings
 from rlhf.ppo.advantages import (
     final_score,
     generalised_advantages,
@@ -38,7 +38,7 @@ class Experience:
     kl_coefficient: float
 
 
-def make_experience(samples: Samples, scores: Scores, settings: dict[str, Any], kl_coefficient: float) -> Experience:
+def make_experience(samples: Samples, scores: Scores, settings: PpoSettings, kl_coefficient: float) -> Experience:
     """Rewards, advantages and returns of a rollout.
 
     Args:
@@ -51,23 +51,21 @@ def make_experience(samples: Samples, scores: Scores, settings: dict[str, Any], 
     rewards = _rewards(samples, scores, mask, settings, kl_coefficient)
     returns = None
     if scores.values is not None:
-        advantages, returns = generalised_advantages(
-            rewards, scores.values, mask, settings["gamma"], settings["gae_lambda"]
-        )
+        advantages, returns = generalised_advantages(rewards, scores.values, mask, settings.gamma, settings.gae_lambda)
     else:
         compare = {"rloo": leave_one_out_advantages, "grpo": group_relative_advantages}
-        advantages = compare[settings["advantage_estimator"]](rewards, mask, settings["answers_per_prompt"])
-    if settings["whiten_advantages"]:
+        advantages = compare[settings.advantage_estimator](rewards, mask, settings.answers_per_prompt)
+    if settings.whiten_advantages:
         advantages = whiten(advantages, mask)
     return Experience(samples, scores, mask, advantages, returns, kl_coefficient)
 
 
-def _rewards(samples: Samples, scores: Scores, mask: Tensor, settings: dict[str, Any], kl_coefficient: float) -> Tensor:
+def _rewards(samples: Samples, scores: Scores, mask: Tensor, settings: PpoSettings, kl_coefficient: float) -> Tensor:
     finished = torch.from_numpy(samples.finished)
-    score = final_score(scores.score, finished, settings["reward_clip"], settings["missing_eos_penalty"])
-    penalty = kl_coefficient * token_kl(scores.logprobs, scores.ref_logprobs, mask, settings["kl_estimator"])
-    rewards = token_rewards(penalty if settings["kl_in"] == "reward" else torch.zeros_like(mask), score, mask)
-    return scale_rewards(rewards, mask) if settings["whiten_rewards"] else rewards
+    score = final_score(scores.score, finished, settings.reward_clip, settings.missing_eos_penalty)
+    penalty = kl_coefficient * token_kl(scores.logprobs, scores.ref_logprobs, mask, settings.kl_estimator)
+    rewards = token_rewards(penalty if settings.kl_in == "reward" else torch.zeros_like(mask), score, mask)
+    return scale_rewards(rewards, mask) if settings.whiten_rewards else rewards
 
 
 def rollout_kl(experience: Experience) -> float:

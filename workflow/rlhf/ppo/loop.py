@@ -31,7 +31,7 @@ from rlhf.runtime.seeds import derive_seed
 from rlhf.training.checkpoints import Part
 from rlhf.training.faults import FaultCounter
 from rlhf.training.recomputation import checkpoint_activations
-from rlhf.training.stage import Stage
+from rlhf.training.stage import PpoStage
 
 logger = get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Ppo:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: PpoStage,
         models: PpoModels,
         prompts: Corpus,
         iterations: int,
@@ -66,8 +66,8 @@ class Ppo:
         self._iterations = iterations
         self._mix, self._average = mix, average
         self._order = shuffled_rows(prompts, derive_seed(stage.seed, "prompts"))
-        self._kl = KlController(settings["kl_coefficient"], settings["kl_target"], settings["kl_horizon"])
-        faults = FaultCounter(stage.paths.state, settings["dtype"], settings["on_nonfinite"])
+        self._kl = KlController(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
+        faults = FaultCounter(stage.paths.state, settings.dtype, settings.on_nonfinite)
         self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, faults, mix, average)
         self._iteration = self._tokens = 0
 
@@ -99,7 +99,8 @@ class Ppo:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _topology(self) -> dict[str, int]:
-        return {key: self._execution[key] for key in ("actor_zero_stage", "critic_zero_stage")}
+        execution = self._execution
+        return {"actor_zero_stage": execution.actor_zero_stage, "critic_zero_stage": execution.critic_zero_stage}
 
     def _state(self, iteration: int) -> dict[str, Any]:
         state = {"step": iteration, "tokens": self._tokens, "kl_coefficient": self._kl.coefficient}
@@ -110,7 +111,7 @@ class Ppo:
             return
         self._iteration, self._tokens = state["step"], state["tokens"]
         self._kl.coefficient = state["kl_coefficient"]
-        drawn = self._iteration * self._settings["prompts_per_rollout"]
+        drawn = self._iteration * self._settings.prompts_per_rollout
         self._order = itertools.islice(self._order, drawn, None)
         if self._mix is not None:
             self._mix.skip(state["mixed_batches"])
@@ -127,17 +128,17 @@ class Ppo:
         """
         settings, memory = self._settings, self._stage.memory
         with _timed() as generating, memory.phase("generate"):
-            rows = [next(self._order) for _ in range(settings["prompts_per_rollout"])]
+            rows = [next(self._order) for _ in range(settings.prompts_per_rollout)]
             samples = self._rollout(iteration, rows, interrupt_point)
         partitions = self._partitions(samples, iteration)
         with _timed() as scoring, memory.phase("score"), self._models.scoring() as scorers:
             # With the micro-batches of the first epoch, whose ratio is then exactly 1.
             first_epoch = list(itertools.chain.from_iterable(partitions[0]))
-            scores = score_samples(samples, first_epoch, scorers, settings["temperature"], interrupt_point)
+            scores = score_samples(samples, first_epoch, scorers, settings.temperature, interrupt_point)
         experience = make_experience(samples, scores, settings, self._kl.coefficient)
         error = sampling_error(samples.answers, scores.logprobs, experience.mask)
-        require_same_distribution(error, settings["dtype"], settings["max_sampling_logprob_error"])
-        warm = iteration >= settings["critic_warmup_iterations"]
+        require_same_distribution(error, settings.dtype, settings.max_sampling_logprob_error)
+        warm = iteration >= settings.critic_warmup_iterations
         rates = self._learning_rates(warm)
         with _timed() as training, memory.phase("train"):
             places = [self._prompts.place(row) for row in rows]
@@ -157,25 +158,25 @@ class Ppo:
 
     def _rollout(self, iteration: int, prompts: list[int], interrupt_point: Callable[[], None]) -> Samples:
         settings = self._settings
-        rows = [row for row in prompts for _ in range(settings["answers_per_prompt"])]
+        rows = [row for row in prompts for _ in range(settings.answers_per_prompt)]
         seeds = [derive_seed(self._stage.seed, "rollout", iteration, place) for place in range(len(rows))]
         with self._models.actor.evaluation(), generation_mode(self._models.policy):
             return generate(
                 self._models.policy,
                 [self._prompts.prompt(row) for row in rows],
                 seeds,
-                self._execution["per_device_generation_batch_size"],
-                settings["max_answer_seq_len"],
-                settings["temperature"],
+                self._execution.per_device_generation_batch_size,
+                settings.max_answer_seq_len,
+                settings.temperature,
                 interrupt_point,
             )
 
     def _partitions(self, samples: Samples, iteration: int) -> list[list[list[MicroBatch]]]:
         """For each PPO epoch, each minibatch's micro-batches of this process."""
-        size = self._execution["per_device_training_batch_size"]
+        size = self._execution.per_device_training_batch_size
         return [
             minibatches(samples, self._settings, size, derive_seed(self._stage.seed, "minibatches", iteration, epoch))
-            for epoch in range(self._settings["ppo_epochs"])
+            for epoch in range(self._settings.ppo_epochs)
         ]
 
     def _learning_rates(self, train_policy: bool) -> dict[str, float]:
@@ -203,7 +204,7 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
             checkpoint_activations(model)
 
 
-def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None) -> None:
+def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = None) -> None:
     """Run the PPO stage. With `ema_decay`, the averaged policy is written to `model_ema/` too.
 
     Args:
@@ -217,19 +218,19 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
             `rlhf.ppo.checks` fails.
     """
     settings = stage.settings
-    prompts = stage.paths.corpus("train", "ppo", settings["data_weights"])
+    prompts = stage.paths.corpus("train", "ppo", settings.data_weights)
     total = len(prompts)
-    fits = prompts.lengths("prompt") <= settings["max_prompt_seq_len"]
-    dropped = prompts.keep(fits, f"ppo.max_prompt_seq_len: {settings['max_prompt_seq_len']}")
+    fits = prompts.lengths("prompt") <= settings.max_prompt_seq_len
+    dropped = prompts.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
     logger.info("%d of %d prompts; %d are too long", len(prompts), total, dropped)
-    iterations = settings["iterations"] or max(
-        1, settings["num_train_epochs"] * prompts.rows_per_epoch // settings["prompts_per_rollout"]
+    iterations = settings.iterations or max(
+        1, settings.num_train_epochs * prompts.rows_per_epoch // settings.prompts_per_rollout
     )
-    trained = trained_iterations(iterations, settings["critic_warmup_iterations"])
+    trained = trained_iterations(iterations, settings.critic_warmup_iterations)
     with stage.memory.phase("load"):
-        steps = settings["ppo_epochs"] * settings["minibatches"]
+        steps = settings.ppo_epochs * settings.minibatches
         models = load_models(stage, sft, reward, trained * steps, iterations * steps)
-    decay = settings["ema_decay"]
+    decay = settings.ema_decay
     average = WeightAverage(models.policy, decay) if decay is not None else None
     Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
     if average is not None:
@@ -242,10 +243,10 @@ def train_ppo(stage: Stage, sft: Path, reward: Path, judge: Judge | None = None)
         "rows": {"train": len(prompts)},
         "steps": {"planned": iterations, "done": iterations},
         "sampling": {  # no key for what would cut off the distribution
-            "temperature": settings["temperature"],
+            "temperature": settings.temperature,
             "top_k": 0,
             "top_p": 1.0,
-            "max_new_tokens": settings["max_answer_seq_len"],
+            "max_new_tokens": settings.max_answer_seq_len,
         },
     }
     stage.finish(models.policy, models.adapted, models.tokenizer, inputs, **facts)
@@ -265,17 +266,17 @@ def trained_iterations(iterations: int, critic_warmup: int) -> int:
     return iterations - critic_warmup
 
 
-def _pretraining_mix(stage: Stage) -> PretrainingMix | None:
+def _pretraining_mix(stage: PpoStage) -> PretrainingMix | None:
     settings = stage.settings
-    if settings["ptx_coefficient"] == 0:
+    if settings.ptx_coefficient == 0:
         return None
-    corpus = stage.paths.corpus("train", "sft", settings["data_weights"])
-    limit = settings["max_prompt_seq_len"] + settings["max_answer_seq_len"]
+    corpus = stage.paths.corpus("train", "sft", settings.data_weights)
+    limit = settings.max_prompt_seq_len + settings.max_answer_seq_len
     fits = corpus.lengths("prompt") + corpus.lengths("chosen") <= limit
     dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len + max_answer_seq_len: {limit}")
     logger.info("SFT rows mixed in: %d; %d are too long", len(corpus), dropped)
-    size = stage.execution["per_device_training_batch_size"]
-    return PretrainingMix(corpus, settings["ptx_coefficient"], settings["ptx_rows_per_step"], size, stage.seed)
+    size = stage.execution.per_device_training_batch_size
+    return PretrainingMix(corpus, settings.ptx_coefficient, settings.ptx_rows_per_step, size, stage.seed)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import deepspeed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config.stages import PpoSettings, Role
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
+from rlhf.models.offload import OffloadedModel
 from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo.reward import RewardScorer, reward_scorer, same_tokens
 from rlhf.ppo.rollout import Rectangle
@@ -22,7 +24,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import device
 from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
-from rlhf.training.stage import Stage
+from rlhf.training.stage import PpoStage
 
 logger = get_logger(__name__)
 
@@ -38,24 +40,20 @@ class PpoModels:
     policy: PreTrainedModel
     adapted: Any
     tokenizer: PreTrainedTokenizerBase
-    offloaded: list[nn.Module]  # kept in host memory except while they score
+    offloaded: list[OffloadedModel]  # those that are on the device only while they score
 
     @contextmanager
     def scoring(self) -> Iterator[Scorers]:
         """All models in evaluation mode, where they are needed."""
-        for model in self.offloaded:
-            model.to(device())
         critic = self.critic
-        try:
-            with self.actor.evaluation():
-                if critic is None:
-                    yield Scorers(self.actor.engine, self._reference_logits, None, self.reward_scorer)
-                else:
-                    with critic.evaluation():
-                        yield Scorers(self.actor.engine, self._reference_logits, critic.engine, self.reward_scorer)
-        finally:
+        with ExitStack() as stack:
             for model in self.offloaded:
-                model.to("cpu")
+                stack.enter_context(model.in_use())
+            stack.enter_context(self.actor.evaluation())
+            if critic is not None:
+                stack.enter_context(critic.evaluation())
+            value_model = None if critic is None else critic.engine
+            yield Scorers(self.actor.engine, self._reference_logits, value_model, self.reward_scorer)
 
     def _reference_logits(self, part: Rectangle) -> Tensor:
         """Logits of the answer tokens under the SFT model: [answer tokens, vocab]."""
@@ -65,7 +63,7 @@ class PpoModels:
             return answer_logits(self.actor.engine, *part.inputs)
 
 
-def load_models(stage: Stage, sft: Path, reward: Path, policy_steps: int, value_steps: int) -> PpoModels:
+def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, value_steps: int) -> PpoModels:
     """The models of PPO: the policy and its reference from SFT, the value and the reward model from phase 2.
 
     A reward model with another tokenizer than the policy's cannot become the value model, which reads the policy's
@@ -82,25 +80,25 @@ def load_models(stage: Stage, sft: Path, reward: Path, policy_steps: int, value_
         UserError: a folder is damaged, or a LoRA pattern matches nothing.
     """
     settings = stage.settings
-    dtype = settings["dtype"]
-    policy = load_policy(sft, dtype, settings["actor"]["dropout"], _trained_loading(stage, "actor"))
-    adapted = add_lora(policy, settings["actor"], "ppo.actor")
+    dtype = settings.dtype
+    policy = load_policy(sft, dtype, settings.actor.dropout, _trained_loading(stage, "actor"))
+    adapted = add_lora(policy, settings.actor, "ppo.actor")
     tokenizer, reward_tokenizer = load_tokenizer(sft), load_tokenizer(reward)
     scorer = _token_scorer(stage, load_reward(reward, dtype, 0.0, _frozen_config(stage, "critic")))
     reference = None
     if not adapters_off(settings):
         reference = _frozen(stage, load_policy(sft, dtype, 0.0, _frozen_config(stage, "actor")), "actor")
     critic = None
-    if settings["advantage_estimator"] == "gae":
+    if settings.advantage_estimator == "gae":
         value = _value_model(stage, sft, reward, same_tokens(tokenizer, reward_tokenizer))
-        critic = Trainer(value, settings["critic"], engine_settings(stage, "critic"), value_steps)
+        critic = Trainer(value, settings.critic, engine_settings(stage, "critic"), value_steps)
     positions = getattr(scorer.model.config, "max_position_embeddings", None)
     frozen = _frozen(stage, scorer, "critic")
     return PpoModels(
-        actor=Trainer(policy, settings["actor"], engine_settings(stage, "actor"), policy_steps),
+        actor=Trainer(policy, settings.actor, engine_settings(stage, "actor"), policy_steps),
         critic=critic,
         reference=reference,
-        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings["score_at"]),
+        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings.score_at),
         policy=policy,
         adapted=adapted,
         tokenizer=tokenizer,
@@ -108,46 +106,46 @@ def load_models(stage: Stage, sft: Path, reward: Path, policy_steps: int, value_
     )
 
 
-def engine_settings(stage: Stage, role: str) -> EngineSettings:
+def engine_settings(stage: PpoStage, role: Role) -> EngineSettings:
     """Engine settings of the `actor` or the `critic`."""
     execution = stage.execution
     return EngineSettings(
-        zero_stage=execution[f"{role}_zero_stage"],
-        dtype=stage.settings["dtype"],
-        micro_batch_size=execution["per_device_training_batch_size"],
-        offload=execution["offload"],
-        gradient_checkpointing=execution[f"{role}_gradient_checkpointing"],
-        overrides=execution["deepspeed_config"],
+        zero_stage=execution.zero_stage(role),
+        dtype=stage.settings.dtype,
+        micro_batch_size=execution.per_device_training_batch_size,
+        offload=execution.offload,
+        gradient_checkpointing=execution.gradient_checkpointing(role),
+        overrides=execution.deepspeed_config,
     )
 
 
-def adapters_off(settings: dict[str, Any]) -> bool:
+def adapters_off(settings: PpoSettings) -> bool:
     """Whether the reference is the policy without its adapters: only then do no other weights move."""
-    only_adapters = settings["actor"]["lora_dim"] > 0 and settings["actor"]["only_optimize_lora"]
-    return settings["reference"] != "separate" and only_adapters
+    only_adapters = settings.actor.lora_dim > 0 and settings.actor.only_optimize_lora
+    return settings.reference != "separate" and only_adapters
 
 
-def _token_scorer(stage: Stage, model: PreTrainedModel) -> TokenScorer:
-    return TokenScorer.normalised(model) if stage.settings["normalise_score"] else TokenScorer(model)
+def _token_scorer(stage: PpoStage, model: PreTrainedModel) -> TokenScorer:
+    return TokenScorer.normalised(model) if stage.settings.normalise_score else TokenScorer(model)
 
 
-def _value_model(stage: Stage, sft: Path, reward: Path, same: bool) -> TokenScorer:
+def _value_model(stage: PpoStage, sft: Path, reward: Path, same: bool) -> TokenScorer:
     settings = stage.settings
-    dtype, dropout, zero3 = settings["dtype"], settings["critic"]["dropout"], _trained_loading(stage, "critic")
+    dtype, dropout, zero3 = settings.dtype, settings.critic.dropout, _trained_loading(stage, "critic")
     if same:
         scorer = _token_scorer(stage, load_reward(reward, dtype, dropout, zero3))
     else:
         logger.info("the reward model has another tokenizer: it reads text, and the value model starts from the policy")
         scorer = TokenScorer(load_reward_backbone(sft, dtype, derive_seed(stage.seed, "value head"), dropout, zero3))
-    add_lora(scorer.model, settings["critic"], "ppo.critic")
+    add_lora(scorer.model, settings.critic, "ppo.critic")
     return scorer
 
 
-def _trained_loading(stage: Stage, role: str) -> dict[str, Any] | None:
-    return partitioned_loading(stage.settings[role], engine_settings(stage, role))
+def _trained_loading(stage: PpoStage, role: Role) -> dict[str, Any] | None:
+    return partitioned_loading(stage.settings.optimization(role), engine_settings(stage, role))
 
 
-def _frozen(stage: Stage, model: nn.Module, role: str) -> nn.Module:
+def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
     """A model for scoring only: partitioned where its trained twin is under ZeRO-3, else whole on every process."""
     model.eval().requires_grad_(False)
     config = _frozen_config(stage, role)
@@ -158,9 +156,9 @@ def _frozen(stage: Stage, model: nn.Module, role: str) -> nn.Module:
     return engine
 
 
-def _frozen_config(stage: Stage, role: str) -> dict[str, Any] | None:
+def _frozen_config(stage: PpoStage, role: Role) -> dict[str, Any] | None:
     """The DeepSpeed configuration of a model for scoring only; None where it needs no engine."""
-    config = partitioned_loading(stage.settings[role], engine_settings(stage, role))
+    config = partitioned_loading(stage.settings.optimization(role), engine_settings(stage, role))
     if config is None:
         return None
     zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
@@ -168,14 +166,15 @@ def _frozen_config(stage: Stage, role: str) -> dict[str, Any] | None:
     return config | {"zero_optimization": zero | offload}
 
 
-def _offload(stage: Stage, role: str) -> bool:
-    return stage.execution["offload_reference_model" if role == "actor" else "offload_reward_model"]
+def _offload(stage: PpoStage, role: Role) -> bool:
+    return stage.execution.offloads_frozen(role)
 
 
-def _offloaded(stage: Stage, reference: nn.Module | None, reward: nn.Module) -> list[nn.Module]:
-    """What is moved to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
+def _offloaded(stage: PpoStage, reference: nn.Module | None, reward: nn.Module) -> list[OffloadedModel]:
+    """What is copied to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
+    models: list[tuple[nn.Module | None, Role]] = [(reference, "actor"), (reward, "critic")]
     return [
-        model
-        for model, role in ((reference, "actor"), (reward, "critic"))
+        OffloadedModel(model, device())
+        for model, role in models
         if model is not None and _offload(stage, role) and not isinstance(model, deepspeed.DeepSpeedEngine)
     ]

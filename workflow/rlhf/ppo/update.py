@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.config.stages import PpoSettings
 from rlhf.data.batching import MicroBatch, micro_batches
 from rlhf.models.scores import answer_logits, inference_device, token_logprobs
 from rlhf.ppo.average import WeightAverage
@@ -26,10 +27,10 @@ from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
 
 
-def minibatches(samples: Samples, settings: dict[str, Any], micro_size: int, seed: int) -> list[list[MicroBatch]]:
+def minibatches(samples: Samples, settings: PpoSettings, micro_size: int, seed: int) -> list[list[MicroBatch]]:
     """This process's micro-batches of each minibatch of one PPO epoch; the permutation follows from the seed."""
     order = np.random.default_rng(seed).permutation(len(samples))
-    parts = np.array_split(order, settings["minibatches"])
+    parts = np.array_split(order, settings.minibatches)
     return [micro_batches(part, samples.lengths, micro_size, rank(), world_size()) for part in parts]
 
 
@@ -50,7 +51,7 @@ class PpoUpdate:
         self,
         actor: Trainer,
         critic: Trainer | None,
-        settings: dict[str, Any],
+        settings: PpoSettings,
         pad_id: int,
         faults: FaultCounter,
         mix: PretrainingMix | None = None,
@@ -114,7 +115,7 @@ class PpoUpdate:
     def _policy_losses(
         self, experience: Experience, shares: list[MicroBatch], count: float, statistics: UpdateStatistics, first: bool
     ) -> Iterator[Tensor]:
-        clip_range, scores = self._settings["clip_range"], experience.scores
+        clip_range, scores = self._settings.clip_range, experience.scores
         ratios: list[Tensor] = []
         for micro in shares:
             part, old, ref, advantages = self._inputs(
@@ -126,21 +127,21 @@ class PpoUpdate:
             if micro.weight:
                 statistics.add_policy(loss.detach(), log_ratios.detach(), part.mask, clip_range)
                 ratios += [log_ratios.detach().exp()[part.mask == 1]] if first else []
-            if self._settings["kl_in"] == "loss":
-                kl = token_kl(logprobs, ref, part.mask, self._settings["kl_estimator"]).sum()
+            if self._settings.kl_in == "loss":
+                kl = token_kl(logprobs, ref, part.mask, self._settings.kl_estimator).sum()
                 statistics.kl_loss += float(kl.detach()) * micro.weight
                 loss = loss + experience.kl_coefficient * kl
             if first and micro is shares[-1]:
                 # Before the weights move: a failure here must not leave an updated policy behind.
                 statistics.first_ratio_error = unit_ratio_error(ratios)
                 require_unit_ratio(
-                    statistics.first_ratio_error, self._settings["dtype"], self._settings["max_first_ratio_error"]
+                    statistics.first_ratio_error, self._settings.dtype, self._settings.max_first_ratio_error
                 )
             yield loss * (micro.weight / count)
 
     def _logprobs(self, part: Rectangle) -> Tensor:
         logits = answer_logits(self._actor.engine, *part.inputs)
-        return part.table(token_logprobs(logits / self._settings["temperature"], part.targets))
+        return part.table(token_logprobs(logits / self._settings.temperature, part.targets))
 
     def _value_losses(
         self,
@@ -154,7 +155,7 @@ class PpoUpdate:
         for micro in shares:
             part, old, returns = self._inputs(critic, experience, micro, experience.scores.values, experience.returns)
             values = answer_values(critic.engine, part)
-            loss = value_loss(values, old, returns, part.mask, self._settings["value_clip_range"])
+            loss = value_loss(values, old, returns, part.mask, self._settings.value_clip_range)
             statistics.add_value(loss.detach(), part.mask, micro.weight)
             yield loss * (micro.weight / count)
 

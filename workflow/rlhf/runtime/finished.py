@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
+from rlhf.config.specification import AnySpecification
 from rlhf.errors import UserError
 from rlhf.runtime.files import atomic_directory, read_json, sha256_file
 from rlhf.runtime.logging import get_logger
@@ -42,7 +42,7 @@ def set_aside(output: Path, state: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def bring_back(output: Path, state: Path, spec: dict[str, Any]) -> bool:
+def bring_back(output: Path, state: Path, spec: AnySpecification) -> bool:
     """Put the results of an earlier attempt back in their place.
 
     Args:
@@ -72,10 +72,10 @@ def bring_back(output: Path, state: Path, spec: dict[str, Any]) -> bool:
     return True
 
 
-def _is_whole(folder: Path, spec: dict[str, Any]) -> bool:
+def _is_whole(folder: Path, spec: AnySpecification) -> bool:
     try:
         manifest = read_json(folder / MANIFEST)
-        same = {**manifest["spec"], "execution": None} == {**spec, "execution": None}
+        same = {**manifest["spec"], "execution": None} == {**spec.identity(), "execution": None}
         return same and all(sha256_file(folder / name) == digest for name, digest in manifest["outputs"].items())
     except (UserError, OSError, KeyError, TypeError):
         return False

@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from rlhf.config.stages import Execution
 
 FIRST_PORT, PORTS = 20000, 12000  # below the range that Linux gives to outgoing connections
 # Of the surrounding job step only its identity is passed on: srun takes other variables for options.
@@ -30,7 +31,7 @@ class Launch:
 
 
 def launch(
-    execution: dict[str, Any], words: Sequence[str], output: Path, environment: Mapping[str, str], alone: bool = False
+    execution: Execution, words: Sequence[str], output: Path, environment: Mapping[str, str], alone: bool = False
 ) -> Launch:
     """The command and environment that start a stage.
 
@@ -45,20 +46,20 @@ def launch(
         alone: one process, also in a Slurm job without a step of its own: for stages that have nothing to save on
             SIGTERM, and which Snakemake's benchmark then measures (of `srun` it would see the client only).
     """
-    local = 1 if alone else max(1, execution["gpus_per_node"])
+    local = 1 if alone else max(1, execution.gpus_per_node)
     in_job = "SLURM_JOB_ID" in environment
-    given = {name: str(value) for name, value in execution["environment"].items()}
-    threads = execution["threads"] if in_job else _local_threads(execution, environment, local)
+    given = {name: str(value) for name, value in execution.environment.items()}
+    threads = execution.threads if in_job else _local_threads(execution, environment, local)
     surroundings = {name: text for name, text in environment.items() if name not in GROUP}
     changed = surroundings | {"OMP_NUM_THREADS": str(threads)} | given
-    script = [*execution["wrapper"], sys.executable, *words]
+    script = [*execution.wrapper, sys.executable, *words]
     if in_job and not alone:
         step = {name: text for name, text in changed.items() if _passed_on(name)}
         return Launch([*_srun(execution, local), *script], step)
-    if execution["nodes"] * local == 1:
+    if execution.nodes * local == 1:
         return Launch(script, changed)
     start = ["deepspeed", "--num_gpus", str(local), "--master_port", port(output)]
-    return Launch([*execution["wrapper"], *start, *words], changed)
+    return Launch([*execution.wrapper, *start, *words], changed)
 
 
 def port(output: Path) -> str:
@@ -66,20 +67,20 @@ def port(output: Path) -> str:
     return str(FIRST_PORT + zlib.crc32(str(output.absolute()).encode()) % PORTS)
 
 
-def _local_threads(execution: dict[str, Any], environment: Mapping[str, str], local: int) -> int:
+def _local_threads(execution: Execution, environment: Mapping[str, str], local: int) -> int:
     """Threads of each process: Snakemake has lowered the stage's number to the machine's cores in OMP_NUM_THREADS."""
-    return max(1, int(environment.get("OMP_NUM_THREADS", execution["threads"] * local)) // local)
+    return max(1, int(environment.get("OMP_NUM_THREADS", execution.threads * local)) // local)
 
 
-def _srun(execution: dict[str, Any], local: int) -> list[str]:
-    nodes = execution["nodes"]
+def _srun(execution: Execution, local: int) -> list[str]:
+    nodes = execution.nodes
     shape = [
         f"--nodes={nodes}",
         f"--ntasks={nodes * local}",
         f"--ntasks-per-node={local}",
-        f"--cpus-per-task={execution['threads']}",
+        f"--cpus-per-task={execution.threads}",
     ]
-    gpus = [f"--gres=gpu:{execution['gpus_per_node']}"] if execution["gpus_per_node"] else []
+    gpus = [f"--gres=gpu:{execution.gpus_per_node}"] if execution.gpus_per_node else []
     # overlap: the step in which Snakemake waits holds the job's CPUs, memory and GPUs.
     return ["srun", "--overlap", *shape, *gpus, "--kill-on-bad-exit=1"]
 

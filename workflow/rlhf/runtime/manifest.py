@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.specification import AnySpecification
 from rlhf.runtime.files import leftovers, sha256_file, sha256_tree, write_json
 
 WORKFLOW = Path(__file__).resolve().parents[2]
@@ -39,7 +41,9 @@ def slurm_job() -> dict[str, str]:
     return {"slurm_job_id": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
 
 
-def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs: dict[str, str], **facts: Any) -> None:
+def write_manifest(
+    folder: Path, started: datetime, spec: AnySpecification, inputs: dict[str, str], **facts: Any
+) -> None:
     """Write `manifest.json` into a finished stage's folder.
 
     Args:
@@ -66,14 +70,14 @@ def write_manifest(folder: Path, started: datetime, spec: dict[str, Any], inputs
     )
 
 
-def describe(spec: dict[str, Any], inputs: dict[str, str], **facts: Any) -> dict[str, Any]:
+def describe(spec: AnySpecification, inputs: dict[str, str], **facts: Any) -> dict[str, Any]:
     """The entries of a manifest that are known before there are outputs; arguments as in `write_manifest`."""
     return {
         "schema_version": 1,
-        "stage": spec["stage"],
-        "id": spec["id"],
-        "seed": spec["seed"],
-        "spec": spec,
+        "stage": spec.stage,
+        "id": spec.id,
+        "seed": spec.seed,
+        "spec": spec.model_dump(mode="json"),
         "inputs": inputs,
         "code": {"hash": code_hash(), "commit": _commit()},
         "packages": _package_versions(),
@@ -85,7 +89,12 @@ def describe(spec: dict[str, Any], inputs: dict[str, str], **facts: Any) -> dict
 
 
 def _package_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of the packages that are there: a stage run by hand does not need Snakemake."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _commit() -> str | None:

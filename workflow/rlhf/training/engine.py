@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rlhf.config.expand import deep_merge
+from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.runtime.logging import get_logger
 from rlhf.training.distributed import device, require_dtype, world_size
@@ -63,7 +64,7 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, optimization: dict[str, Any], settings: EngineSettings, total_steps: int
+        self, model: nn.Module, optimization: Optimization, settings: EngineSettings, total_steps: int
     ) -> None:
         require_dtype(settings.dtype)
         if settings.offload and not settings.zero_stage:
@@ -71,12 +72,10 @@ class Trainer:
         self._recomputation = Recomputation(model) if settings.gradient_checkpointing else None
         optimizer = torch.optim.AdamW(
             parameter_groups(model, optimization),
-            betas=(optimization["adam_beta1"], optimization["adam_beta2"]),
-            eps=optimization["adam_epsilon"],
+            betas=(optimization.adam_beta1, optimization.adam_beta2),
+            eps=optimization.adam_epsilon,
         )
-        scheduler = get_scheduler(
-            optimization["lr_scheduler_type"], optimizer, optimization["num_warmup_steps"], total_steps
-        )
+        scheduler = get_scheduler(optimization.lr_scheduler_type, optimizer, optimization.num_warmup_steps, total_steps)
         self._measures_norm = settings.engine_stage == 0
         self.engine, *_ = deepspeed.initialize(
             model=model,
@@ -171,13 +170,13 @@ class Trainer:
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
 
-def deepspeed_config(optimization: dict[str, Any], settings: EngineSettings) -> dict[str, Any]:
+def deepspeed_config(optimization: Optimization, settings: EngineSettings) -> dict[str, Any]:
     """The DeepSpeed configuration of an engine, with the user's `deepspeed_config` merged over it."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         # Accumulation is driven step by step, because the last batch of an epoch may be smaller.
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimization["gradient_clipping"],
+        "gradient_clipping": optimization.gradient_clipping,
         "steps_per_print": 1_000_000_000,
         "zero_optimization": {"stage": settings.engine_stage},
         # A client optimizer keeps DeepSpeed from compiling one of its own, and is what offload then needs.
@@ -193,13 +192,13 @@ def deepspeed_config(optimization: dict[str, Any], settings: EngineSettings) -> 
     return deep_merge(config, settings.overrides)
 
 
-def partitioned_loading(optimization: dict[str, Any], settings: EngineSettings) -> dict[str, Any] | None:
+def partitioned_loading(optimization: Optimization, settings: EngineSettings) -> dict[str, Any] | None:
     """What loads a model in the partitions of its engine: a DeepSpeed configuration; None without ZeRO-3."""
     config = deepspeed_config(optimization, settings)
     return config if config["zero_optimization"]["stage"] == 3 else None
 
 
-def parameter_groups(model: nn.Module, optimization: dict[str, Any]) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, optimization: Optimization) -> list[dict[str, Any]]:
     """Trainable parameters by rate and decay: main with decay, main without (biases, norms), LoRA.
 
     Returns:
@@ -215,11 +214,11 @@ def parameter_groups(model: nn.Module, optimization: dict[str, Any]) -> list[dic
             decayed.append(parameter)
         else:
             plain.append(parameter)
-    rate, decay = optimization["learning_rate"], optimization["weight_decay"]
+    rate, decay = optimization.learning_rate, optimization.weight_decay
     groups = [
         {"params": decayed, "lr": rate, "weight_decay": decay},
         {"params": plain, "lr": rate, "weight_decay": 0.0},
-        {"params": lora, "lr": optimization["lora_learning_rate"], "weight_decay": decay},
+        {"params": lora, "lr": optimization.lora_learning_rate, "weight_decay": decay},
     ]
     return [group for group in groups if group["params"]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.config.stages import RewardExecution
 from rlhf.data.batching import micro_batches, pad
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
@@ -24,7 +24,7 @@ from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import all_gather, rank, world_size
 from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.sft import engine_settings, load_rows
-from rlhf.training.stage import Stage
+from rlhf.training.stage import RewardStage
 from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
 from rlhf.training.weights import whole_while_used
 
@@ -219,13 +219,13 @@ def require_margins(corpus: Corpus, coefficient: float) -> None:
         logger.warning("%d of %d training pairs have no margin and get 0", missing.sum(), len(missing))
 
 
-def require_segments(model: PreTrainedModel, execution: dict[str, Any], max_seq_len: int) -> None:
+def require_segments(model: PreTrainedModel, execution: RewardExecution, max_seq_len: int) -> None:
     """Refuse a shared prompt where the family cannot keep the answers of a sequence apart.
 
     Raises:
         UserError: naming the key.
     """
-    if not execution["share_prompt"]:
+    if not execution.share_prompt:
         return
     with whole_while_used(model):
         apart = supports_segments(model.base_model, max_seq_len)
@@ -236,7 +236,7 @@ def require_segments(model: PreTrainedModel, execution: dict[str, Any], max_seq_
         )
 
 
-def train_reward(stage: Stage, model_folder: Path) -> None:
+def train_reward(stage: RewardStage, model_folder: Path) -> None:
     """Run the reward stage.
 
     Args:
@@ -247,23 +247,23 @@ def train_reward(stage: Stage, model_folder: Path) -> None:
         UserError: the family has no score head or cannot share a prompt, the LoRA pattern matches nothing, no group is
             short enough, or no pair has the margin that is asked for.
     """
-    settings: dict[str, Any] = stage.settings
-    objective = GroupPreference(settings["loss"], settings["margin_coefficient"], stage.execution["share_prompt"])
+    settings = stage.settings
+    objective = GroupPreference(settings.loss, settings.margin_coefficient, stage.execution.share_prompt)
     with stage.memory.phase("load"):
         train, unseen = load_rows(stage, objective, "reward")
-        require_margins(train, settings["margin_coefficient"])
+        require_margins(train, settings.margin_coefficient)
         tokenizer = load_tokenizer(model_folder)
         head_seed = derive_seed(stage.seed, "score head")
         zero3 = partitioned_loading(settings, engine_settings(stage))
-        model = load_reward_backbone(model_folder, settings["dtype"], head_seed, settings["dropout"], zero3)
-        require_segments(model, stage.execution, settings["max_seq_len"])
+        model = load_reward_backbone(model_folder, settings.dtype, head_seed, settings.dropout, zero3)
+        require_segments(model, stage.execution, settings.max_seq_len)
         adapted = add_lora(model, settings, "reward")
-        steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])
+        steps = settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
         trainer = Trainer(TokenScorer(model), settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
     with stage.memory.phase("normalise"), trainer.evaluation():
-        batch_size = stage.execution["per_device_eval_batch_size"]
+        batch_size = stage.execution.per_device_eval_batch_size
         statistics = score_statistics(trainer.engine, unseen, objective, batch_size)
         model.config.reward_mean, model.config.reward_std = statistics
     logger.info("unseen scores: mean %.4f, deviation %.4f", model.config.reward_mean, model.config.reward_std)

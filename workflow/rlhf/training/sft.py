@@ -20,7 +20,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.scores import inference_device, token_logprobs
 from rlhf.runtime.logging import get_logger
 from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
-from rlhf.training.stage import Stage
+from rlhf.training.stage import SftStage, SupervisedStage
 from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
 from rlhf.training.weights import whole_while_used
 
@@ -121,7 +121,7 @@ def collate_packed(
     return filled[0], filled[1], filled[2].bool()
 
 
-def load_rows(stage: Stage, objective: Any, phase: str) -> tuple[Corpus, Corpus]:
+def load_rows(stage: SupervisedStage, objective: Any, phase: str) -> tuple[Corpus, Corpus]:
     """Training and unseen rows of a phase; over-long rows are left out and counted in the log.
 
     Of the unseen rows at most `max_eval_rows` are kept: a random sample of all datasets. It decides when training stops
@@ -130,30 +130,30 @@ def load_rows(stage: Stage, objective: Any, phase: str) -> tuple[Corpus, Corpus]
     settings = stage.settings
     corpora = []
     for split in ("train", "eval"):
-        corpus = stage.paths.corpus(split, phase, settings["data_weights"] if split == "train" else None)
+        corpus = stage.paths.corpus(split, phase, settings.data_weights if split == "train" else None)
         total = len(corpus)
-        fits = objective.lengths(corpus) <= settings["max_seq_len"]
-        dropped = corpus.keep(fits, f"{phase}.max_seq_len: {settings['max_seq_len']}")
+        fits = objective.lengths(corpus) <= settings.max_seq_len
+        dropped = corpus.keep(fits, f"{phase}.max_seq_len: {settings.max_seq_len}")
         logger.info(
-            "%s: %d of %d rows; %d longer than %d tokens", split, len(corpus), total, dropped, settings["max_seq_len"]
+            "%s: %d of %d rows; %d longer than %d tokens", split, len(corpus), total, dropped, settings.max_seq_len
         )
         corpora.append(corpus)
     train, unseen = corpora
-    chosen = unseen.sample(settings["max_eval_rows"], EVALUATION_ROWS_SEED)
+    chosen = unseen.sample(settings.max_eval_rows, EVALUATION_ROWS_SEED)
     unseen.keep(np.isin(np.arange(len(unseen)), chosen), f"{phase}.max_eval_rows")
     return train, unseen
 
 
-def engine_settings(stage: Stage) -> EngineSettings:
+def engine_settings(stage: SupervisedStage) -> EngineSettings:
     """Engine settings of an SFT or reward stage."""
     execution = stage.execution
     return EngineSettings(
-        zero_stage=execution["zero_stage"],
-        dtype=stage.settings["dtype"],
-        micro_batch_size=execution["per_device_train_batch_size"],
-        offload=execution["offload"],
-        gradient_checkpointing=execution["gradient_checkpointing"],
-        overrides=execution["deepspeed_config"],
+        zero_stage=execution.zero_stage,
+        dtype=stage.settings.dtype,
+        micro_batch_size=execution.per_device_train_batch_size,
+        offload=execution.offload,
+        gradient_checkpointing=execution.gradient_checkpointing,
+        overrides=execution.deepspeed_config,
     )
 
 
@@ -170,7 +170,7 @@ def _require_packing(model: PreTrainedModel, capacity: int | None) -> None:
         )
 
 
-def train_sft(stage: Stage, model_folder: Path) -> None:
+def train_sft(stage: SftStage, model_folder: Path) -> None:
     """Run the SFT stage.
 
     Args:
@@ -182,17 +182,17 @@ def train_sft(stage: Stage, model_folder: Path) -> None:
             pattern matches nothing, or no row is short enough.
     """
     settings = stage.settings
-    objective = AnswerLikelihood(settings["loss_on"], settings["max_seq_len"] if stage.execution["packing"] else None)
+    objective = AnswerLikelihood(settings.loss_on, settings.max_seq_len if stage.execution.packing else None)
     with stage.memory.phase("load"):
         train, unseen = load_rows(stage, objective, "sft")
         tokenizer = load_tokenizer(model_folder)
         if train.chat_template is not None:
             tokenizer.chat_template = train.chat_template  # saved with the model, so that others prompt it as it learnt
         zero3 = partitioned_loading(settings, engine_settings(stage))
-        model = load_policy(model_folder, settings["dtype"], settings["dropout"], zero3)
+        model = load_policy(model_folder, settings.dtype, settings.dropout, zero3)
         _require_packing(model, objective.capacity)
         adapted = add_lora(model, settings, "sft")
-        steps = settings["num_train_epochs"] * steps_per_epoch(train.rows_per_epoch, settings["global_batch_size"])
+        steps = settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
         trainer = Trainer(model, settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()

@@ -9,12 +9,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config.specification import (
+    JobSpecification,
+    PlannedPpo,
+    PlannedReward,
+    PlannedSft,
+    PpoUpstream,
+    ResolvedPpo,
+    ResolvedReward,
+    ResolvedSft,
+    RewardUpstream,
+    SftUpstream,
+)
 from rlhf.data.corpus import Corpus
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
@@ -32,10 +43,13 @@ from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
-from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
+from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, together, world_size
 from rlhf.training.weights import adapter_weights, plain_weights
 
 logger = get_logger(__name__)
+
+SettingsT = TypeVar("SettingsT", bound=ResolvedSft | ResolvedReward | ResolvedPpo, covariant=True)
+ExecutionT = TypeVar("ExecutionT", bound=PlannedSft | PlannedReward | PlannedPpo, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -52,13 +66,7 @@ class StagePaths:
         return Corpus(self.tokens, self.splits, split, phase, weights)
 
 
-def read_spec(path: Path, execution: dict[str, Any]) -> dict[str, Any]:
-    """The specification of a stage: its spec.yaml, and how it runs."""
-    spec: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {**spec, "execution": execution}
-
-
-class Stage:
+class Stage(Generic[SettingsT, ExecutionT]):
     """What a training loop needs of its surroundings.
 
     Used as a context manager it holds the lease of its state folder, takes signals as requests to stop, and leaves a
@@ -69,13 +77,15 @@ class Stage:
         paths: where it reads and writes.
     """
 
-    def __init__(self, spec: dict[str, Any], paths: StagePaths) -> None:
+    def __init__(
+        self,
+        spec: JobSpecification[SettingsT, SftUpstream | RewardUpstream | PpoUpstream, ExecutionT],
+        paths: StagePaths,
+    ) -> None:
         self.spec, self.paths = spec, paths
-        self.settings: dict[str, Any] = spec["settings"]
-        self.execution: dict[str, Any] = spec["execution"]
-        self.seed: int = spec["seed"]
+        self.settings, self.execution, self.seed = spec.settings, spec.execution, spec.seed
         self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)
-        self.interruption = Interruption(slurm_seconds_left(self.execution["runtime"]), starters())
+        self.interruption = Interruption(slurm_seconds_left(self.execution.runtime), starters())
         self._lease = StateLease(paths.state)
         self._attempt = Attempt(paths.state, rank())
         self._checkpoints: Checkpoints | None = None
@@ -93,10 +103,10 @@ class Stage:
             stack.enter_context(self.interruption.listening())
             self._surroundings = stack.pop_all()
         seed_everything(self.seed)
-        logger.info("%s %s, code %s", self.spec["stage"], self.spec["id"], code_hash()[:15])
-        for key, value in self.settings.items():
+        logger.info("%s %s, code %s", self.spec.stage, self.spec.id, code_hash()[:15])
+        for key, value in self.spec.identity()["settings"].items():
             logger.info("  %s: %s", key, value)
-        for step in self.execution.get("memory_steps", ()):
+        for step in self.execution.memory_steps:
             logger.info("to fit the memory: %s", step)
         return self
 
@@ -120,17 +130,18 @@ class Stage:
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
             report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
-            write_json(self._failed_memory, {"stage": self.spec["stage"], "id": self.spec["id"], **report})
+            write_json(self._failed_memory, {"stage": self.spec.stage, "id": self.spec.id, **report})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
-        found = rank() == 0 and bring_back(self.paths.output, self.paths.state, self.spec)
+        with together():
+            found = rank() == 0 and bring_back(self.paths.output, self.paths.state, self.spec)
         return bool(all_gather(found)[0])
 
     @contextmanager
     def metrics(self, total_steps: int) -> Iterator[StageMetrics]:
         """The stage's metrics writer; rank 0 writes."""
-        writer = StageMetrics(self.paths.state, self.spec["stage"], self.spec["id"], total_steps, enabled=rank() == 0)
+        writer = StageMetrics(self.paths.state, self.spec.stage, self.spec.id, total_steps, enabled=rank() == 0)
         with writer:
             yield writer
 
@@ -141,11 +152,12 @@ class Stage:
             parts: name -> what has a state.
             topology: how the engines keep their state, beside the number of processes.
         """
-        content = {key: self.spec[key] for key in ("stage", "id", "seed", "settings", "upstream")}
+        identity = self.spec.identity()
+        content = {key: identity[key] for key in ("stage", "id", "seed", "settings", "upstream")}
         specification = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        identity = {"specification": specification, "topology": {"processes": world_size(), **topology}}
+        belongs = {"specification": specification, "topology": {"processes": world_size(), **topology}}
         self._checkpoints = Checkpoints(
-            self.paths.state / "checkpoints", identity, parts, self.execution, self.interruption, self._lease
+            self.paths.state / "checkpoints", belongs, parts, self.execution, self.interruption, self._lease
         )
         return self._checkpoints
 
@@ -166,21 +178,23 @@ class Stage:
             inputs: name -> fingerprint of what the stage read.
             facts: further entries of the manifest.
         """
-        output = self.paths.output
-        if rank() == 0:
-            self._lease.require()
         with self.memory.phase("save"):
             self.save(model, adapted, tokenizer, **facts)
         processes = all_gather(self.memory.stop())
-        if rank() == 0:
-            write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
-            write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
-            attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
-            write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
-            if not self.execution["keep_state"]:
-                set_aside(output, self.paths.state)
-            logger.info("done: %s", output)
-        barrier()
+        with together():
+            if rank() == 0:
+                self._write_records(processes, inputs, facts)
+
+    def _write_records(self, processes: list[dict[str, Any]], inputs: dict[str, str], facts: dict[str, Any]) -> None:
+        """What stands beside the model; the manifest, with the hashes of all files, is the last."""
+        output = self.paths.output
+        write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
+        write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
+        attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+        write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
+        if not self.execution.keep_state:
+            set_aside(output, self.paths.state)
+        logger.info("done: %s", output)
 
     def _checkpoint_facts(self) -> dict[str, Any]:
         """What checkpoints cost the last attempt, and where it went on."""
@@ -207,7 +221,7 @@ class Stage:
         """Write `model/` and, where there are adapters, `adapter/`: whole or not at all.
 
         Partitions of ZeRO-3 are gathered one by one; the first process holds the whole model in host memory, and the
-        others nothing of it.
+        others nothing of it. They wait while it writes, however slow its disk is.
 
         Snakemake knows nothing of `adapter/` and `model_ema/`, because a declared output must exist in every stage of a
         rule; the manifest lists their hashes, and the next attempt of a failed stage replaces them.
@@ -219,27 +233,37 @@ class Stage:
             averaged: the weights are an average: written to `model_ema/`, without adapters.
             facts: as in `finish`.
         """
-        output, saving = self.paths.output, self.execution["saving"]
-        generation = None if self.spec["stage"] == "reward" else sampling_config(model, self.settings)
+        with together():
+            if rank() == 0:
+                self._lease.require()
+        output, saving = self.paths.output, self.execution.saving
+        settings = self.settings
+        generation = None if isinstance(settings, ResolvedReward) else sampling_config(model, settings)
         has_adapter = adapted is not None and not averaged
         weights = plain_weights(model, keep=rank() == 0)
         adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
-        if rank() == 0:
-            manifest = describe(self.spec, {}, **self._facts(), **facts)
-            metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-            card = model_card(manifest, metrics, saving["license"], averaged, has_adapter)
-            folder = output / ("model_ema" if averaged else "model")
-            write_model(model, weights, tokenizer, folder, saving["max_shard_size"], generation, card)
-            if has_adapter:
-                base = manifest["lineage"]["base_model"]["path"]
-                write_adapter(model, adapters, adapted, output / "adapter", base)
-        barrier()
+        with together():
+            if rank() == 0:
+                manifest = describe(self.spec, {}, **self._facts(), **facts)
+                metrics = read_jsonl(self.paths.state / "metrics.jsonl")
+                card = model_card(manifest, metrics, saving.license, averaged, has_adapter)
+                folder = output / ("model_ema" if averaged else "model")
+                write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
+                if has_adapter:
+                    base = manifest["lineage"]["base_model"]["path"]
+                    write_adapter(model, adapters, adapted, output / "adapter", base)
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest says of every training stage."""
         return {
             "world_size": world_size(),
             "device": "cpu" if on_cpu() else "cuda",
-            "dtype": self.settings["dtype"],
-            "lineage": lineage(self.spec),
+            "dtype": self.settings.dtype,
+            "lineage": lineage(self.spec.upstream),
         }
+
+
+SftStage = Stage[ResolvedSft, PlannedSft]
+RewardStage = Stage[ResolvedReward, PlannedReward]
+SupervisedStage = Stage[ResolvedSft | ResolvedReward, PlannedSft | PlannedReward]
+PpoStage = Stage[ResolvedPpo, PlannedPpo]

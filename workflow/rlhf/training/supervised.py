@@ -18,7 +18,7 @@ from rlhf.training.checkpoints import Part
 from rlhf.training.distributed import all_sum, rank, world_size
 from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
-from rlhf.training.stage import Stage
+from rlhf.training.stage import SupervisedStage
 from rlhf.training.weights import WeightCopy
 
 logger = get_logger(__name__)
@@ -87,7 +87,7 @@ class SupervisedTraining:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: SupervisedStage,
         trainer: Trainer,
         objective: Objective,
         train: Corpus,
@@ -98,16 +98,16 @@ class SupervisedTraining:
         self._trainer, self._objective, self._metrics = trainer, objective, metrics
         self._train, self._unseen = train, unseen
         self._lengths = objective.lengths(train)
-        self._epoch_steps = steps_per_epoch(train.rows_per_epoch, self._settings["global_batch_size"])
-        self._steps = self._settings["num_train_epochs"] * self._epoch_steps
-        self._best = WeightCopy(trainer.module, device="cpu") if self._settings["keep_best"] else None
+        self._epoch_steps = steps_per_epoch(train.rows_per_epoch, self._settings.global_batch_size)
+        self._steps = self._settings.num_train_epochs * self._epoch_steps
+        self._best = WeightCopy(trainer.module, device="cpu") if self._settings.keep_best else None
         self._progress = Progress()
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
-        self._faults = FaultCounter(stage.paths.state, self._settings["dtype"], self._settings["on_nonfinite"])
+        self._faults = FaultCounter(stage.paths.state, self._settings.dtype, self._settings.on_nonfinite)
         parts: dict[str, Part] = {"engine": trainer, "metrics": metrics}
         if self._best is not None:
             parts["best"] = self._best
-        self._checkpoints = stage.checkpoints(parts, zero_stage=self._execution["zero_stage"])
+        self._checkpoints = stage.checkpoints(parts, zero_stage=self._execution.zero_stage)
 
     def run(self) -> Progress:
         """Train to the end; returns what was done.
@@ -135,7 +135,7 @@ class SupervisedTraining:
         return progress
 
     def _evaluation_is_due(self) -> bool:
-        step, interval = self._progress.step, self._settings["eval_interval"]
+        step, interval = self._progress.step, self._settings.eval_interval
         return step % self._epoch_steps == 0 or bool(interval and step % interval == 0)
 
     def _evaluate(self) -> None:
@@ -145,7 +145,7 @@ class SupervisedTraining:
                 self._trainer.engine,
                 self._objective,
                 self._unseen,
-                self._execution["per_device_eval_batch_size"],
+                self._execution.per_device_eval_batch_size,
                 self._checkpoints.interrupt_point,
             )
         self._metrics.record(progress.step, "eval", **self._objective.summary(means))
@@ -156,7 +156,7 @@ class SupervisedTraining:
                 self._best.take()
         else:
             progress.evaluations_without_gain += 1
-        patience = self._settings["early_stopping_patience"]
+        patience = self._settings.early_stopping_patience
         if patience is not None and progress.evaluations_without_gain >= patience:
             logger.info("stopped after step %d: no gain in %d evaluations", progress.step, patience)
             progress.stopped_early = True
@@ -183,14 +183,14 @@ class SupervisedTraining:
         if self._epoch[0] != epoch:
             seed = derive_seed(self._seed, "order", epoch)
             rows = self._train.epoch_rows(self._seed, epoch)
-            self._epoch = epoch, epoch_batches(rows, self._lengths, self._settings["global_batch_size"], seed)
+            self._epoch = epoch, epoch_batches(rows, self._lengths, self._settings.global_batch_size, seed)
         return self._epoch[1]
 
     def _optimise(self, batch: np.ndarray) -> dict[str, float]:
         """One optimizer step; returns its metrics, which for a skipped one are the count of those."""
         trainer, objective, corpus = self._trainer, self._objective, self._train
         count = objective.count(corpus, batch)
-        micro_size = self._execution["per_device_train_batch_size"]
+        micro_size = self._execution.per_device_train_batch_size
         share = micro_batches(batch, self._lengths, micro_size, rank(), world_size(), objective.capacity)
         sums = _Sums(objective)
 

@@ -22,7 +22,7 @@ from rlhf.training.distributed import rank
 class WeightCopy:
     """What this process holds of the trained parameters, kept apart in host memory or on the model's device.
 
-    Under ZeRO-3 each process copies its own partition.
+    Under ZeRO-3 each process copies its own partition; else all copies are the same, and the first process writes its.
 
     Args:
         model: the model, after its engine was made.
@@ -67,15 +67,23 @@ class WeightCopy:
             whole[0].all_gather(whole)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part."""
-        tensors = {f"{number:06d}": kept.cpu() for number, kept in enumerate(self.copy)}
-        save_file(tensors, folder / f"rank-{rank()}.safetensors")
+        """Write the copy, or this process's partition of it."""
+        if self._writer() == rank():
+            tensors = {f"{number:06d}": kept.cpu() for number, kept in enumerate(self.copy)}
+            save_file(tensors, self._file(folder))
 
     def load(self, folder: Path) -> None:
         """Take what `save` wrote."""
-        saved = load_file(folder / f"rank-{rank()}.safetensors")
+        saved = load_file(self._file(folder))
         for kept, name in zip(self.copy, sorted(saved), strict=True):
             kept.copy_(saved[name])
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"rank-{self._writer()}.safetensors"
+
+    def _writer(self) -> int:
+        """The process that writes what this one holds."""
+        return rank() if any(hasattr(parameter, "ds_tensor") for parameter in self.parameters) else 0
 
 
 def local(parameter: nn.Parameter) -> Tensor:

@@ -1,0 +1,331 @@
+"""The specification of a stage: what it computes and from what, as in its spec.yaml, and how it runs.
+
+One class for each kind of stage, so that a key that does not exist is an error where a file is read (in
+`rlhf.config.specfile`), and in code an error of the type checker.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from rlhf.config.section import DataSplit, FunctionName, Section, Seed
+from rlhf.config.sources import DatasetSettings, ModelSettings
+from rlhf.config.stages import (
+    EvaluateExecution,
+    EvaluationSettings,
+    Execution,
+    PpoExecution,
+    PpoSettings,
+    RewardExecution,
+    RewardSettings,
+    SftExecution,
+    SftSettings,
+)
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+# Absent, not null, where it has no value: what a stage does not depend on is no part of its identity.
+ABSENT: Any = Field(None, exclude_if=_is_none)
+
+
+class ResolvedDataset(DatasetSettings):
+    """A dataset, with the content of its files."""
+
+    turns: Literal[True] | None = ABSENT  # prompts are kept as the turns of a chat; which template is up to the tokens
+    content: list[str] | None = ABSENT  # hashes of the local files
+
+
+class ResolvedModel(ModelSettings):
+    """A model to start from, with the content of its folder."""
+
+    content: list[str] | None = ABSENT  # hashes of the local folder; empty: of a hub
+
+
+class TokensSettings(Section):
+    """How texts become tokens."""
+
+    chat_template: str | None = ABSENT
+
+
+class SplitSettings(Section):
+    """How rows are divided among the phases."""
+
+    data_split: DataSplit
+    split_seed: Seed
+
+
+class Weighted(Section):
+    """What training stages know of their datasets."""
+
+    data_weights: list[float] = Field(description="How often an epoch sees the rows of each dataset.")
+
+
+class Judged(Section):
+    """What stages know that report a gold reward."""
+
+    gold_reward: FunctionName | None = Field(description="`module:function` that judges answers, if one exists.")
+
+
+class ResolvedSft(Weighted, SftSettings):
+    """Settings of an SFT stage."""
+
+
+class ResolvedReward(Weighted, RewardSettings):
+    """Settings of a reward stage."""
+
+
+class ResolvedPpo(Weighted, Judged, PpoSettings):
+    """Settings of a PPO stage."""
+
+
+class ResolvedSftEvaluation(EvaluationSettings):
+    """Settings of the evaluation of the SFT model's loss."""
+
+    max_seq_len: int = Field(description="As in the training of the model.")
+
+
+class ResolvedRewardEvaluation(Judged, ResolvedSftEvaluation):
+    """Settings of the evaluation of a reward model."""
+
+
+class _Sampling(EvaluationSettings):
+    max_prompt_seq_len: int = Field(description="As in PPO.")
+    max_answer_seq_len: int = Field(description="As in PPO.")
+    temperature: float = Field(description="As in PPO.")
+
+
+class ResolvedAnswers(Judged, _Sampling):
+    """Settings of the evaluations that sample answers."""
+
+
+class NoUpstream(Section):
+    """Nothing: the stage is made of a source."""
+
+
+class ModelUpstream(Section):
+    """For a model from scratch, the dataset that its tokenizer is trained on."""
+
+    dataset: str | None = ABSENT
+
+
+class TokensUpstream(Section):
+    """IDs of a dataset, and of the model whose tokenizer reads it."""
+
+    dataset: str
+    model: str
+
+
+class SplitUpstream(Section):
+    """ID of a dataset."""
+
+    dataset: str
+
+
+class SftUpstream(Section):
+    """IDs of what an SFT stage is made from; `tokens` and `split` of each dataset."""
+
+    model: str
+    tokens: list[str]
+    split: list[str]
+
+    @property
+    def start(self) -> tuple[str, str]:
+        """Kind and ID of the stage whose model training starts from."""
+        return "model", self.model
+
+
+class RewardUpstream(Section):
+    """IDs of what a reward stage is made from: either a pretrained model or an SFT stage, and the data."""
+
+    model: str | None = ABSENT
+    sft: str | None = ABSENT
+    tokens: list[str]
+    split: list[str]
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.model is None) == (self.sft is None):
+            raise ValueError("give exactly one of model, sft")
+        return self
+
+    @property
+    def start(self) -> tuple[str, str]:
+        """Kind and ID of the stage whose model training starts from."""
+        return ("sft", self.sft) if self.sft is not None else ("model", str(self.model))
+
+
+class PpoUpstream(Section):
+    """IDs of what a PPO stage, or the answers of the SFT model, are made from."""
+
+    sft: str
+    reward: str
+    tokens: list[str]
+    split: list[str]
+
+    @property
+    def start(self) -> tuple[str, str]:
+        """Kind and ID of the stage whose model training starts from."""
+        return "sft", self.sft
+
+
+class SftEvaluationUpstream(Section):
+    """IDs of what the evaluation of an SFT model is made from."""
+
+    sft: str
+    tokens: list[str]
+    split: list[str]
+
+
+class RewardEvaluationUpstream(Section):
+    """IDs of what the evaluation of a reward model is made from."""
+
+    reward: str
+    tokens: list[str]
+    split: list[str]
+
+
+class PpoEvaluationUpstream(Section):
+    """IDs of what the comparison of the policy with the SFT model is made from."""
+
+    ppo: str
+    baseline: str
+    sft: str
+    reward: str
+    tokens: list[str]
+    split: list[str]
+
+
+class Planned(Section):
+    """What the memory plan adds to how a training stage runs."""
+
+    memory_steps: list[str] = Field([], description="Names of the steps that were taken to fit the memory.")
+
+
+class PlannedSft(Planned, SftExecution):
+    """How an attempt at an SFT stage runs."""
+
+
+class PlannedReward(Planned, RewardExecution):
+    """How an attempt at a reward stage runs."""
+
+
+class PlannedPpo(Planned, PpoExecution):
+    """How an attempt at a PPO stage runs."""
+
+
+SettingsT = TypeVar("SettingsT", bound=Section, covariant=True)
+UpstreamT = TypeVar("UpstreamT", bound=Section, covariant=True)
+ExecutionT = TypeVar("ExecutionT", bound=Execution, covariant=True)
+
+
+class Specification(Section, Generic[SettingsT, UpstreamT]):
+    """What a stage computes and from what: the content of its spec.yaml, which its ID stands for."""
+
+    schema_version: Literal[1]
+    stage: str
+    id: str
+    seed: Seed | None
+    settings: SettingsT
+    upstream: UpstreamT
+
+    def identity(self) -> dict[str, Any]:
+        """What its ID stands for, as JSON types: the content of spec.yaml."""
+        return self.model_dump(mode="json", exclude={"execution"})
+
+
+class JobSpecification(Specification[SettingsT, UpstreamT], Generic[SettingsT, UpstreamT, ExecutionT]):
+    """The specification of a stage that trains or evaluates, and how it runs."""
+
+    seed: Seed
+    execution: ExecutionT
+
+
+class DatasetSpecification(Specification[ResolvedDataset, NoUpstream]):
+    """A cached dataset."""
+
+    stage: Literal["dataset"]
+
+
+class ModelSpecification(Specification[ResolvedModel, ModelUpstream]):
+    """A cached model."""
+
+    stage: Literal["model"]
+
+
+class TokensSpecification(Specification[TokensSettings, TokensUpstream]):
+    """A tokenised dataset."""
+
+    stage: Literal["tokens"]
+
+
+class SplitSpecification(Specification[SplitSettings, SplitUpstream]):
+    """The rows of each phase."""
+
+    stage: Literal["split"]
+
+
+class SftSpecification(JobSpecification[ResolvedSft, SftUpstream, PlannedSft]):
+    """Phase 1."""
+
+    stage: Literal["sft"]
+
+
+class RewardSpecification(JobSpecification[ResolvedReward, RewardUpstream, PlannedReward]):
+    """Phase 2."""
+
+    stage: Literal["reward"]
+
+
+class PpoSpecification(JobSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
+    """Phase 3."""
+
+    stage: Literal["ppo"]
+
+
+class SftEvaluationSpecification(JobSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, EvaluateExecution]):
+    """Loss of the SFT model on unseen rows."""
+
+    stage: Literal["evaluate_sft"]
+
+
+class RewardEvaluationSpecification(
+    JobSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, EvaluateExecution]
+):
+    """Agreement of the reward model with unseen preferences."""
+
+    stage: Literal["evaluate_reward"]
+
+
+class BaselineSpecification(JobSpecification[ResolvedAnswers, PpoUpstream, EvaluateExecution]):
+    """Answers of the SFT model."""
+
+    stage: Literal["baseline"]
+
+
+class PpoEvaluationSpecification(JobSpecification[ResolvedAnswers, PpoEvaluationUpstream, EvaluateExecution]):
+    """Answers of the policy against those of the SFT model."""
+
+    stage: Literal["evaluate_ppo"]
+
+
+AnySpecification = Specification[Section, Section]
+AnyJob = JobSpecification[Section, Section, Execution]
+TrainingSpecification = SftSpecification | RewardSpecification | PpoSpecification
+TRAINING: dict[str, type[TrainingSpecification]] = {
+    "sft": SftSpecification,
+    "reward": RewardSpecification,
+    "ppo": PpoSpecification,
+}
+JOBS: dict[str, type[AnyJob]] = {
+    **TRAINING,
+    "evaluate_sft": SftEvaluationSpecification,
+    "evaluate_reward": RewardEvaluationSpecification,
+    "baseline": BaselineSpecification,
+    "evaluate_ppo": PpoEvaluationSpecification,
+}
+SpecificationT = TypeVar("SpecificationT", bound=AnySpecification)
