@@ -172,8 +172,6 @@ def configuration(scale: Scale, rows: str, gpus: int) -> dict[str, Any]:
                 "prompts_per_rollout": scale.samples,
                 "max_prompt_seq_len": scale.prompt,
                 "max_answer_seq_len": scale.answer,
-                # What is found is a result here, not a reason to stop; the tests keep the limits as they are.
-                "max_first_ratio_error": 1.0,
                 "execution": {
                     **execution,
                     "per_device_generation_batch_size": scale.samples,

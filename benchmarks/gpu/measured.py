@@ -127,7 +127,7 @@ def _ppo(rows: list[Numbers], scale: Scale, policy: Model, value: Model, peak: f
     work = arithmetic.ppo(policy, value, scale.samples, prompt, answer)
     phases = {name: statistics.mean(row[f"time_{name}"] for row in counted) for name in PHASES}
     whole = seconds / len(counted)
-    shown = ("kl", "first_ratio_error", "sampling_logprob_error", "eos_share")
+    shown = ("kl", "first_ratio_error", "first_ratio_mean_error", "sampling_logprob_error", "eos_share")
     return {
         **_rates(len(counted), seconds, tokens, work.all * len(counted), peak),
         "generated_per_second": scale.samples * answer / phases["generate"],

@@ -56,8 +56,8 @@ def table(shape: torch.Size, seed: int, device: torch.device) -> Tensor:
 def policy(model: nn.Module) -> Tensor:
     """PPO's clipped surrogate, with ratios on both sides of the clip range."""
     part = samples(next(model.parameters()).device)
-    logits = answer_logits(model, part.input_ids, part.attention_mask, part.width) / 0.7
-    logprobs = token_logprobs(logits, part.answers)
+    logits = answer_logits(model, *part.inputs) / 0.7
+    logprobs = part.table(token_logprobs(logits, part.targets))
     # What a policy near this one would have said: the same on all devices, up to rounding.
     old = logprobs.detach() + 0.3 * table(part.mask.shape, 0, part.mask.device)
     ratio = log_ratio(logprobs, old, part.mask).exp()

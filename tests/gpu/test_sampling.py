@@ -61,8 +61,8 @@ def test_sampled_logprobs_are_those_of_one_forward_pass(
     answers = sample_answers(model, PROMPTS, SEEDS, 24, 1.0)
     part = collate(PROMPTS, [answer.ids for answer in answers], 0, device)
     with torch.no_grad():
-        logits = answer_logits(model, part.input_ids, part.attention_mask, part.width)
-    logprobs = token_logprobs(logits, part.answers).cpu()
+        logits = answer_logits(model, *part.inputs)
+    logprobs = part.table(token_logprobs(logits, part.targets)).cpu()
     rows = zip(answers, logprobs, strict=True)
     differences = [(answer.logprobs, row[: len(answer.ids)].numpy()) for answer, row in rows]
     largest = max(float(np.abs(one - other).max()) for one, other in differences)

@@ -77,6 +77,7 @@ def test_ppo_in_half_precision_passes_its_own_checks(runs: Runs, dtype: str, rec
     """That sampling and training agree, and that the first ratio is 1: else the stage would have stopped."""
     rows = runs.metrics(f"ppo {dtype}")
     record_property("first ratio", max(row["first_ratio_error"] for row in rows))
+    record_property("mean first ratio", max(row["first_ratio_mean_error"] for row in rows))
     record_property("sampling", max(row["sampling_logprob_error"] for row in rows))
     assert len(rows) == 3
     for row in rows:

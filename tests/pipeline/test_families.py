@@ -19,7 +19,7 @@ from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_log
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.rollout import collate
 from rlhf.training.reward import train_reward
-from rlhf.training.sft import AnswerLikelihood, train_sft
+from rlhf.training.sft import EVALUATION_ROWS_SEED, AnswerLikelihood, train_sft
 from rlhf.training.stage import Stage, StagePaths
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
@@ -80,7 +80,7 @@ class Trained:
         """The rows that SFT was evaluated on."""
         stage = self._project.plan.of_kind("sft")[0]
         corpus = self._paths(stage.upstream, self.folder).corpus("eval", "sft")
-        corpus.keep(np.arange(len(corpus)) < 24, "test")
+        corpus.keep(np.isin(np.arange(len(corpus)), corpus.sample(24, EVALUATION_ROWS_SEED)), "test")
         return corpus
 
     def rows(self, kind: str, phase: str) -> list[dict[str, float]]:
@@ -178,7 +178,7 @@ def test_the_policy_does_not_see_padding(trained: Trained) -> None:
     answers = [generator.integers(3, 60, length) for length in (4, 2, 12)]
     part = collate(prompts, answers, 0, CPU)
     with torch.no_grad():
-        together = token_logprobs(answer_logits(policy, part.input_ids, part.attention_mask, part.width), part.answers)
+        together = part.table(token_logprobs(answer_logits(policy, *part.inputs), part.targets))
         for row, pair in enumerate(zip(prompts, answers, strict=True)):
             ids = torch.from_numpy(np.concatenate(pair))[None]
             alone = policy(ids).logits[0].double().log_softmax(-1)[len(pair[0]) - 1 : -1]
@@ -186,7 +186,7 @@ def test_the_policy_does_not_see_padding(trained: Trained) -> None:
             np.testing.assert_allclose(together[row, : len(pair[1])], expected, atol=1e-4)
 
 
-def test_left_padded_scores_are_those_of_transformers_without_padding(trained: Trained) -> None:
+def test_padded_scores_are_those_of_transformers_without_padding(trained: Trained) -> None:
     model = load_alone(AutoModelForSequenceClassification, trained.folder / "reward/model")
     generator = np.random.default_rng(1)
     texts = [generator.integers(3, 60, length) for length in (4, 17, 9)]

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
+from rlhf.models.loading import DTYPES
 from rlhf.records.metrics import MetricsLine
 from rlhf.reporting.checks import (
     COMPARISONS,
@@ -54,6 +56,7 @@ def right_run() -> Metrics:
             "tokens": 9000 * step,
             "sampling_logprob_error": 2e-6,
             "first_ratio_error": 0.0,
+            "first_ratio_mean_error": 0.0,
             "kl": 0.4 * (step - 1),
             "kl_coefficient": 0.1,
             "kl_loss": 0.01,
@@ -143,6 +146,7 @@ def test_a_violation_of_each_line_is_caught_and_explained(line: Inequality) -> N
         ("tokens", 0, 64 * 512 + 1, True),
         ("sampling_logprob_error", 3, 2e-4, True),
         ("first_ratio_error", 9, 2e-6, True),
+        ("first_ratio_mean_error", 9, 2e-6, True),
         ("kl", 0, 0.5, True),
         ("kl", 6, -0.4, True),
         ("entropy", 9, -0.1, True),
@@ -187,12 +191,27 @@ def test_metrics_that_a_run_does_not_have_are_not_asked_for() -> None:
     for number, row in enumerate(metrics["ppo"]):
         for name in ("explained_variance", "value_loss", "critic_grad_norm", "ptx_loss", "kl_loss"):
             del row[name]
-        row |= {"advantage_mean": 0.5, "sampling_logprob_error": 0.3}  # neither whitened nor fp32
+        row |= {"advantage_mean": 0.5, "sampling_logprob_error": 0.3, "first_ratio_error": 0.3}  # nor fp32
         if number == 0:
             del row["clip_fraction"]  # the policy did not train in the first iteration
     manifest = MANIFEST | {"spec": {"settings": settings}}
     assert violated(metrics, manifest) == []
     assert not any(conditions(manifest).values())
+
+
+@pytest.mark.parametrize(("dtype", "spacing"), [("bf16", 1 / 8), ("fp16", 1 / 64)])
+def test_in_half_precision_the_mean_ratio_may_be_off_by_one_unit_in_the_last_place(dtype: str, spacing: float) -> None:
+    """Of a logit between 16 and 32; the ratio of a single token may be off by more."""
+    assert float(torch.tensor(16.0, dtype=DTYPES[dtype]).nextafter(torch.tensor(32.0, dtype=DTYPES[dtype]))) == (
+        16 + spacing
+    )
+    manifest = MANIFEST | {"spec": {"settings": SETTINGS | {"dtype": dtype}}}
+    metrics = right_run()
+    metrics["ppo"][3] |= {"first_ratio_error": 0.9, "first_ratio_mean_error": 0.99 * spacing}
+    assert violated(metrics, manifest) == []
+    metrics["ppo"][3]["first_ratio_mean_error"] = 1.01 * spacing
+    (line,) = violated(metrics, manifest)
+    assert (line.metric, line.hard) == ("first_ratio_mean_error", True)
 
 
 def test_one_iteration_says_nothing_of_a_trend() -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -71,12 +70,9 @@ def test_compared_answers_have_a_margin_where_both_are_scored():
 
 def published(name: str, row: dict) -> Example | str:
     """What becomes of a row as it is published."""
-    (result,) = (one for _, one in examples([row], with_mapping(hub(name)), "datasets.mine"))
+    settings = ResolvedDataset(source={"hub": name})
+    ((_, result),) = examples([row], row_format(settings), "datasets.mine")
     return result
-
-
-def hub(name: str) -> Any:
-    return DatasetSettings(source={"hub": name}).model_dump()
 
 
 def test_published_comparisons_prefer_what_their_labels_say():

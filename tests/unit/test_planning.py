@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf.commands.memory import main
@@ -18,17 +19,26 @@ from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettin
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import Blueprint, Counts, count_parameters
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
-from rlhf.memory.dryrun import dry_run, trace
+from rlhf.memory.dryrun import Run, dry_run, trace
 from rlhf.memory.host import LIBRARIES, host_memory
-from rlhf.memory.parts import ALL_KINDS, Resident, load_part, save_part
+from rlhf.memory.parts import ALL_KINDS, Resident, largest, load_part, save_part
 from rlhf.memory.states import Engine
-from rlhf.memory.tracker import ACTIVATIONS, CACHE
+from rlhf.memory.tracker import ACTIVATIONS, CACHE, GRANULARITY, LOGITS
+from rlhf.models.scores import answer_logits, token_logprobs
 from rlhf.planning.files import plan_from_files
 from rlhf.planning.ladder import ladder
 from rlhf.planning.plan import plan_stage
-from rlhf.planning.ppo import DECODE, FIRST, PREFILL, SCORE, generation_program, scoring_program, update_program
-from rlhf.planning.rows import LongestRows
-from rlhf.ppo.rollout import collate
+from rlhf.planning.ppo import (
+    DECODE,
+    FIRST,
+    PREFILL,
+    SCORE,
+    generation_program,
+    longest_samples,
+    scoring_program,
+    update_program,
+)
+from rlhf.ppo.losses import log_ratio, policy_loss
 from rlhf.records.plan import StagePlan
 from tests.records import problems
 from tests.specifications import specification
@@ -49,9 +59,7 @@ OPT_350M = opt(1024, 24, num_attention_heads=16, vocab_size=50272, word_embed_pr
 
 
 def rectangle() -> Any:
-    rows = LongestRows(PROMPT, ANSWER)
-    pairs = [(rows.prompt(row), rows.chosen(row)) for row in range(ROWS)]
-    return collate([prompt for prompt, _ in pairs], [answer for _, answer in pairs], 0, torch.device("cpu"))
+    return longest_samples(ROWS, PROMPT, ANSWER)
 
 
 def programs() -> dict[str, Any]:
@@ -75,6 +83,35 @@ def test_parts_of_ppo_hold_what_real_tensors_hold(name: str) -> None:
     assert dry_run(plan, program, cuda=False).items() >= executed.items()
     names = {place.split("|")[0] for place in executed}
     assert names & {PREFILL, SCORE, FIRST}
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_plan_of_a_pass_holds_what_the_stage_holds(trains: bool) -> None:
+    """The stage chooses logits by a mask, the plan by columns: the same tables, those of answer tokens alone."""
+    optimization = {"lora_dim": 0, "lora_module_name": "", "dropout": 0.0}
+    part, plan = rectangle(), Blueprint(opt(vocab_size=4096), "lm", "fp32", optimization)  # logits make the peak
+    name = FIRST if trains else SCORE
+
+    def logprobs(run: Run) -> Tensor:
+        return part.table(token_logprobs(answer_logits(run.model, *part.inputs) / 0.7, part.targets))
+
+    def stage(run: Run) -> None:
+        run.model.train(trains)
+        run.clock.start(name)
+        with torch.set_grad_enabled(trains):
+            ratio = log_ratio(logprobs(run), torch.zeros(part.mask.shape), part.mask).exp()
+            if trains:
+                policy_loss(ratio, torch.zeros(part.mask.shape), part.mask, 0.2).backward()
+
+    settings = PpoSettings(**WORKED, temperature=0.7).model_dump(mode="json")
+    planned = update_program(part, "policy", settings, False, 0) if trains else scoring_program(part, "reference", 0.7)
+    found = [trace(plan.build(device="cpu"), plan, 3, program) for program in (planned, stage)]
+    wide, same = (max(peak.kinds[LOGITS] for peak in places.values()) for places in found)
+    assert wide == same
+    assert wide % (4 * 4096 * ROWS * ANSWER) == 0 < wide  # fp32, vocabulary; no prompt
+    ours, theirs = (largest(places, name) for places in found)
+    # Between them: the samples, which the plan counts, masks, and a copy of the chosen hidden states.
+    assert abs(sum(ours.values()) - sum(theirs.values())) <= 8 * GRANULARITY + 4 * 64 * ROWS * ANSWER
 
 
 def test_the_cache_holds_keys_and_values_of_all_tokens() -> None:

@@ -16,6 +16,7 @@ from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
+from rlhf.ppo.checks import require_same_distribution, require_unit_ratio
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
@@ -74,6 +75,14 @@ def a_silent_death() -> str:
 def a_loss_that_is_not_finite() -> str:
     counter = FaultCounter(STATE, "fp32", "stop")
     return message(lambda: counter.check(3, float("nan"), None, [(0, 17), (0, 4)]), FloatingPointError)
+
+
+def numbers_that_do_not_fit_together() -> list[str]:
+    return [
+        message(lambda: require_same_distribution((0.03, 0.0), "fp32", 1e-4)),
+        message(lambda: require_unit_ratio((2e-6, 1e-9), "fp32", 1e-6)),
+        message(lambda: require_unit_ratio((0.9, 0.3123), "bf16", 1e-6)),
+    ]
 
 
 def too_few_steps() -> str:
@@ -162,6 +171,7 @@ def test_every_message_is_quoted_as_it_is_shown(quoted, group, monkeypatch, capl
         *failures(),
         a_silent_death(),
         a_loss_that_is_not_finite(),
+        *numbers_that_do_not_fit_together(),
         too_few_steps(),
         *refusals(),
         *stops(),

@@ -155,6 +155,32 @@ class Corpus:
                 raise UserError(f"data_weights: {weight:g} of {len(rows)} rows of dataset {number + 1} leaves none")
             yield rows, copies, part
 
+    def sample(self, limit: int, seed: int) -> np.ndarray:
+        """Random rows in which every dataset has its share, up to rounding.
+
+        They follow from the content of the datasets: the order in which those are given matters neither for the rows
+        nor for their order. A smaller limit gives the first rows of a larger one.
+
+        The row that comes k-th in its dataset's random order stands at (k + u) / n of n rows, u being random in [0, 1);
+        the rows of all datasets are taken by where they stand, so that the datasets alternate.
+
+        Args:
+            limit: rows, at most.
+            seed: of the choice.
+
+        Returns:
+            Row indices, [at most limit] int64.
+        """
+        stands = np.empty(len(self))
+        for number, store in enumerate(self._stores):
+            own = np.flatnonzero(self._places[:, 0] == number)
+            generator = np.random.default_rng(derive_seed(seed, "sample", store.dataset_fingerprint))
+            offset = generator.random()
+            # Drawn for all rows of the dataset, so that a row's luck does not depend on which others were kept.
+            drawn = generator.random(store.rows)[self._places[own, 1]]
+            stands[own] = (drawn.argsort().argsort() + offset) / max(1, len(own))
+        return stands.argsort(kind="stable")[:limit]
+
     def keep(self, mask: np.ndarray, limit: str) -> int:
         """Keep the rows where `mask` is true; returns how many were dropped.
 

@@ -43,6 +43,7 @@ class TokenStore:
         self.eos_token_id: int = facts["eos_token_id"]
         self.pad_token_id: int = facts["pad_token_id"]
         self.tokenizer_fingerprint: str = facts["tokenizer_fingerprint"]
+        self.dataset_fingerprint: str = facts["dataset_fingerprint"]
         self.chat_template: str | None = facts.get("chat_template")  # None: the tokenizer's own, or none
         self._offsets = {field: np.load(folder / f"{split}.{field}.offsets.npy") for field in FIELDS}
         self._ids = {

@@ -16,6 +16,7 @@ from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_ra
 from rlhf.functions import load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, token_logprobs
+from rlhf.ppo.kl import token_kl
 from rlhf.ppo.reward import reward_scorer
 from rlhf.ppo.rollout import Samples
 from rlhf.ppo.sampling import Answer, sample_answers
@@ -189,10 +190,11 @@ def _kl(
     with torch.no_grad():
         for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
             part = samples.rectangle(micro.rows, pad_id, device())
-            inputs = (part.input_ids, part.attention_mask, part.width)
-            own = token_logprobs(answer_logits(policy, *inputs) / temperature, part.answers)
-            other = token_logprobs(answer_logits(reference, *inputs) / temperature, part.answers)
-            kl[micro.rows] = ((own - other) * part.mask).sum(1).cpu().numpy()
+            own, other = (
+                part.table(token_logprobs(answer_logits(model, *part.inputs) / temperature, part.targets))
+                for model in (policy, reference)
+            )
+            kl[micro.rows] = token_kl(own, other, part.mask, "k1").sum(1).cpu().numpy()
     return kl
 
 

@@ -67,7 +67,7 @@ AnswersEvaluation = Evaluation[ResolvedAnswers]
 
 
 def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
-    """The unseen prompts to answer: a seeded choice among those that are short enough.
+    """The unseen prompts to answer: a seeded choice among those that are short enough, every dataset with its share.
 
     Returns:
         The corpus, and the chosen rows [prompts].
@@ -79,8 +79,7 @@ def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
     corpus = evaluation.paths.corpus("eval", "ppo")
     fits = corpus.lengths("prompt") <= settings.max_prompt_seq_len
     dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
-    order = np.random.default_rng(derive_seed(evaluation.spec.seed, "unseen prompts")).permutation(len(corpus))
-    chosen = order[: settings.prompts]
+    chosen = corpus.sample(settings.prompts, derive_seed(evaluation.spec.seed, "unseen prompts"))
     logger.info("%d of %d unseen prompts; %d are too long", len(chosen), len(corpus), dropped)
     return corpus, chosen
 

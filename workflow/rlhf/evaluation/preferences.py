@@ -1,4 +1,8 @@
-"""How well scores agree with preferences: overall, by part of the data, by length, and as probabilities; pure."""
+"""How well scores agree with preferences: overall, by part of the data, by length, and as probabilities; pure.
+
+A tie, two answers of equal score, is half right everywhere, as in training (`rlhf.training.reward`): a model that gives
+all answers one score is as good as a coin. In half precision ties are frequent.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +55,21 @@ class JudgedPairs:
 
 
 def accuracy(pairs: JudgedPairs) -> Accuracy:
-    """Share of pairs ranked right, with its 95 % interval: `pairs`, `accuracy`, `accuracy_low`, `accuracy_high`."""
-    right = pairs.margin > 0
+    """Share of pairs ranked right, ties counting half, and how many are ties.
+
+    Returns:
+        `pairs`: their number; `tie_share`: share of ties; `accuracy`, with its 95 % interval `accuracy_low` to
+        `accuracy_high`.
+    """
+    right = outcomes(pairs.margin, 0)
     low, high = clustered_interval(right, pairs.group)
-    return {"pairs": len(right), "accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
+    return {
+        "pairs": len(right),
+        "tie_share": float((pairs.margin == 0).mean()),
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
 
 
 def longer_accuracy(pairs: JudgedPairs) -> float:
@@ -140,7 +155,10 @@ def calibration(pairs: JudgedPairs, bins: int = CALIBRATION_BINS) -> tuple[list[
 
 
 def gold_agreement(pairs: JudgedPairs, gold_pairs: JudgedPairs, scores: np.ndarray, gold: np.ndarray) -> GoldAgreement:
-    """Share of pairs that reward model and gold reward rank alike (gold ties left out), and their correlation.
+    """Share of pairs that reward model and gold reward rank alike, and their correlation.
+
+    Ties of the reward model count half. Pairs that tie under the gold reward are left out, as the data's are: there is
+    no preference to agree with.
 
     Args:
         pairs: compared answers with their scores.
@@ -152,7 +170,7 @@ def gold_agreement(pairs: JudgedPairs, gold_pairs: JudgedPairs, scores: np.ndarr
         Entries are None where they are not defined: only gold ties, or no variation.
     """
     differ = gold_pairs.margin != 0
-    alike = (pairs.margin * gold_pairs.margin > 0)[differ]
+    alike = outcomes(pairs.margin * np.sign(gold_pairs.margin), 0)[differ]
     varies = gold.std() > 0 and scores.std() > 0
     return {
         "gold_pairs": int(differ.sum()),

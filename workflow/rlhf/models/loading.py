@@ -151,11 +151,6 @@ def accepts(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions counted from the first valid token; 0 on padding. [batch, seq] int64 -> [batch, seq] int64."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-
-
 def _config(folder: Path, dropout: float | None) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

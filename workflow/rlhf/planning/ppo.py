@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from rlhf.config.stages import PpoExecution, PpoSettings, Role
@@ -49,11 +49,8 @@ class _Stage:
     traces: Traces
 
     def rectangle(self, rows: int) -> Rectangle:
-        """Samples as long as the settings allow."""
-        longest = LongestRows(self.settings.max_prompt_seq_len, self.settings.max_answer_seq_len)
-        indices = range(rows)
-        prompts = [longest.prompt(row) for row in indices]
-        return collate(prompts, [longest.chosen(row) for row in indices], longest.pad_token_id, CPU)
+        """Samples of the greatest lengths."""
+        return longest_samples(rows, self.settings.max_prompt_seq_len, self.settings.max_answer_seq_len)
 
     @property
     def micro(self) -> tuple[int, int]:
@@ -234,6 +231,13 @@ def _next_scores(run: Run, cache: DynamicCache, mask: Tensor, width: int) -> Non
     token_logprobs(scores, noisy.argmax(-1))
 
 
+def longest_samples(rows: int, prompt: int, answer: int) -> Rectangle:
+    """Samples of the greatest lengths; one lacks a token in the attention mask, or no mask would be made."""
+    part = collate([np.zeros(prompt, np.int64)] * rows, [np.zeros(answer, np.int64)] * rows, 0, CPU)
+    part.attention_mask[-1, -1] = 0
+    return part
+
+
 def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
     """What one model says about a micro-batch of samples."""
 
@@ -247,17 +251,22 @@ def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
             elif role == "value":
                 answer_values(run.model, own)
             else:
-                logits = answer_logits(run.model, own.input_ids, own.attention_mask, own.width) / temperature
-                token_logprobs(logits, own.answers)
+                logits = _answer_logits(run.model, own) / temperature
+                own.table(token_logprobs(logits, own.targets))
                 if role == "policy":
-                    token_entropy(logits)
+                    own.table(token_entropy(logits))
 
     return program
 
 
 def _counted(part: Rectangle) -> Rectangle:
-    """A copy made under the tracker, which counts no tensor that was there before it."""
-    return Rectangle(part.input_ids.clone(), part.attention_mask.clone(), part.mask.clone())
+    """A copy that the tracker has seen being made."""
+    return Rectangle(*(tensor.clone() for tensor in vars(part).values()))
+
+
+def _answer_logits(model: nn.Module, part: Rectangle) -> Tensor:
+    """As the stage computes them, chosen by column: how many a mask chooses is a value, which a dry run has not."""
+    return answer_logits(model, part.input_ids, part.attention_mask, part.predicting[: part.width])
 
 
 def update_program(part: Rectangle, role: str, settings: PpoSettings, accumulates: bool, mixed_rows: int) -> Program:
@@ -270,9 +279,9 @@ def update_program(part: Rectangle, role: str, settings: PpoSettings, accumulate
         if role == "value":
             values = answer_values(run.model, own)
             return value_loss(values, table, table, own.mask, settings.value_clip_range)
-        logits = answer_logits(run.model, own.input_ids, own.attention_mask, own.width)
-        logprobs = token_logprobs(logits / settings.temperature, own.answers)
-        ratio = log_ratio(logprobs, table, own.mask).exp()
+        logits = _answer_logits(run.model, own)
+        logprobs = token_logprobs(logits / settings.temperature, own.targets)
+        ratio = log_ratio(own.table(logprobs), table, own.mask).exp()
         return policy_loss(ratio, table, own.mask, settings.clip_range)
 
     def program(run: Run) -> None:

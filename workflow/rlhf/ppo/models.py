@@ -56,19 +56,25 @@ class PpoModels:
             yield Scorers(self.actor.engine, self._reference_logits, value_model, self.reward_scorer)
 
     def _reference_logits(self, part: Rectangle) -> Tensor:
-        """Logits of the answer tokens under the SFT model: [batch, answer width, vocab]."""
-        inputs = (part.input_ids, part.attention_mask, part.width)
+        """Logits of the answer tokens under the SFT model: [answer tokens, vocab]."""
         if self.reference is not None:
-            return answer_logits(self.reference, *inputs)
+            return answer_logits(self.reference, *part.inputs)
         with self.adapted.disable_adapter():
-            return answer_logits(self.actor.engine, *inputs)
+            return answer_logits(self.actor.engine, *part.inputs)
 
 
-def load_models(stage: PpoStage, sft: Path, reward: Path, total_steps: int) -> PpoModels:
+def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, value_steps: int) -> PpoModels:
     """The models of PPO: the policy and its reference from SFT, the value and the reward model from phase 2.
 
     A reward model with another tokenizer than the policy's cannot become the value model, which reads the policy's
     ids: the value model then starts from the SFT model, with a fresh head.
+
+    Args:
+        stage: specification.
+        sft: model folder of phase 1.
+        reward: model folder of phase 2.
+        policy_steps: optimizer steps of the policy, for its schedule.
+        value_steps: optimizer steps of the value model, which trains while the policy waits, too.
 
     Raises:
         UserError: a folder is damaged, or a LoRA pattern matches nothing.
@@ -85,11 +91,11 @@ def load_models(stage: PpoStage, sft: Path, reward: Path, total_steps: int) -> P
     critic = None
     if settings.advantage_estimator == "gae":
         value = _value_model(stage, sft, reward, same_tokens(tokenizer, reward_tokenizer))
-        critic = Trainer(value, settings.critic, engine_settings(stage, "critic"), total_steps)
+        critic = Trainer(value, settings.critic, engine_settings(stage, "critic"), value_steps)
     positions = getattr(scorer.model.config, "max_position_embeddings", None)
     frozen = _frozen(stage, scorer, "critic")
     return PpoModels(
-        actor=Trainer(policy, settings.actor, engine_settings(stage, "actor"), total_steps),
+        actor=Trainer(policy, settings.actor, engine_settings(stage, "actor"), policy_steps),
         critic=critic,
         reference=reference,
         reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings.score_at),

@@ -67,7 +67,7 @@ def sample_answers(
         seeds: one per prompt.
         max_new_tokens: longest answer, EOS included.
         temperature: sampling temperature.
-        synced: keep generating until all processes are done, as ZeRO-3 needs.
+        synced: keep generating until all processes are done, as partitioned parameters (ZeRO-3) need.
 
     Returns:
         One answer per prompt.

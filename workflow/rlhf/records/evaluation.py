@@ -35,9 +35,10 @@ class SftEvaluation(TypedDict, total=False):
 
 
 class Accuracy(TypedDict, total=False):
-    """Share of pairs that are ranked right, with its 95 % interval."""
+    """Share of pairs that are ranked right, ties counting half, with its 95 % interval; and the share of ties."""
 
     pairs: int
+    tie_share: float
     accuracy: float
     accuracy_low: float
     accuracy_high: float

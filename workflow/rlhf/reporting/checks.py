@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
+from rlhf.config.stages import HALF_PRECISION_RATIO_ERROR
 from rlhf.errors import UserError
 from rlhf.records.checks import CheckRecord, ChecksReport
 from rlhf.records.manifest import Manifest
@@ -139,6 +140,9 @@ def quantities(manifest: Manifest) -> dict[str, float]:
         "rollout_tokens": samples * (settings.max_prompt_seq_len + answer),
         "max_sampling_logprob_error": settings.max_sampling_logprob_error,
         "max_first_ratio_error": settings.max_first_ratio_error,
+        "max_first_ratio_mean_error": (
+            settings.max_first_ratio_error if full else HALF_PRECISION_RATIO_ERROR[settings.dtype]
+        ),
         "max_answer_seq_len": answer,
         "first_kl": rounding,
         "lowest_kl": -(NATS / samples + rounding),

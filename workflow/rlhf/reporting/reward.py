@@ -21,6 +21,7 @@ REWARD_COLUMNS = (
     Column("part", "pairs of"),
     Column("value", "value", free_text=True),
     Column("pairs", "pairs"),
+    Column("tie_share", "ties", number(3)),
     Column("accuracy", "accuracy", number(3)),
     Column("accuracy_low", "from", number(3)),
     Column("accuracy_high", "to", number(3)),
@@ -28,9 +29,10 @@ REWARD_COLUMNS = (
     Column("calibration_error", "calibration error", number(3)),
 )
 REWARD_NOTE = (
-    "Accuracy on unseen pairs; from, to: its 95 % interval, in which pairs of one prompt are not independent. Length "
-    "difference: tokens of the chosen answer less those of the rejected one. Calibration error: mean difference "
-    "between the predicted probability and the share of right predictions."
+    "Ties: share of unseen pairs whose scores are equal. Accuracy on unseen pairs, ties counting half; from, to: its "
+    "95 % interval, in which pairs of one prompt are not independent. Length difference: tokens of the chosen answer "
+    "less those of the rejected one. Calibration error: mean difference between the predicted probability and the "
+    "share of right predictions."
 )
 
 

@@ -93,7 +93,7 @@ class GroupPreference:
         share_prompt: compute the prompt of a group once; not with `token_wise`, which compares padded sequences.
     """
 
-    statistics: tuple[str, ...] = ("right", "pairs")
+    statistics: tuple[str, ...] = ("right", "ties", "pairs")
     capacity: int | None = None
 
     def __init__(self, loss: str = "last_token", margin_coefficient: float = 0.0, share_prompt: bool = False) -> None:
@@ -124,7 +124,7 @@ class GroupPreference:
         return last_token(model(ids, mask), mask)
 
     def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
-        """Summed loss of the groups, the number of pairs ranked right (ties count one half), and of pairs."""
+        """Summed loss of the groups, the number of pairs ranked right (ties count one half), of ties, and of pairs."""
         device, pairs = inference_device(model), compare(corpus, rows)
         margin = torch.from_numpy(np.nan_to_num(pairs.margin) * np.float32(self._coefficient)).to(device)
         better, worse = (torch.from_numpy(places).to(device) for places in (pairs.better, pairs.worse))
@@ -138,8 +138,9 @@ class GroupPreference:
             scores = self.scores(model, corpus, rows)
             losses = pair_loss(scores[better], scores[worse], margin)
         ahead = (scores[better] - scores[worse]).detach()
-        right = (ahead > 0).sum() + 0.5 * (ahead == 0).sum()
-        return (losses * torch.from_numpy(pairs.weights()).to(device)).sum(), [float(right), float(len(ahead))]
+        ties = float((ahead == 0).sum())
+        counts = [float((ahead > 0).sum()) + 0.5 * ties, ties, float(len(ahead))]
+        return (losses * torch.from_numpy(pairs.weights()).to(device)).sum(), counts
 
     def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
         """Ids of each prompt with each of its answers, [length] int64, and the tokens of the prompt."""
@@ -149,8 +150,9 @@ class GroupPreference:
                 yield np.concatenate([prompt, answer]), len(prompt)
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """Loss in nats per pair, each group counting once, and the share of all pairs that is ranked right."""
-        return {"loss": means["loss"], "accuracy": means["right"] / means["pairs"]}
+        """Loss in nats per pair, each group counting once, and the shares of pairs that are ranked right and tied."""
+        pairs = means["pairs"]
+        return {"loss": means["loss"], "accuracy": means["right"] / pairs, "tie_share": means["ties"] / pairs}
 
 
 def answer_inputs(corpus: Corpus, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

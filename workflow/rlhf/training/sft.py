@@ -28,6 +28,10 @@ from rlhf.training.weights import whole_while_used
 
 logger = get_logger(__name__)
 
+# Not the stage's: runs of different seeds evaluate on the same rows, so that what differs between them is training.
+# Which rows are unseen does not depend on a run's seed either.
+EVALUATION_ROWS_SEED = 0
+
 
 class AnswerLikelihood:
     """Negative log-likelihood of an answer's tokens, EOS included.
@@ -127,7 +131,11 @@ def collate_packed(
 
 
 def load_rows(stage: SupervisedStage, objective: Any, phase: str) -> tuple[Corpus, Corpus]:
-    """Training and unseen rows of a phase; over-long rows are left out and counted in the log."""
+    """Training and unseen rows of a phase; over-long rows are left out and counted in the log.
+
+    Of the unseen rows at most `max_eval_rows` are kept: a random sample of all datasets. It decides when training stops
+    and which weights are best, and is what a reward model's scores are normalised by.
+    """
     settings = stage.settings
     corpora = []
     for split in ("train", "eval"):
@@ -140,7 +148,8 @@ def load_rows(stage: SupervisedStage, objective: Any, phase: str) -> tuple[Corpu
         )
         corpora.append(corpus)
     train, unseen = corpora
-    unseen.keep(np.arange(len(unseen)) < settings.max_eval_rows, f"{phase}.max_eval_rows")
+    chosen = unseen.sample(settings.max_eval_rows, EVALUATION_ROWS_SEED)
+    unseen.keep(np.isin(np.arange(len(unseen)), chosen), f"{phase}.max_eval_rows")
     return train, unseen
 
 

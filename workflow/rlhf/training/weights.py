@@ -93,6 +93,11 @@ def local(parameter: nn.Parameter) -> Tensor:
     return (parameter if partition is None else partition).detach()
 
 
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether ZeRO-3 cut the model's parameters into partitions, so that all processes must compute in step."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
 def is_matrix(parameter: nn.Parameter) -> bool:
     """Whether a parameter has two dimensions or more; what is left of a partitioned one does not show it."""
     return len(getattr(parameter, "ds_shape", parameter.shape)) > 1
