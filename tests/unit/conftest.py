@@ -9,13 +9,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from rlhf.runtime.files import write_json
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlhf.data.dataset import FEATURES
 from rlhf.data.tokens import ANSWER
+from rlhf.files import write_json
 
 VOCABULARY = 50
 FAMILIES = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from rlhf.runtime.files import read_json
 
+from rlhf.files import read_json
 from rlhf.training.sft import AnswerLikelihood
 from tests.oracle.conftest import Start, starts  # noqa: F401  (a fixture)
 from tests.oracle.stages import Outcome, run, weights_in

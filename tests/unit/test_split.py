@@ -4,10 +4,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from rlhf.runtime.files import read_json
 
 from rlhf.data.split import exact_partition, split_dataset
 from rlhf.errors import UserError
+from rlhf.files import read_json
 from tests.unit.conftest import cached_dataset
 
 PHASES = ("sft", "reward", "ppo")

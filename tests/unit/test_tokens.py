@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rlhf.runtime.files import read_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.tokens import TokenStore, encode_answers, encode_prompts, tokenize, tokenizer_fingerprint
 from rlhf.errors import UserError
+from rlhf.files import read_json
 from tests.unit.conftest import cached_dataset, edit_json, make_model
 
 BOS, EOS, PAD = 0, 1, 2
