@@ -4,10 +4,11 @@ CORES ?= 2
 ARGS ?=
 
 VENV := .venv
+MEASUREMENTS := gpu memory mutation # of the project itself; beside them Snakemake puts those of each run
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format docs status clean
+.PHONY: help setup demo test planted mutation check format docs status clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +30,13 @@ demo: setup ## Run the embedded experiment to the report
 test: setup ## Run the tests; ARGS is passed to pytest
 	pytest $(ARGS)
 
+planted: setup ## Plant the listed faults, one at a time, and expect red tests
+	python -m tests.planted $(ARGS)
+
+mutation: setup ## Measure how many small changes of the code the tests notice
+	pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[mutation]'
+	python -m benchmarks.mutation $(ARGS)
+
 check: setup ## Lint, format and type checks
 	ruff check .
 	ruff format --check .
@@ -48,4 +56,5 @@ status: setup ## Show the stages: running, done, failed
 	rlhf-status
 
 clean: ## Remove results and caches of this folder; .venv stays
-	rm -rf results resources state logs benchmarks/*/ .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf results resources state logs .mutation .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(filter-out $(MEASUREMENTS:%=benchmarks/%/),$(wildcard benchmarks/*/))

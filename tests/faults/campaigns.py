@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rlhf.files import read_json
 from rlhf.reporting.verify import check
-from rlhf.runtime.files import read_json
 from tests.faults.processes import log, start, wait_for_end
 from tests.faults.stages import SMALL, Outcome, StageRun
 from tests.project import Project

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -43,12 +44,12 @@ def command(run: StageRun, *launcher: str, pause: float) -> list[str]:
     ]
 
 
-def start(run: StageRun, *launcher: str, pause: float = PAUSE) -> subprocess.Popen:
-    """Start a stage; what it prints is appended to log.txt."""
+def start(run: StageRun, *launcher: str, pause: float = PAUSE, **variables: str) -> subprocess.Popen:
+    """Start a stage with further environment variables; what it prints is appended to log.txt."""
     with (run.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             command(run, *launcher, pause=pause),
-            env=ENVIRONMENT | {"JOURNAL": str(run.journal)},
+            env=ENVIRONMENT | {"JOURNAL": str(run.journal)} | variables,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -105,9 +106,9 @@ def log(run: StageRun) -> str:
     return (run.folder / "log.txt").read_text(errors="replace")[-4000:]
 
 
-def finish(run: StageRun, *launcher: str) -> None:
-    """Run a stage to its end."""
-    process = start(run, *launcher)
+def finish(run: StageRun, *launcher: str, **options: Any) -> None:
+    """Run a stage to its end; options as of `start`."""
+    process = start(run, *launcher, **options)
     assert process.wait(300) == 0, log(run)
 
 

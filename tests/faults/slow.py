@@ -4,6 +4,7 @@ python slow.py SECONDS SCRIPT ARGUMENTS...
 
 Where the variable JOURNAL names a file, process 0 adds one JSON object per line to it, before and after: `restore`,
 `boundary` (between two steps), `inside` (an evaluation or a rollout), `save` (a checkpoint), `finish` (the results).
+Where the variable DISK_SECONDS is set, writing a model takes that long, and a collective waits for half of it only.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+from rlhf.training import stage
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.distributed import rank
 from rlhf.training.engine import Trainer
@@ -50,6 +55,21 @@ def slow_down(
     setattr(owner, name, slowly)
 
 
+def slow_disk(seconds: float) -> None:
+    """Writing a model takes so long; from the first one on, a collective waits for half of that."""
+    save, write = Stage.save, stage.write_model
+
+    def impatiently(*arguments: Any, **keywords: Any) -> None:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds / 2), dist.group.WORLD)
+        save(*arguments, **keywords)
+
+    def slowly(*arguments: Any, **keywords: Any) -> None:
+        time.sleep(seconds)
+        write(*arguments, **keywords)
+
+    Stage.save, stage.write_model = impatiently, slowly
+
+
 def note(action: str, when: str, step: int | None) -> None:
     """Add a line to the journal, in one write."""
     if "JOURNAL" in os.environ and rank() == 0:
@@ -65,4 +85,6 @@ if __name__ == "__main__":
     pause, path, *rest = words[len(given) :]
     sys.argv = [path, *given, *rest]
     install(float(pause))
+    if "DISK_SECONDS" in os.environ:
+        slow_disk(float(os.environ["DISK_SECONDS"]))
     runpy.run_path(path, run_name="__main__")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rlhf.errors import Interrupted
+from rlhf.files import read_json, read_jsonl, sha256_tree
 from rlhf.functions import load_judge
 from rlhf.ppo.loop import train_ppo
-from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
 from rlhf.training.reward import train_reward
 from rlhf.training.sft import train_sft
 from rlhf.training.stage import Stage, StagePaths

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.sources import DatasetSettings, ModelSettings
+from rlhf.config.sources import ModelSettings
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.dataset import cache_dataset
 from rlhf.data.tokens import tokenize
+from rlhf.files import sha256_tree
 from rlhf.models.cache import cache_model
-from rlhf.runtime.files import leftovers, sha256_tree
+from rlhf.runtime.folders import leftovers
 from tests.project import tiny_config
 from tests.snakemake import ENVIRONMENT, ROOT, snakemake, write_config
 from tests.unit.conftest import make_model
@@ -24,10 +26,10 @@ STEPS = ("dataset", "model", "tokens")
 KILLED_PROCESSES = """
 import os, signal, sys
 from pathlib import Path
-from rlhf.runtime import files
+from rlhf.runtime import folders
 from tests.faults.test_caches import STEPS, make
 
-files._replace = lambda path, new: os.kill(os.getpid(), signal.SIGKILL)
+folders._replace = lambda path, new: os.kill(os.getpid(), signal.SIGKILL)
 for step in STEPS:
     process = os.fork()
     if process == 0:
@@ -39,10 +41,10 @@ for step in STEPS:
 def make(step: str, work: Path) -> None:
     """A dataset or a model in the cache, or tokens of the ones in `whole`."""
     if step == "dataset":
-        cache_dataset(DatasetSettings(source=GENERATED).model_dump(mode="json"), work / step, "datasets.x")
+        cache_dataset(ResolvedDataset(source=GENERATED), work / step, "datasets.x")
     elif step == "model":
         source = {"path": str(work.parent / "base")}
-        cache_model(ModelSettings(source=source).model_dump(mode="json"), work / step, "models.x")
+        cache_model(ModelSettings(source=source), work / step, "models.x")
     else:
         tokenize(work.parent / "whole/dataset", work.parent / "base", work / step)
 

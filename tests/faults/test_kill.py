@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rlhf.runtime.files import read_json
+from rlhf.files import read_json
 from tests.faults.processes import DEEPSPEED, checkpoint_steps, finish, log, start, wait_for_step, workers
 
 pytestmark = pytest.mark.slow
@@ -68,3 +68,12 @@ def test_one_rank_of_two_dies(stage_run):
     assert result.manifest["checkpoints"]["resumed_from_step"] >= 1
     assert result.manifest["world_size"] == 2
     assert (result.weights, result.metrics) == (whole.outcome().weights, whole.outcome().metrics)
+
+
+def test_a_disk_slower_than_a_collective_waits_ends_no_stage(stage_run):
+    """Two models are written, the averaged policy first, each for longer than a process waits in a collective."""
+    run = stage_run("ppo", {"iterations": 1, "ema_decay": 0.9})
+    finish(run, *DEEPSPEED, pause=0.0, DISK_SECONDS="5")
+    result = run.outcome()
+    assert result.manifest["world_size"] == 2
+    assert {name.split("/")[0] for name in result.weights} == {"model", "model_ema"}

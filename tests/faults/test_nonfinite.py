@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf.files import read_json
 from rlhf.ppo import update
-from rlhf.runtime.files import read_json
 from rlhf.training.sft import AnswerLikelihood
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from rlhf.runtime.files import read_json
+from rlhf.files import read_json
 from rlhf.training import stage as stage_module
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.engine import Trainer

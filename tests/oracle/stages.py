@@ -188,7 +188,7 @@ def run(
     source = {"path": "train.jsonl"}
     stages = _plan({"source": source, "gold_reward": "tests.oracle.material:gold"}, experiment, seed, len(data))
     stage = _only(stages, kind)
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
     arguments: dict[str, Any] = {
         "spec": _written(stage, output / "spec.yaml"),
         "execution": stage.job.model_dump_json(),

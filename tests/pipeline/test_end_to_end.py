@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.config import dumped
-from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
+from rlhf.files import read_json, read_jsonl, sha256_tree
 from rlhf.runtime.manifest import NOT_OUTPUTS
 from tests.snakemake import ENVIRONMENT, ROOT, dry_run, snakemake, write_config
 

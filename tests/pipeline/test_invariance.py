@@ -18,8 +18,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from rlhf.files import read_jsonl
 from rlhf.models.loading import load_policy
-from rlhf.runtime.files import read_jsonl
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.stage import StagePaths
 from rlhf.training.supervised import mean_loss

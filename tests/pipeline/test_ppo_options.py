@@ -14,13 +14,16 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.specification import PpoSpecification
+from rlhf.errors import UserError
+from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.reward import ReEncodedText, reward_scorer
 from rlhf.ppo.rollout import generate
+from rlhf.records.metrics import read_metrics
 from rlhf.reporting.checks import check_metrics, require_hard
-from rlhf.runtime.files import read_json, read_jsonl
+from rlhf.training.engine import Trainer
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project
 from tests.specifications import specification_of
@@ -44,10 +47,10 @@ def run(project: Project, output: Path, spec: PpoSpecification, reward: Path | N
     output.mkdir()
     with Stage(spec, paths) as stage:
         train_ppo(stage, project.results("sft") / "model", reward or project.results("reward") / "model")
-    rows = read_jsonl(output / "metrics.jsonl")
-    metrics = {"ppo": rows} | {k: read_jsonl(project.results(k) / "metrics.jsonl") for k in ("sft", "reward")}
+    folders = {"ppo": output, "sft": project.results("sft"), "reward": project.results("reward")}
+    metrics = {kind: read_metrics(folder / "metrics.jsonl") for kind, folder in folders.items()}
     require_hard(check_metrics(read_json(output / "manifest.json"), metrics), output.name)
-    return rows
+    return read_jsonl(output / "metrics.jsonl")
 
 
 @pytest.fixture
@@ -107,6 +110,32 @@ def test_the_value_model_can_warm_up_first(variant, finished):
     assert "policy_loss" in rows[1]
     assert rows[1]["kl"] == pytest.approx(0.0, abs=1e-5)  # the policy of the second rollout is still the SFT model
     assert rows[2]["kl"] != pytest.approx(0.0, abs=1e-5)
+
+
+def test_each_schedule_spans_the_steps_of_its_own_model(variant, monkeypatch):
+    """A cosine reaches its end at a model's last step, also where the policy trains in two of three iterations only."""
+    rates: dict[Trainer, list[float]] = {}
+    original = Trainer.step
+
+    def step(trainer, losses, micro_steps):
+        rates.setdefault(trainer, []).append(trainer.learning_rate())
+        return original(trainer, losses, micro_steps)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    rows = variant(critic_warmup_iterations=1)
+    value, policy = rates.values()  # the value model steps first
+    for found, total in ((value, 3 * 4), (policy, 2 * 4)):
+        expected = [1e-3 * (1 + math.cos(math.pi * number / total)) / 2 for number in range(total)]
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert [trainer.learning_rate() for trainer in rates] == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert "learning_rate" not in rows[0] and "critic_learning_rate" in rows[0]
+    assert [row["learning_rate"] for row in rows[1:]] == policy[::4]
+
+
+def test_a_warm_up_of_all_iterations_is_refused_before_a_model_is_loaded(variant, monkeypatch):
+    monkeypatch.setattr("rlhf.ppo.loop.load_models", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match=r"critic_warmup_iterations: 40 of 12 iterations .* would never train"):
+        variant(iterations=None, num_train_epochs=1, critic_warmup_iterations=40)
 
 
 def test_half_precision_holds_the_inequalities_too(variant):

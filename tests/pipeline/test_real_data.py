@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rlhf.config import Fingerprints, resolve
-from rlhf.runtime.files import read_json, read_jsonl
+from rlhf.files import read_json, read_jsonl
 from tests.project import Project
 from tests.snakemake import ROOT, dry_run, snakemake, write_config
 

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.runtime.files import sha256_file, sha256_tree
+from rlhf.files import sha256_file, sha256_tree
 from tests.project import Project
 from tests.snakemake import ENVIRONMENT, dry_run, leaks, snakemake
 
 
 def verify(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "from rlhf.reporting.verify import main; main()"
-    command = [sys.executable, "-c", program, *arguments]
+    command = [sys.executable, "-m", "rlhf.commands.verify", *arguments]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf.config.sources import DatasetSettings
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.dataset import cache_dataset
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
 from rlhf.errors import UserError
 from rlhf.evaluation.frame import Evaluation
 from rlhf.evaluation.supervised import evaluate_reward, unseen_scores
+from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_reward
 from rlhf.models.scores import TokenScorer
-from rlhf.runtime.files import read_json, read_jsonl
 from rlhf.training.reward import train_reward
 from rlhf.training.stage import Stage, StagePaths
 from tests.specifications import specification
@@ -52,8 +52,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rated")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated_rows(300)))
     source = {"path": str(folder / "rows.jsonl"), "eval_share": 0.2}
-    settings = DatasetSettings(source=source, shape="ratings", max_bad_share=0.5)
-    cache_dataset(settings.model_dump(), folder / "dataset", "datasets.rated")
+    settings = ResolvedDataset(source=source, shape="ratings", max_bad_share=0.5)
+    cache_dataset(settings, folder / "dataset", "datasets.rated")
     model = make_model(folder / "model", "gpt2")
     tokenize(folder / "dataset", model, folder / "tokens")
     split_dataset(folder / "dataset", "0,1,0", 0, folder / "split")
@@ -111,8 +111,8 @@ def test_the_evaluation_of_groups(data: Path, trained: Path, tmp_path: Path) -> 
 
 def test_a_margin_that_the_data_lacks_stops_before_training(data: Path, group: None, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "w3", "answers": ["w4", "w5"]}\n' * 20)
-    settings = DatasetSettings(source={"path": str(tmp_path / "rows.jsonl")}, shape="ranked")
-    cache_dataset(settings.model_dump(), tmp_path / "dataset", "datasets.ranked")
+    settings = ResolvedDataset(source={"path": str(tmp_path / "rows.jsonl")}, shape="ranked")
+    cache_dataset(settings, tmp_path / "dataset", "datasets.ranked")
     tokenize(tmp_path / "dataset", data / "model", tmp_path / "tokens")
     split_dataset(tmp_path / "dataset", "0,1,0", 0, tmp_path / "split")
     (tmp_path / "model").symlink_to(data / "model")

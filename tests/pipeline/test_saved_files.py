@@ -10,7 +10,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from rlhf.runtime.files import read_json, sha256_tree
+from rlhf.files import read_json, sha256_tree
 from rlhf.training.sft import train_sft
 from rlhf.training.stage import Stage, StagePaths
 from tests.project import Project

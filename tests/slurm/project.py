@@ -81,7 +81,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def status(folder: Path) -> str:
     """What `rlhf-status` shows of a project."""
-    command = [Path(sys.executable).with_name("rlhf-status")]
+    command = [sys.executable, "-m", "rlhf.commands.status"]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
 
 

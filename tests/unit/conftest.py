@@ -5,13 +5,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from rlhf.runtime.files import write_json
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from rlhf.data.dataset import FEATURES
 from rlhf.data.tokens import ANSWER
 
 VOCABULARY = 50
@@ -115,6 +118,24 @@ def save_random_model(folder: Path, model_type: str, sizes: dict[str, Any], voca
             if parameter.ndim > 1:
                 parameter.mul_(5.0)
     model.save_pretrained(folder)
+
+
+def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
+    """A dataset as the cache keeps it; a row names what it does not leave to the default.
+
+    Args:
+        folder: where to write.
+        splits: rows of `train` and `eval`.
+    """
+    default = {"prompt": "p", "chosen": "c", "rejected": [], "subset": None, "ratings": None, "turns": None}
+    tables = {}
+    for name, rows in splits.items():
+        whole = [default | {"row": number} | row for number, row in enumerate(rows)]
+        whole = [{"ranks": list(range(1 + len(row["rejected"])))} | row for row in whole]
+        tables[name] = datasets.Dataset.from_list(whole, features=FEATURES)
+    datasets.DatasetDict(tables).save_to_disk(folder / "arrow")
+    write_json(folder / "report.json", {"schema_version": 1, "fingerprint": "sha256:rows", "splits": {}})
+    return folder
 
 
 def edit_json(file: Path, **changes: Any) -> None:

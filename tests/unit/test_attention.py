@@ -90,3 +90,30 @@ def test_a_model_that_ignores_the_mask_or_the_positions_is_refused(ignored, dtyp
 
     model.transformer.forward = heedless
     assert not supports_segments(model, longest=32)
+
+
+def small_leak(logits, packed):
+    """A hundredth of what comes before a packed segment."""
+    return logits + 0.01 * logits.roll(5, 1) if packed else logits
+
+
+def scaled(logits, packed):
+    """Nothing of another segment, but not what the segment gives alone either."""
+    return 1.2 * logits if packed else logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", [small_leak, scaled])
+def test_a_small_difference_is_refused(fault, dtype):
+    """Much less than a missing mask makes; a leak in half precision, where rounding is as large, by what it touches."""
+    model = tiny("gpt2").to(dtype)
+    forward = model.forward
+
+    def faulty(input_ids, **arguments):
+        output = forward(input_ids=input_ids, **arguments)
+        output.logits = fault(output.logits, input_ids.shape[1] == 15)
+        return output
+
+    assert supports_segments(model, longest=32)
+    model.forward = faulty
+    assert not supports_segments(model, longest=32)

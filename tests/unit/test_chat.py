@@ -6,15 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from rlhf.config.sources import DatasetSettings
+from rlhf.config.sources import TokenizerSettings
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.chat import Chat
 from rlhf.data.dataset import cache_dataset, load_cached
 from rlhf.data.examples import examples
-from rlhf.data.mappings import with_mapping
+from rlhf.data.mappings import row_format
 from rlhf.data.shapes import Example
 from rlhf.data.tokens import TokenStore, encode_answers, encode_prompts, tokenize
 from rlhf.errors import UserError
 from rlhf.models.tokenizers import train_tokenizer
+from tests.specifications import changed
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -41,7 +43,7 @@ TALK = [
 def tokenizer():
     """Byte-level BPE with the special tokens of ChatML, one of which is EOS."""
     texts = [CHATML, "Hello, who are you? A friend. Good. Be kind. ### Instruction: Response: [INST] [/INST]"]
-    made = train_tokenizer(texts, {"kind": "bpe", "vocab_size": 330})
+    made = train_tokenizer(texts, TokenizerSettings(kind="bpe", vocab_size=330))
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     made.eos_token = "<|im_end|>"
     return made
@@ -112,7 +114,7 @@ def test_a_special_token_made_by_text_and_template_together_is_text(tokenizer):
 
 def test_special_tokens_stay_text_where_a_vocabulary_has_them_as_words():
     """Words are looked up as they stand, so `<eos>` is found like any other."""
-    words = train_tokenizer(["good <eos> place <pad> user : ;"] * 2, {"kind": "words", "vocab_size": 32})
+    words = train_tokenizer(["good <eos> place <pad> user : ;"] * 2, TokenizerSettings(vocab_size=32))
     special = {words.eos_token_id, words.pad_token_id}
     assert special & set(words("good <eos> place <pad>", split_special_tokens=True)["input_ids"])
     (prompt,) = encode_prompts(["good <eos> place <pad>"], words)
@@ -161,8 +163,8 @@ def test_a_template_that_cannot_be_used_is_refused(tokenizer, template, message)
 
 def read(shape, row, **changes):
     """One row as an example for a chat template, its turns as (role, text)."""
-    settings = DatasetSettings(source={"path": "rows.jsonl"}, shape=shape, **changes).model_dump()
-    ((_, example),) = examples([row], with_mapping(settings | {"turns": True}), "datasets.mine")
+    settings = ResolvedDataset(source={"path": "rows.jsonl"}, shape=shape, turns=True, **changes)
+    ((_, example),) = examples([row], row_format(settings), "datasets.mine")
     if not isinstance(example, Example):
         return example
     turns = [(turn["role"], turn["content"]) for turn in json.loads(example.turns)]
@@ -211,9 +213,9 @@ def test_rows_of_every_shape_become_turns(shape, row, expected):
 
 
 def test_rated_answers_keep_the_turns_of_their_prompt():
-    settings = DatasetSettings(source={"path": "rows.jsonl"}, shape="ratings").model_dump() | {"turns": True}
+    settings = ResolvedDataset(source={"path": "rows.jsonl"}, shape="ratings", turns=True)
     rows = [{"prompt": "Hi", "answer": answer, "rating": rating} for answer, rating in (("a", 1), ("b", 2))]
-    ((_, example),) = examples(rows, with_mapping(settings), "datasets.mine")
+    ((_, example),) = examples(rows, row_format(settings), "datasets.mine")
     assert (example.chosen, example.rejected, json.loads(example.turns)) == ("b", ("a",), user("Hi"))
 
 
@@ -233,11 +235,11 @@ def test_a_prompt_format_belongs_to_the_users_turn():
 
 
 def test_marks_of_a_ready_mapping_are_left_out():
-    settings = DatasetSettings(source={"hub": "openai/webgpt_comparisons"}).model_dump()
-    assert with_mapping(settings)["prompt_format"] == " Human: {prompt} Assistant:"
-    mapped = with_mapping(settings | {"turns": True})
-    assert mapped["prompt_format"] is mapped["answer_format"] is None
-    assert mapped["remove"]
+    settings = ResolvedDataset(source={"hub": "openai/webgpt_comparisons"})
+    assert row_format(settings).prompt_format == " Human: {prompt} Assistant:"
+    mapped = row_format(changed(settings, turns=True))
+    assert mapped.prompt_format is mapped.answer_format is None
+    assert mapped.remove
 
 
 def test_a_cached_dataset_becomes_the_tokens_of_its_conversations(tokenizer, tmp_path):
@@ -245,8 +247,8 @@ def test_a_cached_dataset_becomes_the_tokens_of_its_conversations(tokenizer, tmp
     tokenizer.save_pretrained(model)
     rows = [{"messages": [*user(f"Count to {n}."), {"role": "assistant", "content": f"{n}!"}]} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = DatasetSettings(source={"path": str(tmp_path / "rows.jsonl")}, shape="messages").model_dump()
-    cache_dataset(settings | {"turns": True}, tmp_path / "dataset", "datasets.mine")
+    settings = ResolvedDataset(source={"path": str(tmp_path / "rows.jsonl")}, shape="messages", turns=True)
+    cache_dataset(settings, tmp_path / "dataset", "datasets.mine")
     tokenize(tmp_path / "dataset", model, tmp_path / "tokens", workers=2, chat_template=CHATML)
     store, cached = TokenStore(tmp_path / "tokens", "train"), load_cached(tmp_path / "dataset", "train")
     assert store.rows == len(cached) == 18

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from rlhf.config.stages import TrainingExecution
-from rlhf.errors import Interrupted, UserError
+from rlhf.errors import Interrupted, PeerFailed, UserError
 from rlhf.runtime.interruption import Interruption
 from rlhf.training import checkpoints as module
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.random_state import RandomState
+from tests.unit.ranks import Ranks
 
 
 class Number:
@@ -101,6 +103,7 @@ DAMAGES = {
     "altered state": alter_state,
     "foreign record": lambda folder: (folder / "rank-0.json").write_text('{"files": {}}'),
     "more ranks than files": lambda folder: shutil.copy(folder / "rank-0.json", folder / "rank-1.json"),
+    "file nobody hashed": lambda folder: (folder / "number/other.txt").write_text("7"),
 }
 
 
@@ -129,10 +132,12 @@ def test_the_state_of_another_specification_is_set_aside(make, tmp_path, caplog)
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_another_format_is_set_aside_too(make, monkeypatch):
+def test_another_format_is_set_aside_too(make, tmp_path, monkeypatch, caplog):
     run(make(), 2)
     monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     assert make().checkpoints.restore() is None
+    assert "belongs to another version of this workflow" in caplog.text
+    assert len(list(tmp_path.glob("checkpoints-of-another-version-of-this-workflow-*/*"))) >= 2
 
 
 def test_another_zero_stage_is_refused_and_loses_nothing(make, tmp_path):
@@ -234,3 +239,112 @@ def test_all_generators_are_restored(tmp_path, group):
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     RandomState().load(tmp_path)
     assert [random.random(), random.gauss(0, 1), *np.random.standard_normal(3), *torch.randn(3).tolist()] == expected
+
+
+# Several ranks
+
+
+class Files:
+    """A part of which each rank writes two files."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+
+    def save(self, folder: Path) -> None:
+        for name in self.names(self._ranks.rank()):
+            (folder / name).write_text(name)
+
+    def load(self, folder: Path) -> None:
+        pass
+
+    @staticmethod
+    def names(rank: int) -> list[str]:
+        return [f"{rank}-{letter}.txt" for letter in "ab"]
+
+
+def shared(folder: Path, ranks: Ranks, number: int) -> SimpleNamespace:
+    """Checkpoints of one rank among several, made in its thread."""
+    identity = {"specification": "a", "topology": {"processes": number}}
+    execution = TrainingExecution(checkpoint_steps=1)
+    interruption, lease = Interruption(), SimpleNamespace(require=lambda: None)
+    made = Checkpoints(folder / "checkpoints", identity, {"files": Files(ranks)}, execution, interruption, lease)
+    return SimpleNamespace(checkpoints=made, interruption=interruption)
+
+
+@pytest.mark.parametrize("lag", [0.0, 0.001, 0.003, 0.01])
+def test_every_file_is_hashed_and_flushed_by_exactly_one_rank_whoever_is_first(tmp_path, group, monkeypatch, lag):
+    """In each of fifteen checkpoints of eight ranks, whose hashing begins a little later on each."""
+    number, steps, seen = 8, 15, {"fsync": Counter(), "sha256_file": Counter()}
+    ranks = Ranks(monkeypatch, number, lag)
+    for name, counter in seen.items():
+        original = getattr(module, name)
+
+        def counted(path, original=original, counter=counter):
+            if path.is_file() and path.parent.name in ("files", "random"):
+                counter["/".join(path.parts[-3:])] += 1
+            return original(path)
+
+        monkeypatch.setattr(module, name, counted)
+
+    def train(rank: int) -> None:
+        made = shared(tmp_path, ranks, number)
+        for step in range(steps + 1):
+            made.checkpoints.boundary({"step": step})
+        made.checkpoints.finish()
+
+    assert ranks.run(train) == [None] * number
+    files = [f"files/{name}" for rank in range(number) for name in Files.names(rank)]
+    files += [f"random/rank-{rank}.json" for rank in range(number)]
+    once = dict.fromkeys((f"{step:06d}-step-{step:09d}/{file}" for step in range(1, steps + 1) for file in files), 1)
+    assert seen == {"fsync": once, "sha256_file": once}
+    restored = ranks.run(lambda rank: shared(tmp_path, ranks, number).checkpoints.restore())
+    assert restored == [{"step": steps}] * number
+
+
+def test_no_checkpoint_is_removed_while_a_slower_rank_hashes_the_newest(tmp_path, group, monkeypatch):
+    ranks, last = Ranks(monkeypatch, 2), "000002-step-000000002"
+    original = module.sha256_file
+
+    def slowly(path):
+        time.sleep(0.2 if ranks.rank() == 1 and last in path.parts else 0)
+        return original(path)
+
+    monkeypatch.setattr(module, "sha256_file", slowly)
+
+    def train(rank: int) -> str:
+        made = shared(tmp_path, ranks, 2)
+        made.checkpoints.boundary({"step": 1})
+        made.checkpoints.boundary({"step": 2})
+        made.interruption.reason = "SIGTERM"
+        with pytest.raises(Interrupted) as stopped:
+            made.checkpoints.boundary({"step": 3})
+        return str(stopped.value)
+
+    told = "SIGTERM: stopped after step 3, saved step 3; the same command goes on from there"
+    assert ranks.run(train) == [told, told]
+    kept = folders(tmp_path)
+    assert kept[-2:] == [last, "000003-step-000000003"]
+    shutil.rmtree(tmp_path / "checkpoints" / kept[-1])
+    assert ranks.run(lambda rank: shared(tmp_path, ranks, 2).checkpoints.restore()) == [{"step": 2}, {"step": 2}]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_rank_that_cannot_hash_stops_all_with_its_message(tmp_path, group, monkeypatch, broken):
+    ranks, original = Ranks(monkeypatch, 2), module.sha256_file
+
+    def fail(path):
+        if ranks.rank() == broken:
+            raise OSError(28, "No space left on device")
+        return original(path)
+
+    monkeypatch.setattr(module, "sha256_file", fail)
+
+    def train(rank: int) -> None:
+        made = shared(tmp_path, ranks, 2)
+        for step in (1, 2):
+            made.checkpoints.boundary({"step": step})
+
+    found = ranks.run(train)
+    assert isinstance(found[broken], OSError)
+    assert isinstance(found[1 - broken], PeerFailed)
+    assert str(found[1 - broken]) == f"process {broken} has failed: OSError: [Errno 28] No space left on device"

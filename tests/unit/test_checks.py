@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
+from rlhf.models.loading import DTYPES
+from rlhf.records.metrics import MetricsLine
 from rlhf.reporting.checks import (
     COMPARISONS,
     STATISTICS,
@@ -53,6 +56,7 @@ def right_run() -> Metrics:
             "tokens": 9000 * step,
             "sampling_logprob_error": 2e-6,
             "first_ratio_error": 0.0,
+            "first_ratio_mean_error": 0.0,
             "kl": 0.4 * (step - 1),
             "kl_coefficient": 0.1,
             "kl_loss": 0.01,
@@ -76,18 +80,22 @@ def right_run() -> Metrics:
     ]
     supervised = []
     for step in range(STEPS + 1):
-        row = {"step": step, "loss": 0.7 - 0.01 * step, "accuracy": 0.5 + 0.02 * step}
+        row = {"step": step, "time": 0.5 * step, "loss": 0.7 - 0.01 * step, "accuracy": 0.5 + 0.02 * step}
         supervised += [row | {"phase": "train"}] if step else []
         supervised += [row | {"phase": "eval"}] if step in (0, STEPS) else []
     return {"ppo": ppo, "sft": supervised, "reward": copy.deepcopy(supervised)}
 
 
+def lines_of(metrics: Metrics) -> dict[str, list[MetricsLine]]:
+    return {kind: [MetricsLine.of(row) for row in rows] for kind, rows in metrics.items()}
+
+
 def violated(metrics: Metrics, manifest: dict[str, Any] = MANIFEST) -> list[Inequality]:
-    return [check.line for check in check_metrics(manifest, metrics) if not check.holds]
+    return [check.line for check in check_metrics(manifest, lines_of(metrics)) if not check.holds]
 
 
 def test_a_right_run_holds_every_line() -> None:
-    checks = check_metrics(MANIFEST, right_run())
+    checks = check_metrics(MANIFEST, lines_of(right_run()))
     assert [check.line for check in checks] == list(INEQUALITIES)
     assert all(check.holds for check in checks)
     require_hard(checks, "tiny-12345678")
@@ -117,7 +125,7 @@ def test_a_violation_of_each_line_is_caught_and_explained(line: Inequality) -> N
     name = "score" if line.metric == "*" and line.stage == "ppo" else "loss" if line.metric == "*" else line.metric
     for row, value in zip(rows, wrong_values(line, beyond(line), len(rows)), strict=True):
         row[name] = value
-    checks = check_metrics(MANIFEST, metrics)
+    checks = check_metrics(MANIFEST, lines_of(metrics))
     (found,) = [check for check in checks if check.line == line]
     assert not found.holds
     if line.hard:
@@ -138,6 +146,7 @@ def test_a_violation_of_each_line_is_caught_and_explained(line: Inequality) -> N
         ("tokens", 0, 64 * 512 + 1, True),
         ("sampling_logprob_error", 3, 2e-4, True),
         ("first_ratio_error", 9, 2e-6, True),
+        ("first_ratio_mean_error", 9, 2e-6, True),
         ("kl", 0, 0.5, True),
         ("kl", 6, -0.4, True),
         ("entropy", 9, -0.1, True),
@@ -161,7 +170,10 @@ def test_one_wrong_number_among_right_ones_is_caught(metric: str, row: int, valu
     assert {line.hard for line in lines} == {hard}
 
 
-@pytest.mark.parametrize("metric", sorted({line.metric for line in HARD if line.stage == "ppo"} - {"*", "kl_loss"}))
+# A line without a step is no line: reading it fails.
+@pytest.mark.parametrize(
+    "metric", sorted({line.metric for line in HARD if line.stage == "ppo"} - {"*", "kl_loss", "step"})
+)
 def test_an_absent_metric_is_a_violation(metric: str) -> None:
     metrics = right_run()
     for row in metrics["ppo"]:
@@ -169,7 +181,7 @@ def test_an_absent_metric_is_a_violation(metric: str) -> None:
     lines = violated(metrics)
     assert lines and {line.metric for line in lines} == {metric}
     with pytest.raises(UserError, match=f"of {metric} must be .* but the metric is absent"):
-        require_hard(check_metrics(MANIFEST, metrics), "tiny-12345678")
+        require_hard(check_metrics(MANIFEST, lines_of(metrics)), "tiny-12345678")
 
 
 def test_metrics_that_a_run_does_not_have_are_not_asked_for() -> None:
@@ -179,7 +191,7 @@ def test_metrics_that_a_run_does_not_have_are_not_asked_for() -> None:
     for number, row in enumerate(metrics["ppo"]):
         for name in ("explained_variance", "value_loss", "critic_grad_norm", "ptx_loss", "kl_loss"):
             del row[name]
-        row |= {"advantage_mean": 0.5, "sampling_logprob_error": 0.3}  # neither whitened nor fp32
+        row |= {"advantage_mean": 0.5, "sampling_logprob_error": 0.3, "first_ratio_error": 0.3}  # nor fp32
         if number == 0:
             del row["clip_fraction"]  # the policy did not train in the first iteration
     manifest = MANIFEST | {"spec": {"settings": settings}}
@@ -187,11 +199,26 @@ def test_metrics_that_a_run_does_not_have_are_not_asked_for() -> None:
     assert not any(conditions(manifest).values())
 
 
+@pytest.mark.parametrize(("dtype", "spacing"), [("bf16", 1 / 8), ("fp16", 1 / 64)])
+def test_in_half_precision_the_mean_ratio_may_be_off_by_one_unit_in_the_last_place(dtype: str, spacing: float) -> None:
+    """Of a logit between 16 and 32; the ratio of a single token may be off by more."""
+    assert float(torch.tensor(16.0, dtype=DTYPES[dtype]).nextafter(torch.tensor(32.0, dtype=DTYPES[dtype]))) == (
+        16 + spacing
+    )
+    manifest = MANIFEST | {"spec": {"settings": SETTINGS | {"dtype": dtype}}}
+    metrics = right_run()
+    metrics["ppo"][3] |= {"first_ratio_error": 0.9, "first_ratio_mean_error": 0.99 * spacing}
+    assert violated(metrics, manifest) == []
+    metrics["ppo"][3]["first_ratio_mean_error"] = 1.01 * spacing
+    (line,) = violated(metrics, manifest)
+    assert (line.metric, line.hard) == ("first_ratio_mean_error", True)
+
+
 def test_one_iteration_says_nothing_of_a_trend() -> None:
     manifest = MANIFEST | {"spec": {"settings": SETTINGS | {"iterations": 1}}}
     metrics = right_run()
     metrics["ppo"] = metrics["ppo"][:1]
-    checks = check_metrics(manifest, metrics)
+    checks = check_metrics(manifest, lines_of(metrics))
     assert all(check.holds for check in checks)
     assert not [c for c in checks if c.line.statistic in COMPARISONS and c.line.stage == "ppo"]
 
@@ -253,7 +280,7 @@ def test_every_statistic_is_used_and_known() -> None:
 
 def test_a_check_becomes_a_row() -> None:
     line = Inequality("kl", "largest", "<=", 1.0, "learning rate")
-    assert Check(line, 1.0, 2.0, False).row() == {
+    assert Check(line, 1.0, 2.0, False).record() == {
         "stage": "ppo",
         "phase": "train",
         "metric": "kl",
@@ -265,7 +292,7 @@ def test_a_check_becomes_a_row() -> None:
         "holds": False,
         "cause": "learning rate",
     }
-    assert "value" not in Check(line, 1.0, None, False).row()
+    assert "value" not in Check(line, 1.0, None, False).record()
 
 
 def run_script(folder: Path, metrics: Metrics) -> subprocess.CompletedProcess[str]:

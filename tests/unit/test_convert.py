@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf.commands.convert import parse_args, run
 from rlhf.config import Plan, resolve
 from rlhf.config.sources import ModelSource
-from rlhf.convert.__main__ import parse_args, run
-from rlhf.convert.arguments import PROGRAMS
 from rlhf.convert.documentation import DOCUMENT
+from rlhf.convert.programs import PROGRAMS
 from rlhf.errors import UserError
 
 # Three scripts in the manner of the DeepSpeed-Chat article: OPT-13B as actor, OPT-350M as reward model, 8 GPUs.

@@ -11,10 +11,9 @@ from pydantic import BaseModel
 from rlhf.config import Configuration
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.schema import ExperimentSettings
-from rlhf.convert.arguments import PROGRAMS
-from rlhf.convert.constants import CONSTANTS
 from rlhf.convert.documentation import DOCUMENT, FLAG_TABLES, TABLES, render
-from rlhf.convert.flag import Flag
+from rlhf.convert.flags import CONSTANTS, Flag
+from rlhf.convert.programs import PROGRAMS
 
 DOCUMENTED = DOCUMENT.read_text(encoding="utf-8")
 ROWS = [(name, flag) for name, flags in TABLES.items() for flag in flags]

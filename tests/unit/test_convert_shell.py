@@ -101,7 +101,7 @@ def test_values_of_flags() -> None:
 
 
 def test_the_converter_imports_no_training_library(repo_root: Path) -> None:
-    program = "import sys, rlhf.convert.__main__; print(*{'torch', 'datasets', 'transformers'} & set(sys.modules))"
+    program = "import sys, rlhf.commands.convert; print(*{'torch', 'datasets', 'transformers'} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(repo_root / "workflow")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True)
     assert done.stdout.strip() == ""

@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.config.sources import DatasetSettings
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
 from rlhf.data.dataset import cache_dataset, load_cached
 from rlhf.data.example import Example
 from rlhf.data.examples import examples
-from rlhf.data.mappings import with_mapping
+from rlhf.data.mappings import row_format
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
+from rlhf.files import read_json
 from rlhf.models.loading import load_tokenizer
-from rlhf.runtime.files import read_json
 from tests.unit.conftest import make_model
 
 
 def read(shape: str, *rows: dict, **columns: str) -> list[Example | str]:
     """What becomes of rows: examples, or the reason why not."""
-    settings = DatasetSettings(source={"path": "rows.jsonl"}, shape=shape, columns=columns)
-    return [result for _, result in examples(rows, with_mapping(settings.model_dump()), "datasets.mine")]
+    settings = ResolvedDataset(source={"path": "rows.jsonl"}, shape=shape, columns=columns)
+    return [result for _, result in examples(rows, row_format(settings), "datasets.mine")]
 
 
 def pair(**more) -> dict:
@@ -66,6 +66,26 @@ def test_compared_answers_have_a_margin_where_both_are_scored():
     assert (both.chosen, both.rejected, both.ratings) == ("b", ("a",), (0.75, 0.25))
     assert (label.chosen, label.rejected, label.ratings) == ("b", ("a",), None)
     assert read("comparisons", row | {"score_0": 0.75}, row | {"score_1": "nan"}) == ["tie", "number not finite"]
+
+
+def published(name: str, row: dict) -> Example | str:
+    """What becomes of a row as it is published."""
+    settings = ResolvedDataset(source={"hub": name})
+    ((_, result),) = examples([row], row_format(settings), "datasets.mine")
+    return result
+
+
+def test_published_comparisons_prefer_what_their_labels_say():
+    """Rows as the data sets' cards show them."""
+    row = {"history": "Why?", "human_ref_A": "Because.", "human_ref_B": "No idea.", "labels": 1}
+    for label, best, other in ((1, "Because.", "No idea."), (0, "No idea.", "Because.")):
+        example = published("stanfordnlp/SHP", row | {"labels": label})
+        assert (example.prompt, example.chosen) == (" Human: Why? Assistant:", f" {best}")
+        assert (example.rejected, example.ratings) == ((f" {other}",), None)
+    row = {"question": {"full_text": "Who?"}, "answer_0": "A [1, 2].", "answer_1": "B[3].", "score_0": -0.5}
+    example = published("openai/webgpt_comparisons", row | {"score_1": 0.5})
+    assert (example.prompt, example.chosen, example.rejected) == (" Human: Who? Assistant:", " B.", (" A .",))
+    assert example.ratings == (0.5, -0.5)
 
 
 def test_ranked_answers_come_best_first_or_with_ranks_or_ratings():
@@ -129,8 +149,8 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("groups")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GROUPS))
     source = {"path": dict.fromkeys(("train", "eval"), str(folder / "rows.jsonl"))}
-    settings = DatasetSettings(source=source, shape="ranked", columns={"subset": "kind"})
-    cache_dataset(settings.model_dump(), folder / "dataset", "datasets.mine")
+    settings = ResolvedDataset(source=source, shape="ranked", columns={"subset": "kind"})
+    cache_dataset(settings, folder / "dataset", "datasets.mine")
     model = make_model(folder / "model", "gpt2")
     tokenize(folder / "dataset", model, folder / "tokens")
     split_dataset(folder / "dataset", "1,1,2", 0, folder / "split")

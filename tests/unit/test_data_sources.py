@@ -46,7 +46,7 @@ def write(path, rows=ROWS):
 
 
 def load(**source) -> Rows:
-    return load_rows(DatasetSource(**source).model_dump(), PLACE)
+    return load_rows(DatasetSource(**source), PLACE)
 
 
 def refused(**source) -> str:

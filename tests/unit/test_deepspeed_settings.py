@@ -9,11 +9,12 @@ import pytest
 
 from rlhf.config import resolve
 from rlhf.config.deepspeed import DRIVEN, FREE, deepspeed_mistakes
+from rlhf.config.stages import SftExecution
 from rlhf.errors import UserError
 from tests.project import tiny_config
 
 
-def sft_execution(**execution: Any) -> dict[str, Any]:
+def sft_execution(**execution: Any) -> SftExecution:
     """The execution of the SFT stage, as its script gets it."""
     return plan(sft={"execution": execution}).of_kind("sft")[0].execution
 
@@ -35,7 +36,7 @@ def test_settings_come_from_a_mapping_or_a_file(tmp_path: Path) -> None:
     settings = {"wall_clock_breakdown": True, "zero_optimization": {"overlap_comm": False}}
     (tmp_path / "ds.json").write_text(json.dumps(settings))
     for given in (settings, str(tmp_path / "ds.json")):
-        assert sft_execution(zero_stage=2, deepspeed_config=given)["deepspeed_config"] == settings
+        assert sft_execution(zero_stage=2, deepspeed_config=given).deepspeed_config == settings
 
 
 def test_a_file_is_no_part_of_a_stages_identity(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rlhf.reporting.collect import Experiment, ExperimentRun, StageFiles
-from rlhf.reporting.efficiency import EFFICIENCY_COLUMNS, efficiency_rows, jobs_of
-from rlhf.reporting.tables import resource_rows
+from rlhf.records.experiment import ExperimentRun
+from rlhf.reporting.collect import Experiment, StageFiles
+from rlhf.reporting.resources import EFFICIENCY_COLUMNS, efficiency_rows, jobs_of, resource_rows
 
 EXECUTION = {"nodes": 2, "gpus_per_node": 4, "mem_mb": 8000, "runtime": 60}
 

@@ -20,7 +20,7 @@ from rlhf.training import distributed
 from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
-from rlhf.training.weights import plain_weights
+from rlhf.training.weights import is_partitioned, plain_weights
 from tests.specifications import changed
 from tests.unit.conftest import ListCorpus
 from tests.unit.test_training import OPTIMIZATION, engine_settings
@@ -161,3 +161,11 @@ def test_a_family_without_checkpointing_is_refused(gpt2_folder, group):
     model.supports_gradient_checkpointing = False
     with pytest.raises(UserError, match="gradient checkpointing is not possible"):
         Trainer(model, SETTINGS, engine_settings(gradient_checkpointing=True), 1)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_only_zero_3_partitions_parameters(gpt2_folder, group, zero_stage):
+    engine = engine_settings(zero_stage=zero_stage)
+    model = load_policy(gpt2_folder, "fp32", zero3=partitioned_loading(SETTINGS, engine))
+    Trainer(model, SETTINGS, engine, 1)
+    assert is_partitioned(model) == (zero_stage == 3)

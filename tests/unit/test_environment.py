@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -111,12 +112,33 @@ def test_console_scripts_can_be_imported() -> None:
         assert [point.value for point in installed] in ([], [target])
 
 
+def test_each_command_is_one_file_and_can_be_started_without_being_installed() -> None:
+    files = {file.stem for file in (ROOT / "workflow/rlhf/commands").glob("*.py")} - {"__init__"}
+    assert PROJECT["scripts"] == {f"rlhf-{name}": f"rlhf.commands.{name}:main" for name in files}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
+    for name in files - {"memory"}:  # it loads torch; the tests of planning call it
+        command = [sys.executable, "-m", f"rlhf.commands.{name}", "--help"]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
+        assert done.stdout.startswith(f"usage: rlhf-{name} ")
+
+
 def test_make_without_a_target_lists_all_targets() -> None:
     output = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, text=True, capture_output=True, check=True
     ).stdout
     (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {line.split()[0] for line in output.splitlines()} == set(phony.split())
+
+
+def test_make_clean_removes_what_runs_leave_and_keeps_the_projects_own_measurements(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    files = subprocess.run(["git", "ls-files", "benchmarks"], cwd=ROOT, text=True, capture_output=True, check=True)
+    kept = {tmp_path / name for name in files.stdout.split()}
+    for file in kept | {tmp_path / "benchmarks/sft/id.jsonl", tmp_path / "results/sft/id/manifest.json"}:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True)
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == kept | {tmp_path / "Makefile"}
 
 
 def test_make_refuses_an_old_python(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from rlhf.errors import Interrupted, UserError
+from rlhf.errors import Interrupted, PeerFailed, UserError
 from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.failure import explain
 from rlhf.training.faults import FaultCounter
@@ -26,6 +26,7 @@ CASES = [
     (FileNotFoundError(2, "No such file", "x"), "missing_file", "snakemake"),
     (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "lost_process", "another process"),
     (RuntimeError("NCCL error: unhandled system error"), "lost_process", "another process"),
+    (RuntimeError("Failed to recv, got 0 bytes. Connection was likely closed. Did"), "lost_process", "another process"),
     (KeyError("x"), "unexpected", "traceback"),
 ]
 
@@ -41,6 +42,12 @@ def test_causes(error, cause, remedy):
 
 def test_a_users_mistake_explains_itself():
     assert str(explain(UserError("sft.x: wrong"))) == "sft.x: wrong"
+
+
+def test_what_another_process_failed_of_is_not_taken_for_a_failure_of_this_one():
+    failure = explain(PeerFailed("process 1 has failed: OSError: [Errno 28] No space left on device"))
+    assert failure.cause == "lost_process"
+    assert str(failure) == "process 1 has failed: OSError: [Errno 28] No space left on device"
 
 
 def test_a_real_full_disk_is_recognised(tmp_path):
@@ -78,7 +85,7 @@ def test_a_failure_that_cannot_be_recorded_leaves_no_open_log(tmp_path, monkeypa
 
     before = logging.getLogger("rlhf").handlers[:]
     with pytest.raises(OSError, match="space"), Attempt(tmp_path):
-        monkeypatch.setattr("rlhf.runtime.attempts.write_json", full)
+        monkeypatch.setattr("rlhf.runtime.attempts.write_failure", full)
         raise ZeroDivisionError
     assert logging.getLogger("rlhf").handlers == before
 

@@ -16,18 +16,20 @@ from typing import Any
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import (
+from rlhf.files import (
     append_jsonl,
-    atomic_directory,
+    peek,
     read_json,
     read_jsonl,
+    read_object,
     sha256_file,
     sha256_tree,
     write_json,
     write_jsonl,
     write_text,
 )
-from rlhf.runtime.manifest import utc_now, write_manifest
+from rlhf.runtime.folders import atomic_directory
+from rlhf.runtime.manifest import seal, utc_now
 from tests.specifications import specification
 
 
@@ -169,6 +171,34 @@ def test_appending_starts_a_file_and_blank_lines_are_no_rows(tmp_path: Path) -> 
     assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize("rest", ['{"a": 2\n', "\u00fc\n", "no json\n"])
+def test_a_damaged_line_is_named(tmp_path: Path, rest: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1}\n\n' + rest.encode("latin-1"))
+    with pytest.raises(UserError, match=r"rows\.jsonl(: line 3)?: not valid JSON .*remove it and run snakemake again"):
+        read_jsonl(file)
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: file not found"):
+        read_jsonl(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("text", ["[]", "1", '"text"', "null"])
+def test_a_file_that_holds_another_kind_of_json_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: not a JSON object; remove it and run snakemake again"):
+        read_object(file)
+    assert peek(file) == {}
+
+
+def test_a_file_that_is_being_written_can_be_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "progress.json"
+    assert peek(file) is None
+    file.write_text('{"step"')
+    assert peek(file) == {}
+    file.write_text('{"step": 3}')
+    assert peek(file) == read_object(file) == {"step": 3}
+
+
 def test_no_rows_are_an_empty_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [])
     assert (tmp_path / "rows.jsonl").read_bytes() == b""
@@ -267,6 +297,6 @@ def test_a_manifest_lists_no_leftover_of_a_killed_attempt(tmp_path: Path) -> Non
     make_leftover(tmp_path, 1, "elsewhere")
     (tmp_path / ".memory.json.1@elsewhere.abcdefgh").write_text("{")
     (tmp_path / "memory.json").write_text("{}")
-    write_manifest(tmp_path, utc_now(), specification("sft"), {})
+    seal(tmp_path, utc_now(), specification("sft"), {})
     assert read_json(tmp_path / "manifest.json")["outputs"].keys() == {"memory.json"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "memory.json"]

@@ -7,7 +7,7 @@ import pytest
 from snakemake.persistence.file import FilePersistence
 
 from rlhf.config.finished import MARKS, accept_finished
-from rlhf.runtime.files import sha256_file
+from rlhf.files import sha256_file
 
 FILES = ("model/model.safetensors", "metrics.jsonl", "manifest.json")
 

@@ -26,18 +26,21 @@ RULES = [WORKFLOW.parent / "Snakefile", *sorted((WORKFLOW / "rules").glob("*.smk
 DEPENDENCIES: dict[str, set[str]] = {
     "errors": set(),
     "phases": set(),
+    "files": {"errors"},
+    "records": {"errors", "files"},
     "functions": {"errors"},
-    "runtime": {"config", "errors"},
-    "memory": {"config", "errors", "models"},
-    "config": {"errors", "phases"},
-    "data": {"errors", "functions", "phases", "runtime"},
-    "models": {"config", "errors", "runtime"},
-    "training": {"config", "data", "errors", "memory", "models", "runtime"},
-    "ppo": {"config", "data", "errors", "models", "runtime", "training"},
-    "planning": {"config", "data", "errors", "memory", "models", "ppo", "runtime", "training"},
-    "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "runtime", "training"},
-    "reporting": {"errors", "evaluation", "runtime"},
-    "convert": {"config", "data", "errors", "runtime"},
+    "runtime": {"config", "errors", "files", "records"},
+    "memory": {"config", "errors", "models", "records"},
+    "config": {"errors", "files", "phases", "records"},
+    "data": {"config", "errors", "files", "functions", "phases", "runtime"},
+    "models": {"config", "errors", "files", "records", "runtime"},
+    "training": {"config", "data", "errors", "files", "memory", "models", "records", "runtime"},
+    "ppo": {"config", "data", "errors", "models", "records", "runtime", "training"},
+    "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "records", "runtime", "training"},
+    "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
+    "reporting": {"errors", "evaluation", "files", "records", "runtime"},
+    "convert": {"config", "data", "errors"},
+    "commands": {"config", "convert", "errors", "memory", "planning", "records", "reporting", "runtime"},
 }
 
 
@@ -87,6 +90,18 @@ def test_a_package_imports_what_lies_below_it_only(package: str) -> None:
     modules = {module_of(name) for name in names if name.split(".")[0] == "rlhf"}
     assert "rlhf" not in modules, "import from a module, not from the root"
     assert {name.split(".")[1] for name in modules} - {package} == DEPENDENCIES[package]
+
+
+def test_the_house_in_the_manual_stands_on_its_floors() -> None:
+    """CONTRIBUTING.md draws the packages in rows; all arrows point downward."""
+    text = (WORKFLOW.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (drawing,) = re.findall(r"## The house\n\n```text\n(.*?)```", text, re.DOTALL)
+    rows = [re.match(r"(?:\w+, )*\w+", line)[0].split(", ") for line in drawing.splitlines()]  # type: ignore[index]
+    assert rows[:2] == [["rules"], ["scripts"]]
+    height = {package: -number for number, row in enumerate(rows) for package in row}
+    assert height.keys() - {"rules", "scripts"} == DEPENDENCIES.keys()
+    for package, below in DEPENDENCIES.items():
+        assert all(height[other] < height[package] for other in below), package
 
 
 def test_no_module_imports_itself_on_a_detour() -> None:
@@ -141,4 +156,4 @@ def test_the_configuration_loads_pydantic_and_nothing_heavier() -> None:
     packages = {name for name in top(iter(loaded)) if not name.startswith("_")}
     assert packages - sys.stdlib_module_names - {"rlhf"} <= light
     parts = {name.split(".")[1] for name in loaded if name.startswith("rlhf.")}
-    assert parts == {"config", "errors", "phases"}
+    assert parts == {"config", "errors", "files", "phases", "records"}

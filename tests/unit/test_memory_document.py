@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import OPTConfig
 
+from rlhf.commands.memory import DOES_NOT_FIT, main
 from rlhf.config.memory import MemorySettings
 from rlhf.memory.measure import PhasePeak
-from rlhf.planning.command import DOES_NOT_FIT, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/memory.md").read_text(encoding="utf-8")

@@ -12,13 +12,16 @@ from xml.etree import ElementTree
 import pytest
 
 from rlhf.memory.parts import ALL_KINDS
-from rlhf.reporting.collect import Experiment, ExperimentRun, StageFiles
-from rlhf.reporting.memory_figure import COLOURS, largest_rows, memory
-from rlhf.reporting.memory_table import (
+from rlhf.records.experiment import ExperimentRun
+from rlhf.reporting.collect import Experiment, StageFiles
+from rlhf.reporting.memory import (
+    COLOURS,
     COMPARISON_COLUMNS,
     COMPARISON_CSV,
     KINDS,
     comparison_rows,
+    largest_rows,
+    memory,
     memory_text,
     size,
 )

@@ -13,29 +13,29 @@ from transformers import AutoConfig
 from rlhf.config import Requirement
 from rlhf.config.sources import ModelSettings
 from rlhf.errors import UserError
+from rlhf.files import read_json, sha256_tree
 from rlhf.models.cache import cache_model
 from rlhf.models.loading import load_policy, load_tokenizer
-from rlhf.runtime.files import read_json, sha256_tree
 from tests.unit.conftest import edit_json, edit_weights
 
 TEXTS = ["a b c\n", "b c d e 😀", "a a <eos"]
 ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 
 
-def scratch(kind: str = "words", **changes: Any) -> dict[str, Any]:
+def scratch(kind: str = "words", **changes: Any) -> ModelSettings:
     settings = {
         "source": "scratch",
         "architecture": ARCHITECTURE,
-        "tokenizer": {"dataset": "texts", "kind": kind, "vocab_size": 300},
+        "tokenizer": {"kind": kind, "vocab_size": 300},
     }
-    return ModelSettings(**(settings | changes)).model_dump()
+    return ModelSettings(**(settings | changes))
 
 
-def local(folder: Path, **changes: Any) -> dict[str, Any]:
-    return ModelSettings(source={"path": str(folder)}, **changes).model_dump()
+def local(folder: Path, **changes: Any) -> ModelSettings:
+    return ModelSettings(source={"path": str(folder)}, **changes)
 
 
-def refused(folder: Path, settings: dict[str, Any], **arguments: Any) -> str:
+def refused(folder: Path, settings: ModelSettings, **arguments: Any) -> str:
     """The message of a refusal that leaves nothing where the model would have been."""
     with pytest.raises(UserError) as error:
         cache_model(settings, folder / "cache/mine-12345678", "models.mine", **arguments)

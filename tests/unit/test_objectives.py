@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from rlhf.config.stages import RewardExecution
 from rlhf.errors import UserError
 from rlhf.models.attention import segment_positions
 from rlhf.models.loading import load_policy, load_reward_backbone
@@ -161,12 +162,12 @@ def test_a_shared_prompt_may_make_the_sequence_longer_than_the_model(gpt2_folder
 def test_a_family_that_cannot_share_a_prompt_is_refused(tmp_path):
     config = AutoConfig.for_model("bloom", hidden_size=32, n_layer=1, n_head=4, vocab_size=60, num_labels=1)
     model = AutoModelForSequenceClassification.from_config(config)
-    require_segments(model, {"share_prompt": False}, 64)
+    require_segments(model, RewardExecution(share_prompt=False), 64)
     with pytest.raises(UserError, match=r"reward\.execution\.share_prompt: bloom cannot"):
-        require_segments(model, {"share_prompt": True}, 64)
+        require_segments(model, RewardExecution(share_prompt=True), 64)
     for family in ("gpt2", "opt", "llama"):
         folder = make_model(tmp_path / family, family)
-        require_segments(load_reward_backbone(folder, "fp32", seed=0), {"share_prompt": True}, 64)
+        require_segments(load_reward_backbone(folder, "fp32", seed=0), RewardExecution(share_prompt=True), 64)
 
 
 def test_margins_that_no_row_has_are_refused(group_corpus, monkeypatch, caplog):

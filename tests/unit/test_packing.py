@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.config.sources import DatasetSettings
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.dataset import cache_dataset
 from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
 from rlhf.errors import UserError
+from rlhf.files import read_jsonl
 from rlhf.models.loading import load_policy
-from rlhf.runtime.files import read_jsonl
 from rlhf.training.sft import AnswerLikelihood, collate_packed, train_sft
 from rlhf.training.stage import Stage, StagePaths
 from rlhf.training.supervised import mean_loss
@@ -85,8 +85,8 @@ def rows(tmp_path_factory):
 
     lines = [json.dumps({"prompt": text(2, 8), "chosen": text(1, 9)}) for _ in range(40)]
     (folder / "rows.jsonl").write_text("\n".join(lines))
-    settings = DatasetSettings(source={"path": str(folder / "rows.jsonl"), "eval_share": 0.2}).model_dump()
-    cache_dataset(settings | {"turns": True}, folder / "dataset", "datasets.rows")
+    settings = ResolvedDataset(source={"path": str(folder / "rows.jsonl"), "eval_share": 0.2}, turns=True)
+    cache_dataset(settings, folder / "dataset", "datasets.rows")
     split_dataset(folder / "dataset", "1,0,0", 0, folder / "split")
     return folder
 

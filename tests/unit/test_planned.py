@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from rlhf.config.planned import out_of_memory_failures, planned_execution, planned_memory
+from rlhf.config.planned import planned_execution, planned_memory
+from rlhf.records.attempts import out_of_memory_failures
 from rlhf.runtime.attempts import Attempt
 
 PLAN = {

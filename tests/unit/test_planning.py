@@ -9,26 +9,38 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf.commands.memory import main
 from rlhf.config import resolve
 from rlhf.config.memory import MemorySettings
 from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettings, SftSection
 from rlhf.errors import UserError
-from rlhf.memory.blueprint import Blueprint, Counts
+from rlhf.memory.blueprint import Blueprint, Counts, count_parameters
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
-from rlhf.memory.dryrun import dry_run, trace
+from rlhf.memory.dryrun import Run, dry_run, trace
 from rlhf.memory.host import LIBRARIES, host_memory
-from rlhf.memory.parts import ALL_KINDS, Resident, load_part, save_part
+from rlhf.memory.parts import ALL_KINDS, Resident, largest, load_part, save_part
 from rlhf.memory.states import Engine
-from rlhf.memory.tracker import CACHE
-from rlhf.planning.command import main
-from rlhf.planning.files import write_plan
+from rlhf.memory.tracker import ACTIVATIONS, CACHE, GRANULARITY, LOGITS
+from rlhf.models.scores import answer_logits, token_logprobs
+from rlhf.planning.files import plan_from_files
 from rlhf.planning.ladder import ladder
 from rlhf.planning.plan import plan_stage
-from rlhf.planning.ppo import DECODE, FIRST, PREFILL, SCORE, generation_program, scoring_program, update_program
-from rlhf.planning.rows import LongestRows
-from rlhf.ppo.rollout import collate
+from rlhf.planning.ppo import (
+    DECODE,
+    FIRST,
+    PREFILL,
+    SCORE,
+    generation_program,
+    longest_samples,
+    scoring_program,
+    update_program,
+)
+from rlhf.ppo.losses import log_ratio, policy_loss
+from rlhf.records.plan import StagePlan
+from tests.records import problems
 from tests.specifications import specification
 
 ROWS, PROMPT, ANSWER = 3, 10, 6
@@ -47,9 +59,7 @@ OPT_350M = opt(1024, 24, num_attention_heads=16, vocab_size=50272, word_embed_pr
 
 
 def rectangle() -> Any:
-    rows = LongestRows(PROMPT, ANSWER)
-    pairs = [(rows.prompt(row), rows.chosen(row)) for row in range(ROWS)]
-    return collate([prompt for prompt, _ in pairs], [answer for _, answer in pairs], 0, torch.device("cpu"))
+    return longest_samples(ROWS, PROMPT, ANSWER)
 
 
 def programs() -> dict[str, Any]:
@@ -73,6 +83,35 @@ def test_parts_of_ppo_hold_what_real_tensors_hold(name: str) -> None:
     assert dry_run(plan, program, cuda=False).items() >= executed.items()
     names = {place.split("|")[0] for place in executed}
     assert names & {PREFILL, SCORE, FIRST}
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_plan_of_a_pass_holds_what_the_stage_holds(trains: bool) -> None:
+    """The stage chooses logits by a mask, the plan by columns: the same tables, those of answer tokens alone."""
+    optimization = {"lora_dim": 0, "lora_module_name": "", "dropout": 0.0}
+    part, plan = rectangle(), Blueprint(opt(vocab_size=4096), "lm", "fp32", optimization)  # logits make the peak
+    name = FIRST if trains else SCORE
+
+    def logprobs(run: Run) -> Tensor:
+        return part.table(token_logprobs(answer_logits(run.model, *part.inputs) / 0.7, part.targets))
+
+    def stage(run: Run) -> None:
+        run.model.train(trains)
+        run.clock.start(name)
+        with torch.set_grad_enabled(trains):
+            ratio = log_ratio(logprobs(run), torch.zeros(part.mask.shape), part.mask).exp()
+            if trains:
+                policy_loss(ratio, torch.zeros(part.mask.shape), part.mask, 0.2).backward()
+
+    settings = PpoSettings(**WORKED, temperature=0.7).model_dump(mode="json")
+    planned = update_program(part, "policy", settings, False, 0) if trains else scoring_program(part, "reference", 0.7)
+    found = [trace(plan.build(device="cpu"), plan, 3, program) for program in (planned, stage)]
+    wide, same = (max(peak.kinds[LOGITS] for peak in places.values()) for places in found)
+    assert wide == same
+    assert wide % (4 * 4096 * ROWS * ANSWER) == 0 < wide  # fp32, vocabulary; no prompt
+    ours, theirs = (largest(places, name) for places in found)
+    # Between them: the samples, which the plan counts, masks, and a copy of the chosen hidden states.
+    assert abs(sum(ours.values()) - sum(theirs.values())) <= 8 * GRANULARITY + 4 * 64 * ROWS * ANSWER
 
 
 def test_the_cache_holds_keys_and_values_of_all_tokens() -> None:
@@ -192,11 +231,12 @@ def test_how_memory_is_planned_is_no_part_of_a_stage() -> None:
 def test_a_plan_is_made_from_the_files_of_a_stage(folder: Path, tmp_path: Path) -> None:
     stage = specification("sft", {"dtype": "fp32", "max_seq_len": 32}, {"gpus_per_node": 1}, id="x-00000000")
     output = tmp_path / "memory_plan.json"
-    plan = write_plan(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
+    plan = plan_from_files(stage, MemorySettings(gpu_memory_gib=0.1, on_misfit="refuse"), [folder], output)
     assert (plan["verdict"], plan["decision"]) == ("does not fit", "refuse")
     written = json.loads(output.read_text())
     assert written == json.loads(json.dumps({"id": "x-00000000", **plan}))
     assert {row["kind"] for part in written["phases"] for row in part["rows"]} <= set(ALL_KINDS)
+    assert problems(written, StagePlan) == []
 
 
 @pytest.fixture
@@ -221,8 +261,9 @@ def test_the_command_says_so_by_its_exit_status(folder: Path, capsys: pytest.Cap
 # Partitions of ZeRO-3, counted by hand: 16-bit weights, 8 processes, no small tensors
 
 
-def partitioned(role: str, trained: int, cuda: bool = True) -> Resident:
-    counts = Counts(all=800, trained=trained, largest=100, largest_trained=100, small=0, whole=1600, groups=(trained,))
+def partitioned(role: str, trained: int, cuda: bool = True, **adapted: int) -> Resident:
+    sizes = {"largest": 100, "largest_trained": 100, "small": 0, "whole": 1600, "page_locked": 2048} | adapted
+    counts = Counts(all=800, trained=trained, **sizes, groups=(trained,))
     return Resident(role, Engine(3, "bf16", 8, reduce_bucket=0, cuda=cuda), counts)
 
 
@@ -235,11 +276,27 @@ def test_zero_3_reads_shares_and_the_largest_tensor() -> None:
 
 def test_zero_3_writes_tensor_by_tensor() -> None:
     states = {800: 200 + 200 + 12 * 100, 80: 200 + 20 + 12 * 10}
-    assert save_part([partitioned("policy", 800)], "policy").total == states[800] + 200
-    # The weight of an adapted layer, its difference, and their sum.
-    assert save_part([partitioned("policy", 80)], "policy").total == states[80] + 3 * 200
-    # On the CPU the gathered weights wait beside them.
-    assert save_part([partitioned("policy", 800, cuda=False)], "policy").total == states[800] + 200 + 1600
+    asked = {ACTIVATIONS: 7}
+    # What was written is compared: the largest tensor is gathered, and copied to fp32, while a sequence is answered.
+    assert save_part([partitioned("policy", 800)], "policy", asked).total == states[800] + 200 + 400 + 7
+    # The weight of an adapted layer in fp32, its change, and their sum.
+    adapted = {"adapted": 400, "largest_adapted": 100, "adapters": 80}
+    assert save_part([partitioned("policy", 80, **adapted)], "policy", asked).total == states[80] + 200 + 3 * 400
+    # On the CPU the weights wait beside them, those with adapters in fp32; after them comes the model that is loaded.
+    on_cpu = partitioned("policy", 80, cuda=False, **adapted)
+    assert save_part([on_cpu], "policy", asked).total == states[80] + 200 + 3 * 400 + 4 * 400 + 2 * 320
+    assert save_part([partitioned("policy", 800, cuda=False)], "policy", asked).total == states[800] + 607 + 1600
+    assert host_memory([on_cpu], [], 1, accumulates=False, cuda=True).save == LIBRARIES[True] + 4 * 400 + 2 * 320
+
+
+def test_a_model_at_rest_takes_page_locked_host_memory() -> None:
+    """Each tensor of it in a block of a power of two, on every process."""
+    counts = count_parameters(torch.nn.Linear(5, 3), lambda model: [])  # 60 bytes and 12
+    assert (counts.whole, counts.page_locked) == (72, 64 + 16)
+    resting = Resident("reference", Engine(0, "fp32", 1), counts, on_device=False)
+    host = host_memory([resting], [], processes=4, accumulates=False, cuda=True)
+    assert host.steady == LIBRARIES[True] + 80
+    assert host.load == LIBRARIES[True] + 72 + 80
 
 
 def test_under_zero_3_the_first_process_alone_reads_the_files() -> None:

@@ -1,5 +1,6 @@
 """One PPO update on a real rollout: frozen old values, exact first ratio, and the same step however it is cut."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits
-from rlhf.ppo.experience import make_experience, rollout_metrics
+from rlhf.ppo import update
+from rlhf.ppo.experience import make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.reward import SameTokens
 from rlhf.ppo.rollout import Samples, generate
 from rlhf.ppo.sampling import Answer
@@ -52,7 +54,7 @@ def rollout(gpt2_folder, group):
         samples = generate(policy, prompts, list(range(8)), 3, 10, 1.0)
 
     def reference_logits(part):
-        return answer_logits(reference, part.input_ids, part.attention_mask, part.width)
+        return answer_logits(reference, *part.inputs)
 
     def score(shares):
         scorers = Scorers(actor.engine, reference_logits, critic.engine, SameTokens(reward, pad_id=0))
@@ -66,10 +68,10 @@ def make(samples, scores, **changes):
     return make_experience(samples, scores, changed(SETTINGS, **changes), kl_coefficient=0.1)
 
 
-def train(rollout, experience, partitions, **changes):
+def train(rollout, experience, partitions, pad_id=0, **changes):
     faults = FaultCounter(Path("state"), "fp32", "stop")
-    update = PpoUpdate(rollout.actor, rollout.critic, changed(SETTINGS, **changes), pad_id=0, faults=faults)
-    return update.run(experience, partitions, iteration=1, places=[])
+    trained = PpoUpdate(rollout.actor, rollout.critic, changed(SETTINGS, **changes), pad_id, faults)
+    return trained.run(experience, partitions, iteration=1, places=[])
 
 
 def test_scores_do_not_depend_on_the_micro_batches(rollout):
@@ -82,7 +84,7 @@ def test_first_ratio_is_exactly_one_and_later_ones_are_not(rollout):
     partitions = [minibatches(rollout.samples, SETTINGS, 3, seed) for seed in (1, 2)]
     experience = make(rollout.samples, rollout.score(partitions[0]))
     statistics = train(rollout, experience, partitions)
-    assert statistics.first_ratio_error == 0.0
+    assert statistics.first_ratio_error == (0.0, 0.0)
     metrics = statistics.metrics()
     assert metrics["ratio_max"] > 1.0
     assert metrics["approx_kl"] > 0.0
@@ -98,6 +100,22 @@ def test_a_wrong_old_logprob_stops_the_update_before_the_weights_move(rollout):
     with pytest.raises(UserError, match="first minibatch"):
         train(rollout, experience, partitions)
     assert all(torch.equal(a, b) for a, b in zip(before, rollout.actor.module.parameters(), strict=True))
+
+
+def test_in_half_precision_rounding_of_single_tokens_does_not_stop_the_update(rollout):
+    """Old log-probabilities are off by one and by four units in the last place of a bf16 logit between 8 and 16."""
+    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
+    scores = rollout.score(partitions[0])
+    experience = make(rollout.samples, scores)
+    signs = 1 - 2 * (torch.arange(scores.logprobs.shape[1]) % 2)
+    scores.logprobs.add_(signs * 2**-4)
+    metrics = train(rollout, experience, partitions, dtype="bf16").metrics()
+    assert metrics["first_ratio_error"] == pytest.approx(np.exp(2**-4) - 1, rel=1e-3)
+    assert metrics["first_ratio_mean_error"] == pytest.approx(2**-4, rel=0.03)
+    scores = rollout.score(partitions[0])
+    scores.logprobs.add_(signs * 2**-2)
+    with pytest.raises(UserError, match="first minibatch"):
+        train(rollout, make(rollout.samples, scores), partitions, dtype="bf16")
 
 
 def test_every_sample_is_in_one_minibatch_of_each_epoch(rollout):
@@ -134,6 +152,59 @@ def test_values_move_towards_the_returns(rollout):
         for values in (experience.scores.values, rollout.score(partitions[0]).values)
     ]
     assert error[1] < error[0]
+
+
+def test_losses_are_divided_by_the_tokens_of_all_processes(rollout, monkeypatch):
+    """Where other processes have three times the tokens of this one, its gradients are a quarter."""
+    partitions = [minibatches(rollout.samples, changed(SETTINGS, minibatches=1), 3, seed=1)]
+    experience = make(rollout.samples, rollout.score(partitions[0]))
+    modules = [trainer.module for trainer in (rollout.actor, rollout.critic)]
+    before = [copy.deepcopy(module.state_dict()) for module in modules]
+    norms = []
+    for factor in (1.0, 4.0):
+        monkeypatch.setattr(update, "all_sum", lambda own, factor=factor: [factor * own])
+        statistics = train(rollout, experience, partitions)
+        norms.append((statistics.actor_norms[0], statistics.critic_norms[0]))
+        for module, state in zip(modules, before, strict=True):
+            module.load_state_dict(state)
+    assert norms[1] == pytest.approx(tuple(norm / 4 for norm in norms[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_in_the_loss_ignores_what_the_policy_thinks_of_padding(rollout, estimator):
+    """The padding token, which no answer contains, is made nearly impossible, by 95 nats."""
+    used = {token for answer in rollout.samples.answers for token in answer.ids.tolist()}
+    pad = next(token for token in range(50) if token not in used)
+
+    def without_padding(_module, _inputs, output):
+        output.logits = output.logits - 95 * (torch.arange(output.logits.shape[-1]) == pad)
+        return output
+
+    rollout.actor.module.register_forward_hook(without_padding)
+    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
+    assert len(set(rollout.samples.answer_lengths)) > 1
+    experience = make(rollout.samples, rollout.score(partitions[0]), kl_in="loss", kl_estimator=estimator)
+    metrics = train(rollout, experience, partitions, pad, kl_in="loss", kl_estimator=estimator).metrics()
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert 0 < metrics["kl_loss"] < 1
+    assert all(torch.isfinite(parameter).all() for parameter in rollout.actor.module.parameters())
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_in_the_reward_ignores_padding(estimator):
+    answers = [Answer(np.array([5, 1]), np.zeros(2), True), Answer(np.array([5, 6, 7]), np.zeros(3), False)]
+    samples = Samples([np.array([4])] * 2, answers)
+    inside = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    rows = {}
+    for pad in (0.0, -95.0, -torch.inf):
+        logprobs = torch.where(inside == 1, torch.tensor(-0.75), torch.tensor(pad))
+        scores = SimpleNamespace(
+            logprobs=logprobs, ref_logprobs=-inside, values=torch.zeros(2, 3), score=torch.tensor([2.0, 3.0])
+        )
+        experience = make(samples, scores, kl_estimator=estimator)
+        rows[pad] = (experience.advantages, experience.returns, torch.tensor(rollout_kl(experience)))
+    for pad in (-95.0, -torch.inf):
+        assert all(map(torch.equal, rows[pad], rows[0.0])), pad
 
 
 def test_metrics_of_a_rollout_count_answer_tokens_only(rollout):

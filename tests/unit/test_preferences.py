@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from rlhf.evaluation.preferences import (
     JudgedPairs,
@@ -17,6 +18,10 @@ from rlhf.evaluation.preferences import (
 )
 from rlhf.evaluation.statistics import clustered_interval, wilson_interval
 from rlhf.evaluation.supervised import judged_pairs, reward_report
+from rlhf.models.loading import load_reward_backbone
+from rlhf.models.scores import TokenScorer
+from rlhf.training.reward import GroupPreference
+from rlhf.training.supervised import mean_loss
 
 
 def make(margins, lengths=None, groups=None, subsets=None) -> JudgedPairs:
@@ -32,11 +37,44 @@ def make(margins, lengths=None, groups=None, subsets=None) -> JudgedPairs:
 
 
 def test_accuracy_of_plain_pairs_has_the_wilson_interval():
-    result = accuracy(make([1, 2, -1, 0, 3]))
+    result = accuracy(make([1, 2, -1, -4, 3]))
     low, high = wilson_interval(3, 5)
     assert result == {
-        "pairs": 5, "accuracy": 0.6, "accuracy_low": pytest.approx(low), "accuracy_high": pytest.approx(high),
+        "pairs": 5, "tie_share": 0.0,
+        "accuracy": 0.6, "accuracy_low": pytest.approx(low), "accuracy_high": pytest.approx(high),
     }  # fmt: skip
+
+
+def test_ties_are_half_right_in_every_number():
+    """By hand: margins of four pairs, of which two are ties."""
+    pairs = make([1, 0, -2, 0], [3, -1, 2, 0], subsets=["a", "a", "b", "b"])
+    low, high = wilson_interval(2, 4)
+    whole = accuracy(pairs)
+    assert (whole["accuracy"], whole["tie_share"]) == (0.5, 0.5)
+    assert (whole["accuracy_low"], whole["accuracy_high"]) == (pytest.approx(low), pytest.approx(high))
+    parts = [(row["subset"], row["accuracy"], row["tie_share"]) for row in by_subset(pairs)]
+    assert parts == [("a", 0.75, 0.5), ("b", 0.25, 0.5)]
+    by_sign = [(row["chosen"], row["accuracy"], row["tie_share"]) for row in by_longer(pairs)]
+    assert by_sign == [("longer", 0.5, 0.0), ("equal", 0.5, 1.0), ("shorter", 0.5, 1.0)]
+    (first, *_), error = calibration(pairs)
+    assert (first["from"], first["pairs"], first["predicted"], first["observed"]) == (0.5, 2, 0.5, 0.5)
+    sure = [(1 / (1 + math.exp(-1)), 1.0), (1 / (1 + math.exp(-2)), 0.0)]
+    assert error == pytest.approx(sum(abs(p - o) for p, o in sure) / 4)
+    gold = gold_agreement(pairs, make([1, -2, 3, 0]), np.arange(4.0), np.arange(4.0))
+    assert (gold["gold_pairs"], gold["gold_accuracy"]) == (3, pytest.approx((1 + 0.5 + 0) / 3))
+
+
+def test_a_model_that_ties_everything_is_a_coin_for_training_and_evaluation_alike(gpt2_folder, group_corpus, group):
+    scorer, objective = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=0)).eval(), GroupPreference()
+    with torch.no_grad():
+        for scale, ties in ((1.0, 0.0), (0.0, 1.0)):
+            scorer.model.score.weight.mul_(scale)
+            trained = objective.summary(mean_loss(scorer, objective, group_corpus, 4))
+            scores = objective.scores(scorer, group_corpus, np.arange(10)).double().numpy()
+            evaluated = accuracy(judged_pairs(group_corpus, scores))
+            assert trained["tie_share"] == evaluated["tie_share"] == ties
+            assert trained["accuracy"] == pytest.approx(evaluated["accuracy"])
+    assert trained["accuracy"] == 0.5
 
 
 def test_clusters_that_agree_within_count_as_one_trial_each():

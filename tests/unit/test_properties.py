@@ -22,6 +22,7 @@ from rlhf.config.sources import DatasetSource
 from rlhf.data.dataset import FEATURES
 from rlhf.data.example import Example
 from rlhf.data.examples import examples
+from rlhf.data.mappings import RowFormat
 from rlhf.data.shapes import SHAPES
 from rlhf.data.sources import FORMATS, load_rows
 from rlhf.errors import UserError
@@ -162,9 +163,8 @@ ROWS = st.fixed_dictionaries(dict.fromkeys(ROLES, CELLS)) | st.dictionaries(st.s
 @reproducible
 @given(shape=st.sampled_from(sorted(SHAPES)), rows=st.lists(ROWS | VALUES, min_size=1, max_size=4), turns=st.booleans())
 def test_strange_rows_are_examples_or_counted(shape: str, rows: list[Any], turns: bool) -> None:
-    formats = {"prompt_format": None, "answer_format": None, "remove": None}
     try:
-        results = list(examples(rows, {"shape": shape, "columns": {}, "turns": turns, **formats}, "datasets.x"))
+        results = list(examples(rows, RowFormat(shape, turns=turns), "datasets.x"))
     except UserError as error:
         assert "no row has a column" in str(error)
         return
@@ -187,8 +187,7 @@ def test_strange_rows_are_examples_or_counted(shape: str, rows: list[Any], turns
     ],
 )
 def test_unusable_rows_have_a_reason(row: dict[str, Any], reason: str) -> None:
-    formats = {"prompt_format": None, "answer_format": None, "remove": None}
-    assert list(examples([row], {"shape": "pairs", "columns": {}, "turns": False, **formats}, "x")) == [(0, reason)]
+    assert list(examples([row], RowFormat("pairs"), "x")) == [(0, reason)]
 
 
 # Files
@@ -233,7 +232,7 @@ def test_a_damaged_file_is_rows_or_a_message(folder: Path, file: tuple[str, byte
     name, content = file
     (folder / name).write_bytes(content)
     try:
-        rows = load_rows(DatasetSource(path=str(folder / name)).model_dump(), "datasets.x.source")
+        rows = load_rows(DatasetSource(path=str(folder / name)), "datasets.x.source")
     except UserError as error:
         assert str(error).startswith("datasets.x.source.path: ")
         return
@@ -247,7 +246,7 @@ def test_a_damaged_file_is_rows_or_a_message(folder: Path, file: tuple[str, byte
 def test_json_beyond_the_limits_of_the_reader_is_refused(tmp_path: Path, kind: str, content: str, problem: str) -> None:
     (tmp_path / f"rows.{kind}").write_text(content)
     with pytest.raises(UserError, match=f"not readable as {kind}.*{problem}"):
-        load_rows(DatasetSource(path=str(tmp_path / f"rows.{kind}")).model_dump(), "x")
+        load_rows(DatasetSource(path=str(tmp_path / f"rows.{kind}")), "x")
 
 
 def test_damaged_compression_is_refused(tmp_path: Path) -> None:
@@ -255,14 +254,13 @@ def test_damaged_compression_is_refused(tmp_path: Path) -> None:
     content[20] ^= 0xFF
     (tmp_path / "rows.jsonl.gz").write_bytes(content)
     with pytest.raises(UserError, match="not readable as jsonl"):
-        load_rows(DatasetSource(path=str(tmp_path / "rows.jsonl.gz")).model_dump(), "x")
+        load_rows(DatasetSource(path=str(tmp_path / "rows.jsonl.gz")), "x")
 
 
 def test_a_surplus_cell_is_no_column(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "chosen": "b", None: ["c"]}]
-    formats = {"prompt_format": None, "answer_format": None, "remove": None}
     with pytest.raises(UserError, match="the columns are prompt, chosen; did you mean 'chosen'"):
-        list(examples(rows, {"shape": "pairs", "columns": {"chosen": "chosn"}, "turns": False, **formats}, "x"))
+        list(examples(rows, RowFormat("pairs", {"chosen": "chosn"}), "x"))
 
 
 def test_settings_are_not_changed_by_resolving() -> None:

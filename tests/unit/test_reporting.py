@@ -17,33 +17,34 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.records.experiment import ExperimentRun, read_runs
 from rlhf.reporting.check_tables import check_rows, check_table, warnings_text
 from rlhf.reporting.collect import (
     Experiment,
-    ExperimentRun,
     StageFiles,
     provenance,
     read_experiment,
-    read_runs,
     short_names,
 )
-from rlhf.reporting.memory_figure import memory
+from rlhf.reporting.memory import memory
 from rlhf.reporting.plots import Curve, best_of_n_curve, learning_curves, mean_curve, reward_vs_kl, root_of_kl
-from rlhf.reporting.reward_figure import pooled, reward_model
-from rlhf.reporting.reward_table import COLUMNS, reward_rows
-from rlhf.reporting.samples import TEXT_LIMIT, samples_html, samples_markdown
+from rlhf.reporting.quality import (
+    TEXT_LIMIT,
+    quality_csv,
+    quality_rows,
+    quality_table,
+    run_columns,
+    run_rows,
+    samples_html,
+    samples_markdown,
+)
+from rlhf.reporting.resources import memory_rows, resource_rows
+from rlhf.reporting.reward import REWARD_COLUMNS, calibration_bins, pooled, reward_model, reward_rows
 from rlhf.reporting.style import PALETTE, colours
 from rlhf.reporting.summary import summarise
 from rlhf.reporting.tables import (
     Column,
     escape_markdown,
-    memory_rows,
-    quality_csv,
-    quality_rows,
-    quality_table,
-    resource_rows,
-    run_columns,
-    run_rows,
     to_csv,
     to_html,
     to_markdown,
@@ -359,18 +360,19 @@ def test_reward_models_have_a_row_for_each_part_of_the_pairs(experiment: Experim
     ]
     assert rows[0]["accuracy"] == pytest.approx(0.82) and rows[0]["calibration_error"] == 0.02
     assert len(reward_rows(experiment)) == 10
-    table = to_markdown(rows, COLUMNS)
+    table = to_markdown(rows, REWARD_COLUMNS)
     assert "0.900" in table.splitlines()[3] and "choosing the longer" in table.splitlines()[0]
 
 
 def test_bins_of_seeds_are_pooled_by_their_pairs() -> None:
     low, high = {"from": 0.6, "to": 0.65}, {"from": 0.95, "to": 1.0}
+    interval = {"observed_low": 0.4, "observed_high": 1.0}
     one = [
-        {**high, "pairs": 10, "predicted": 1.0, "observed": 1.0},
-        {**low, "pairs": 100, "predicted": 0.61, "observed": 0.5},
+        {**high, "pairs": 10, "predicted": 1.0, "observed": 1.0, **interval},
+        {**low, "pairs": 100, "predicted": 0.61, "observed": 0.5, **interval},
     ]
-    two = [{**low, "pairs": 300, "predicted": 0.63, "observed": 0.7}]
-    curve = pooled([one, two], lambda row: row["predicted"], "observed")
+    two = [{**low, "pairs": 300, "predicted": 0.63, "observed": 0.7, **interval}]
+    curve = pooled([calibration_bins({"calibration": rows}) for rows in (one, two)])
     assert curve.x.tolist() == pytest.approx([0.625, 1.0])
     assert curve.y.tolist() == pytest.approx([0.65, 1.0])
 
@@ -437,11 +439,24 @@ def test_figures_without_data_say_so() -> None:
     assert ElementTree.fromstring(reward_vs_kl(nothing)) is not None
 
 
+def test_the_index_names_models_that_half_precision_would_spoil(tmp_path: Path) -> None:
+    runs = [ExperimentRun(**run) for run in make_experiment(tmp_path)]
+    for name, error in (("tiny-s1-sft", 0.72), ("tiny-s2-sft", 0.04)):
+        path = tmp_path / f"results/sft/{name}/manifest.json"
+        merge = {"model": {"dtype": "bf16", "error": error, "limit": 0.05}}
+        _write(path, json.loads(path.read_text()) | {"merge": merge})
+    files = summarise(read_experiment("reviews", runs, tmp_path), CODE, tmp_path / "results/experiments/reviews", 5)
+    models = files["index.md"].split("## Models")[1].split("## Tables")[0]
+    assert "Load these in float32" in models and "- results/sft/tiny-s1-sft/model: 72% (bf16)" in models
+    assert "tiny-s2-sft/model:" not in models
+
+
 def test_summary_links_resolve(tmp_path: Path) -> None:
     experiment = _read(tmp_path)
     files = summarise(experiment, CODE, tmp_path / "results/experiments/reviews", samples=5)
     assert "[tiny-s2-kl0.05](../../ppo/tiny-s2-kl0.05/model)" in files["index.md"]
     assert "- sft tiny-s1-sft" in files["index.md"]
+    assert "float32" not in files["index.md"]
     linked = {part.split(")")[0] for part in files["index.md"].split("](")[1:]}
     assert {name for name in linked if not name.startswith("..")} <= set(files)
     assert set(files) - linked == {"index.md"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import math
 import os
@@ -18,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.runtime.files import read_json, read_jsonl, sha256_tree
-from rlhf.runtime.manifest import code_hash, utc_now, write_manifest
+from rlhf.files import read_json, read_jsonl, sha256_tree
+from rlhf.runtime.manifest import code_hash, seal, utc_now
 from rlhf.runtime.progress import StageMetrics, format_seconds
 from rlhf.runtime.seeds import derive_seed, seed_everything
 from tests.specifications import specification
@@ -279,14 +280,14 @@ def test_a_manifest_lists_the_outputs_with_their_hashes_and_not_itself(tmp_path:
         (tmp_path / name).write_bytes(content)
     expected = {name: "sha256:" + hashlib.sha256(content).hexdigest() for name, content in files.items()}
     for _ in range(2):  # the second time its own predecessor is there
-        write_manifest(tmp_path, utc_now(), SPEC, {})
+        seal(tmp_path, utc_now(), SPEC, {})
         assert read_json(tmp_path / "manifest.json")["outputs"] == expected
     assert sha256_tree(tmp_path).keys() == {*files, "manifest.json", "spec.yaml"}
 
 
 def test_a_manifest_says_what_was_made_from_what_by_which_code(tmp_path: Path) -> None:
     started = utc_now() - timedelta(seconds=90)
-    write_manifest(tmp_path, started, SPEC, {"tokens": "sha256:1"}, device="cpu", world_size=2)
+    seal(tmp_path, started, SPEC, {"tokens": "sha256:1"}, device="cpu", world_size=2)
     manifest = read_json(tmp_path / "manifest.json")
     assert (manifest["stage"], manifest["id"], manifest["seed"]) == ("sft", "tiny-12345678", 7)
     assert manifest["spec"] == SPEC.model_dump(mode="json")
@@ -299,3 +300,18 @@ def test_a_manifest_says_what_was_made_from_what_by_which_code(tmp_path: Path) -
     assert manifest["code"]["hash"] == code_hash()
     assert manifest["packages"]["torch"] == torch.__version__
     assert manifest["command"] == sys.argv
+
+
+def test_a_stage_run_by_hand_needs_no_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "snakemake":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    seal(tmp_path, utc_now(), SPEC, {})
+    packages = read_json(tmp_path / "manifest.json")["packages"]
+    assert "snakemake" not in packages
+    assert packages["torch"] == torch.__version__

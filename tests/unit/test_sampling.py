@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.data.batching import pad
 from rlhf.errors import UserError
 from rlhf.models.loading import load_policy
 from rlhf.models.scores import answer_logits, token_logprobs
-from rlhf.ppo.checks import require_same_distribution, require_unit_ratio, sampling_error
+from rlhf.ppo import rollout
+from rlhf.ppo.checks import require_same_distribution, require_unit_ratio, sampling_error, unit_ratio_error
 from rlhf.ppo.rollout import collate
-from rlhf.ppo.sampling import GumbelNoise, sample_answers
+from rlhf.ppo.sampling import Answer, GumbelNoise, sample_answers
 
 CPU = torch.device("cpu")
 PROMPTS = [np.array([5, 6, 7]), np.array([9]), np.array([11, 12, 13, 14, 15, 16])]
@@ -35,8 +37,8 @@ def test_sampled_logprobs_equal_one_forward_pass(family_folder, temperature):
     answers = sample_answers(model, PROMPTS, [1, 2, 3], 12, temperature)
     part = collate(PROMPTS, [answer.ids for answer in answers], 0, CPU)
     with torch.no_grad():
-        logits = answer_logits(model, part.input_ids, part.attention_mask, part.width) / temperature
-    largest, mean = sampling_error(answers, token_logprobs(logits, part.answers), part.mask)
+        logits = answer_logits(model, *part.inputs) / temperature
+    largest, mean = sampling_error(answers, part.table(token_logprobs(logits, part.targets)), part.mask)
     assert largest <= 1e-4
     assert mean <= 1e-5
 
@@ -77,14 +79,45 @@ def test_a_checkpoints_own_sampling_settings_are_ignored(gpt2_folder):
     assert [a.ids.tolist() for a in plain] == [a.ids.tolist() for a in again]
 
 
+@pytest.mark.parametrize(("partitioned", "processes", "synced"), [(True, 2, True), (False, 2, False), (True, 1, False)])
+def test_processes_wait_for_each_other_only_where_parameters_are_partitioned(
+    monkeypatch, partitioned, processes, synced
+):
+    """Else each token would cost a collective, and each batch the time of the slowest process."""
+    model, asked = torch.nn.Linear(2, 2), []
+    if partitioned:
+        model.bias.ds_id = 0  # what DeepSpeed leaves on a parameter that it cuts
+
+    def sample(_model, own, *_, synced):
+        asked.append(synced)
+        return [Answer(np.array([5]), np.zeros(1), False)] * len(own)
+
+    others = {row: Answer(np.array([6]), np.zeros(1), False) for row in range(4)}
+    for name, value in {
+        "sample_answers": sample,
+        "world_size": lambda: processes,
+        "rank": lambda: 0,
+        "all_gather": lambda own: [others, own],
+    }.items():
+        monkeypatch.setattr(rollout, name, value)
+    samples = rollout.generate(model, [np.array([7])] * 4, range(4), 1, 12, 1.0)
+    assert asked == [synced] * (4 // processes)
+    assert sorted(int(answer.ids[0]) for answer in samples.answers) == ([5] * 4 if processes == 1 else [5, 5, 6, 6])
+
+
 def test_wrong_positions_are_caught_by_the_sampling_check(gpt2_folder):
     """The fault that hides best: left padding without position ids."""
     model = load_policy(gpt2_folder, "fp32").eval()
     answers = sample_answers(model, PROMPTS, [1, 2, 3], 12, 1.0)
     part = collate(PROMPTS, [answer.ids for answer in answers], 0, CPU)
+    samples = [np.concatenate([prompt, answer.ids]) for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    left = pad(samples, 0, "left")
     with torch.no_grad():
-        logits = model(part.input_ids, attention_mask=part.attention_mask).logits[:, -(part.width + 1) : -1]
-    error = sampling_error(answers, token_logprobs(logits, part.answers), part.mask)
+        ids, mask = torch.from_numpy(left.input_ids), torch.from_numpy(left.attention_mask)
+        logits = model(ids, attention_mask=mask).logits
+    lengths = [len(answer.ids) for answer in answers]
+    wrong = [token_logprobs(logits[row, -1 - n : -1], ids[row, -n:]) for row, n in enumerate(lengths)]
+    error = sampling_error(answers, part.table(torch.cat(wrong)), part.mask)
     assert error[0] > 0.01
     with pytest.raises(UserError, match="sampling and training disagree"):
         require_same_distribution(error, "fp32", 1e-4)
@@ -95,6 +128,36 @@ def test_checks_pass_below_and_fail_above_their_limits():
     require_same_distribution((0.3, 0.009), "bf16", 1e-4)
     with pytest.raises(UserError, match="bf16"):
         require_same_distribution((0.3, 0.011), "bf16", 1e-4)
-    require_unit_ratio(9e-7, 1e-6)
+    require_unit_ratio((9e-7, 9e-7), "fp32", 1e-6)
     with pytest.raises(UserError, match="first minibatch"):
-        require_unit_ratio(2e-6, 1e-6)
+        require_unit_ratio((2e-6, 1e-9), "fp32", 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("bf16", 1 / 8), ("fp16", 1 / 64)])
+def test_in_half_precision_the_mean_ratio_has_a_limit_of_its_own(dtype, limit):
+    require_unit_ratio((0.9, 0.99 * limit), dtype, 1e-6)
+    with pytest.raises(UserError, match=f"on average, allowed is .* in {dtype}: .* Try ppo.dtype: fp32"):
+        require_unit_ratio((0.9, 1.01 * limit), dtype, 1e-6)
+
+
+def test_the_error_of_ratios_is_over_all_tokens(group):
+    parts = [torch.tensor([1.0, 1.5]), torch.tensor([0.75]), torch.tensor([1.0, 1.0])]
+    assert unit_ratio_error(parts) == (0.5, pytest.approx(0.75 / 5))
+    assert unit_ratio_error([torch.tensor([1.0, torch.nan, 0.5])]) == (0.5, pytest.approx(0.5 / 3))
+
+
+def test_two_kinds_of_attention_in_half_precision_are_one_computation(gpt2_folder, group):
+    """What a GPU may do between scoring and training: ratios are off by more than fp32 allows, and by less than half
+    precision does."""
+    model, prompts = load_policy(gpt2_folder, "bf16").eval(), [np.array([5, 6, 7])] * 32
+    part = collate(prompts, [answer.ids for answer in sample_answers(model, prompts, range(32), 12, 1.0)], 0, CPU)
+    found = []
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            found.append(token_logprobs(answer_logits(model, *part.inputs), part.targets))
+    error = unit_ratio_error([(found[1] - found[0]).exp()])
+    assert 1e-4 < error[1] < error[0]
+    require_unit_ratio(error, "bf16", 1e-6)
+    with pytest.raises(UserError, match="first minibatch"):
+        require_unit_ratio(error, "fp32", 1e-6)

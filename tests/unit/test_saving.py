@@ -14,12 +14,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
-from rlhf.config.specification import RewardUpstream
+from rlhf.config import dumped
+from rlhf.config.section import Section
+from rlhf.config.specification import ResolvedDataset, ResolvedModel, RewardUpstream, SplitSettings
 from rlhf.config.stages import Optimization, PpoSettings
 from rlhf.models.card import model_card
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.saving import sampling_config, write_adapter, write_model
+from rlhf.records.metrics import MetricsLine
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.manifest import describe
 from rlhf.training.weights import adapter_weights, plain_weights
@@ -132,33 +135,25 @@ def test_a_reward_model_has_no_generation_settings(gpt2_folder, tmp_path):
 
 
 def write_specs(results: Path) -> None:
-    specs = {
-        "model/opt-11111111": {"settings": {"source": {"hub": "facebook/opt-125m"}}, "upstream": {}},
-        "model/gpt2-22222222": {
-            "settings": {
-                "source": "scratch",
-                "architecture": {"model_type": "gpt2"},
-                "tokenizer": {"kind": "words", "vocab_size": 64},
-            },
-            "upstream": {"dataset": "d"},
-        },
-        "model/mine-33333333": {"settings": {"source": {"hub": None, "path": "/home/me/mine"}}, "upstream": {}},
-        "sft/opt-s1-44444444": {
-            "seed": 1,
-            "settings": {"data_weights": [1.0]},
-            "upstream": {"model": "opt-11111111", "tokens": [], "split": []},
-        },
-        "dataset/static-55555555": {"settings": {"source": {"hub": "Dahoas/rm-static"}}, "upstream": {}},
-        "split/static-66666666": {
-            "settings": {"data_split": "2,4,4", "split_seed": 9},
-            "upstream": {"dataset": "static-55555555"},
-        },
+    tokenizer = {"kind": "words", "vocab_size": 64}
+    scratch = ResolvedModel(source="scratch", architecture={"model_type": "gpt2"}, tokenizer=tokenizer)
+    specs: dict[str, tuple[Section, dict[str, Any]]] = {
+        "model/opt-11111111": (ResolvedModel(source={"hub": "facebook/opt-125m"}), {}),
+        "model/gpt2-22222222": (scratch, {"dataset": "d"}),
+        "model/mine-33333333": (ResolvedModel(source={"path": "/home/me/mine"}), {}),
+        "sft/opt-s1-44444444": (
+            specification("sft").settings,
+            {"model": "opt-11111111", "tokens": [], "split": []},
+        ),
+        "dataset/static-55555555": (ResolvedDataset(source={"hub": "Dahoas/rm-static"}), {}),
+        "split/static-66666666": (SplitSettings(data_split="2,4,4", split_seed=9), {"dataset": "static-55555555"}),
     }
-    for place, spec in specs.items():
-        (results / place).mkdir(parents=True)
+    for place, (settings, upstream) in specs.items():
         stage, identifier = place.split("/")
         head = {"schema_version": 1, "stage": stage, "id": identifier, "seed": None}
-        (results / place / "spec.yaml").write_text(yaml.safe_dump(head | spec))
+        (results / place).mkdir(parents=True)
+        spec = {**head, "settings": dumped(settings), "upstream": upstream}
+        (results / place / "spec.yaml").write_text(yaml.safe_dump(spec))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +211,7 @@ def card(
     }
     rows = [{"step": step, "phase": "train", "time": 1.0, **METRICS[kind], "tokens": 99} for step in (1, 40)]
     rows.append({"step": 40, "phase": "eval", "time": 2.0, **METRICS[kind]})
-    return model_card(describe(spec, {}, **facts), rows, **options)
+    return model_card(spec, describe(spec, {}, **facts), [MetricsLine.of(row) for row in rows], **options)
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -279,6 +274,14 @@ def test_a_card_says_whether_the_matrices_alone_are_the_model():
     assert "saved apart" in alone and "not this model" not in alone
     assert "the matrices alone are not this model" in card("sft", changes=lora, has_adapter=True)
     assert "LoRA matrices (rank" not in card("sft")
+
+
+def test_a_card_says_what_half_precision_would_lose():
+    lora = LORA | {"only_optimize_lora": True}
+    text = card("sft", changes=lora, has_adapter=True, merge={"dtype": "bf16", "error": 0.7249, "limit": 0.05})
+    assert "are in float32, though training was in bf16" in text and "be off by 72 % of the change" in text
+    assert "would be off" not in card("sft", changes=lora, merge={"dtype": "bf16", "error": None, "limit": 0.05})
+    assert "float32" not in card("sft", changes=lora, has_adapter=True)
 
 
 def test_a_card_of_averaged_weights_says_so():

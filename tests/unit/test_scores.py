@@ -1,15 +1,14 @@
-"""Scoring of given sequences: padding, positions and shifts must not matter, or must be right."""
+"""Scores, log-probabilities and entropies, and which of a model's logits are computed."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, position_ids
+from rlhf.models.loading import load_policy, load_reward, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_entropy, token_logprobs
-from rlhf.ppo.rollout import collate
-
-CPU = torch.device("cpu")
 
 
 def random_ids(length: int, seed: int) -> np.ndarray:
@@ -26,41 +25,90 @@ def test_token_logprobs_and_entropy_against_float64_softmax():
     assert torch.allclose(token_entropy(logits).double(), entropy, atol=1e-5)
 
 
+def test_half_precision_logits_are_reduced_in_fp32():
+    logits = (torch.randn(2, 3, 5000, generator=torch.Generator().manual_seed(0)) * 3).bfloat16()
+    targets = torch.randint(0, 5000, (2, 3))
+    exact = logits.double().log_softmax(-1)
+    expected = exact.gather(-1, targets[..., None]).squeeze(-1)
+    assert torch.allclose(token_logprobs(logits, targets).double(), expected, atol=1e-4)
+    assert torch.allclose(token_entropy(logits).double(), -(exact.exp() * exact).sum(-1), atol=1e-4)
+
+
+class Recorder(torch.nn.Module):
+    """A language model that remembers what it was asked, and gives the number of each position for a logit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict = {}
+
+    def forward(self, input_ids, attention_mask, position_ids=None, use_cache=True, logits_to_keep=0):
+        self.asked = {"position_ids": position_ids, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
+        positions = torch.arange(input_ids.shape[1]).float().expand_as(input_ids)
+        return SimpleNamespace(logits=positions[:, -logits_to_keep:, None])
+
+
+class Plain(Recorder):
+    """A family that takes neither positions nor a number of logits."""
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        return super().forward(input_ids, attention_mask, use_cache=use_cache)
+
+
+class Engine(torch.nn.Module):
+    """What stands around a trained model: it takes any argument, and knows the model as `module`."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, *inputs, **kwargs):
+        return self.module(*inputs, **kwargs)
+
+
+def test_logits_are_those_before_each_answer_token_and_no_others_are_computed():
+    ids = torch.arange(12).reshape(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
+    for model in (Recorder(), Plain()):
+        for called in (model, Engine(model)):
+            assert answer_logits(called, ids, mask, 3)[:, :, 0].tolist() == [[2, 3, 4]] * 2
+            assert model.asked["use_cache"] is False
+        if type(model) is Recorder:
+            assert model.asked["logits_to_keep"] == 4
+            assert model.asked["position_ids"].tolist() == [[0, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 4]]
+
+
 def test_token_logprobs_are_fp32_for_half_precision_logits():
     assert token_logprobs(torch.randn(2, 5).bfloat16(), torch.zeros(2, dtype=torch.long)).dtype == torch.float32
 
 
-def test_position_ids_start_at_the_first_real_token():
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
-
-
-def test_logprobs_do_not_depend_on_padding(family_folder):
+def test_chosen_logits_are_those_of_the_whole_table(family_folder):
+    """By a mask, by columns, and where a family computes all of them; the output layer sees the chosen ones only."""
     model = load_policy(family_folder, "fp32").eval()
-    prompts = [random_ids(n, n) for n in (3, 9, 5)]
-    answers = [random_ids(n, 100 + n) for n in (4, 2, 7)]
-    part = collate(prompts, answers, 0, CPU)
+    ids, mask = torch.from_numpy(np.stack([random_ids(7, 1), random_ids(7, 2)])), torch.ones(2, 7, dtype=torch.long)
+    chosen = torch.zeros(2, 7, dtype=torch.bool).scatter(1, torch.tensor([[1, 4], [3, 5]]), True)
+    places = {"mask": [(0, 1), (0, 4), (1, 3), (1, 5)], "columns": [(0, 2), (0, 6), (1, 2), (1, 6)]}
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., 0].numel()))
     with torch.no_grad():
-        logits = answer_logits(model, part.input_ids, part.attention_mask, part.width)
-        together = token_logprobs(logits, part.answers)
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
-            alone = model(ids, attention_mask=torch.ones_like(ids)).logits[0].double().log_softmax(-1)
-            expected = [float(alone[len(prompt) + t - 1, token]) for t, token in enumerate(answer)]  # shifted by one
-            np.testing.assert_allclose(together[row, : len(answer)], expected, atol=1e-4)
+        whole = model(ids).logits
+        for predicting, name in ((chosen, "mask"), (torch.tensor([2, 6]), "columns")):
+            expected = torch.stack([whole[place] for place in places[name]])
+            torch.testing.assert_close(answer_logits(model, ids, mask, predicting), expected, atol=1e-4, rtol=1e-5)
+            found = answer_logits(AllLogits(model), ids, mask, predicting)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    assert seen == [14, 4, 14, 4, 14]
 
 
-def test_rewards_do_not_depend_on_padding(family_folder):
-    scorer = TokenScorer(load_reward_backbone(family_folder, "fp32", seed=1)).eval()
-    prompts = [random_ids(n, n) for n in (3, 9)]
-    answers = [random_ids(n, 50 + n) for n in (6, 2)]
-    part = collate(prompts, answers, 0, CPU)
-    with torch.no_grad():
-        together = last_token(scorer(part.input_ids, part.attention_mask), part.attention_mask)
-        for row, pair in enumerate(zip(prompts, answers, strict=True)):
-            ids = torch.from_numpy(np.concatenate(pair))[None]
-            alone = scorer(ids, torch.ones_like(ids))[0, -1]
-            assert float(together[row]) == pytest.approx(float(alone), abs=1e-4)
+class AllLogits(torch.nn.Module):
+    """A model that cannot be told which logits are wanted."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        output = self.inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+        return SimpleNamespace(logits=output.logits)
 
 
 def test_score_equals_what_transformers_reads_from_the_saved_folder(family_folder, tmp_path):

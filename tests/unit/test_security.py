@@ -289,7 +289,7 @@ def evil(tmp_path: Path) -> Any:
 
 def refused_model(folder: Path, output: Path) -> str:
     with pytest.raises(UserError) as caught:
-        cache_model(ModelSettings(source={"path": str(folder)}).model_dump(mode="json"), output, "models.mine")
+        cache_model(ModelSettings(source={"path": str(folder)}), output, "models.mine")
     assert not output.exists()
     message = str(caught.value)
     assert message.startswith("models.mine.source.path: ")
@@ -359,16 +359,16 @@ def test_a_local_folder_does_not_pass_for_a_hub_name(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "org/x", "gpt2")
     with pytest.raises(UserError, match=r"models\.mine\.source\.hub: there is a local file or folder 'org/x'"):
-        cache_model(ModelSettings(source={"hub": "org/x"}).model_dump(mode="json"), tmp_path / "out", "models.mine")
+        cache_model(ModelSettings(source={"hub": "org/x"}), tmp_path / "out", "models.mine")
     with pytest.raises(UserError, match=r"datasets\.mine\.source\.hub: there is a local 'org/x'"):
-        load_rows(DatasetSource(hub="org/x").model_dump(), "datasets.mine.source")
+        load_rows(DatasetSource(hub="org/x"), "datasets.mine.source")
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.parquet", "rows.jsonl.gz", "rows.pkl"])
 def test_a_pickle_is_no_dataset(tmp_path: Path, evil: Evil, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps([evil]))
     with pytest.raises(UserError, match=r"not readable as|no known format"):
-        list(load_rows(DatasetSource(path=str(tmp_path / name)).model_dump(), "x").train)
+        list(load_rows(DatasetSource(path=str(tmp_path / name)), "x").train)
 
 
 @pytest.mark.parametrize("split", ["", "train"])
@@ -379,7 +379,7 @@ def test_a_saved_dataset_names_files_beside_it_only(tmp_path: Path, split: str) 
     stolen = "../" * (2 if split else 1) + "other/data-00000-of-00001.arrow"
     edit_json(tmp_path / "saved" / split / "state.json", _data_files=[{"filename": stolen}])
     with pytest.raises(UserError, match=r"state\.json' names '\.\./.*', which is not beside it"):
-        load_rows(DatasetSource(path=str(tmp_path / "saved")).model_dump(), "x")
+        load_rows(DatasetSource(path=str(tmp_path / "saved")), "x")
 
 
 @pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
@@ -389,7 +389,7 @@ def test_a_damaged_saved_dataset_is_one_message(tmp_path: Path, evil: Evil, file
     content = {"pickle": pickle.dumps(evil), "empty": b"", "[]": b"[]"}[damage]
     (tmp_path / "saved" / file).write_bytes(content)
     with pytest.raises(UserError, match=r"x\.path: .*saved' is "):
-        list(load_rows(DatasetSource(path=str(tmp_path / "saved")).model_dump(), "x").train)
+        list(load_rows(DatasetSource(path=str(tmp_path / "saved")), "x").train)
 
 
 def test_no_code_reads_pickles_or_yaml_objects() -> None:

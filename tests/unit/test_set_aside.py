@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.finished import remove_recorded_states
+from rlhf.files import sha256_tree, write_json
 from rlhf.runtime import finished
-from rlhf.runtime.files import sha256_tree, write_json
 from rlhf.runtime.finished import bring_back, set_aside
 from tests.specifications import specification
 

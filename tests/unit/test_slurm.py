@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rlhf.commands.status import render
 from rlhf.config import Plan, Stage, check_cluster, require_no_jobs
 from rlhf.config.cluster import Nodes, partition_nodes, require_nodes
 from rlhf.config.section import Section
@@ -17,7 +18,6 @@ from rlhf.config.stages import PpoExecution
 from rlhf.errors import UserError
 from rlhf.reporting.slurm import Job, cpu_use, job_log, queue, seconds
 from rlhf.reporting.stage_status import read_status
-from rlhf.reporting.status import render
 
 
 @pytest.fixture

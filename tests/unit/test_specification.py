@@ -116,6 +116,20 @@ def test_every_mistake_is_named_with_its_key(tmp_path: Path) -> None:
         read_spec(SftSpecification, written(tmp_path, "sft", sead=1), {})
 
 
+@pytest.mark.parametrize("key", ["kl_coefficient", "actor.lora_dim"])
+def test_a_setting_that_is_not_given_is_not_guessed(tmp_path: Path, key: str) -> None:
+    """Today's default may be another than that of the code which gave the stage its ID."""
+    content = specification("ppo").identity()
+    *sections, name = ("settings", *key.split("."))
+    section = content
+    for part in sections:
+        section = section[part]
+    del section[name]
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=rf"spec\.yaml: settings\.{key}: missing"):
+        read_spec(PpoSpecification, tmp_path / "spec.yaml", {})
+
+
 @pytest.mark.parametrize("added", [{"data_weights": [1.0]}, {"gold_reward": None}])
 def test_what_only_some_stages_depend_on_is_a_key_of_these(tmp_path: Path, added: dict[str, Any]) -> None:
     content = specification("ppo").identity()

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rlhf.commands import status
+from rlhf.commands.status import key_metrics, parse_args, render, show
 from rlhf.errors import UserError
-from rlhf.reporting import status
-from rlhf.reporting.stage_status import TAIL_BYTES, StageStatus, read_status
-from rlhf.reporting.status import key_metrics, parse_args, render, show
+from rlhf.files import TAIL_BYTES
+from rlhf.reporting.stage_status import StageStatus, read_status
 
 NOW = 1_800_000_000.0
 
@@ -119,9 +120,9 @@ def test_a_failed_stage_shows_the_end_of_its_log(tmp_path: Path) -> None:
 def test_done_stage_shows_time_and_metrics(tmp_path: Path) -> None:
     folder = _result(tmp_path, "sft", "tiny-1")
     rows = [
-        {"phase": "train", "loss": 9.0},
-        {"phase": "eval", "loss": 1.5, "perplexity": 4.5},
-        {"phase": "train", "loss": 1.25},
+        {"step": 1, "phase": "train", "time": 0.5, "loss": 9.0},
+        {"step": 1, "phase": "eval", "time": 0.75, "loss": 1.5, "perplexity": 4.5},
+        {"step": 2, "phase": "train", "time": 1.25, "loss": 1.25},
     ]
     filler = "x" * TAIL_BYTES  # only the end of a long file is read
     (folder / "metrics.jsonl").write_text(filler + "\n" + "".join(json.dumps(row) + "\n" for row in rows))
@@ -196,7 +197,7 @@ def test_watch_refreshes_until_interrupted(tmp_path: Path, monkeypatch: pytest.M
 
 def test_import_is_light() -> None:
     heavy = ("torch", "pandas", "matplotlib", "numpy", "scipy")
-    code = f"import sys, rlhf.reporting.status; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, rlhf.commands.status; print([name for name in {heavy!r} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "workflow")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

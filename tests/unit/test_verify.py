@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from rlhf.commands.verify import parse_args, verify
 from rlhf.errors import UserError
-from rlhf.reporting.verify import parse_args, stage_folders, verify
-from rlhf.runtime.files import sha256_tree
+from rlhf.files import sha256_tree
+from rlhf.reporting.verify import stage_folders
 
 
 @pytest.fixture

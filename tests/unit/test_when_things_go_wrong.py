@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlhf.commands import verify
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
-from rlhf.reporting import verify
+from rlhf.ppo.checks import require_same_distribution, require_unit_ratio
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
@@ -76,9 +77,18 @@ def a_loss_that_is_not_finite() -> str:
     return message(lambda: counter.check(3, float("nan"), None, [(0, 17), (0, 4)]), FloatingPointError)
 
 
+def numbers_that_do_not_fit_together() -> list[str]:
+    return [
+        message(lambda: require_same_distribution((0.03, 0.0), "fp32", 1e-4)),
+        message(lambda: require_unit_ratio((2e-6, 1e-9), "fp32", 1e-6)),
+        message(lambda: require_unit_ratio((0.9, 0.3123), "bf16", 1e-6)),
+    ]
+
+
 def too_few_steps() -> str:
     with StageMetrics(STATE, "sft", STATE.name, 120) as metrics:
-        (STATE / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "phase": "train"}}\n' for n in range(1, 120)))
+        rows = [{"step": step, "phase": "train", "time": 0.5 * step} for step in range(1, 120)]
+        (STATE / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return message(lambda: metrics.require_complete(120), RuntimeError)
 
 
@@ -86,7 +96,7 @@ def refusals() -> list[str]:
     (STATE / "holder.json").write_text(json.dumps({"host": "node8", "pid": 816, "job": None, "since": SINCE}))
     lease = StateLease(STATE)
     holder = {"host": "node7", "pid": 815, "job": "4711", "since": SINCE}
-    superseded = SimpleNamespace(_folder=STATE, _holder=lease._holder, _lease=SimpleNamespace(compromise="evicted"))
+    superseded = SimpleNamespace(_folder=STATE, _lease=SimpleNamespace(compromise="evicted"))
     return [lease._refusal(holder), message(lambda: StateLease.require(superseded))]
 
 
@@ -126,6 +136,10 @@ def other_states(monkeypatch, caplog) -> list[str]:
     folder = STATE / "checkpoints/000002-step-000000120"
     next((STATE / "checkpoints").iterdir()).rename(folder)
     refused = message(checkpoints(STATE, processes=2, zero_stage=2).restore)
+    with monkeypatch.context() as later:
+        later.setattr(checkpoints_module, "FORMAT", checkpoints_module.FORMAT + 1)
+        checkpoints(STATE, processes=1, zero_stage=0).restore()
+    next(STATE.glob("checkpoints-of-another-version-*")).rename(STATE / "checkpoints")
     checkpoints(STATE, specification="b", processes=1, zero_stage=0).restore()
     folder.mkdir(parents=True)
     made.restore()
@@ -157,6 +171,7 @@ def test_every_message_is_quoted_as_it_is_shown(quoted, group, monkeypatch, capl
         *failures(),
         a_silent_death(),
         a_loss_that_is_not_finite(),
+        *numbers_that_do_not_fit_together(),
         too_few_steps(),
         *refusals(),
         *stops(),

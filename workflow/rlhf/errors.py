@@ -1,4 +1,4 @@
-"""Errors that the user can act on, and the request to go on later."""
+"""Errors that the user can act on, the request to go on later, and what one process hears of another's failure."""
 
 
 class UserError(Exception):
@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The stage was asked to stop, has saved what it has, and goes on when it is started again."""
+
+
+class PeerFailed(RuntimeError):
+    """Another process of this stage has failed; the message says which one, and of what."""

@@ -24,7 +24,7 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: cannot import {module_name!r} ({error}); is it installed or on PYTHONPATH?") from None
-    function = getattr(module, name, None)
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{key}: module {module_name!r} has no function {name!r}")
     return function

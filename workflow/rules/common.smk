@@ -24,6 +24,7 @@ from rlhf.config import (
     planned_execution,
     planned_memory,
     read_facts,
+    read_plan,
     remove_recorded_states,
     require,
     require_no_jobs,
@@ -113,8 +114,7 @@ def spec_text(wildcards) -> str:
 
 def runs_text(wildcards) -> str:
     """An experiment's runs as JSON: sweep point, seed, stage IDs."""
-    runs = [run for run in PLAN.runs if run.experiment == wildcards.name]
-    return json.dumps([{"point": run.point, "seed": run.seed, "stages": run.stages} for run in runs])
+    return PLAN.runs_text(wildcards.name)
 
 
 def shown_samples(wildcards) -> int:
@@ -134,6 +134,18 @@ def base_models(wildcards) -> list[str]:
     if own.kind == "ppo":
         stages = [stage("sft", own.upstream.sft), stage("reward", own.upstream.reward)]
     return [f"resources/models/{base(one)}/model" for one in stages]
+
+
+def upstream_specs(wildcards) -> list[str]:
+    """Input function: the specifications of all training stages that a training stage starts from."""
+
+    def before(of: Stage) -> list[Stage]:
+        starts = [of.upstream.start] + ([("reward", of.upstream.reward)] if of.kind == "ppo" else [])
+        found = [stage(kind, id) for kind, id in starts if kind != "model"]
+        return found + [earlier for one in found for earlier in before(one)]
+
+    stages = dict.fromkeys((one.kind, one.id) for one in before(stage(wildcards.kind, wildcards.id)))
+    return [f"results/{kind}/{id}/spec.yaml" for kind, id in stages]
 
 
 def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:

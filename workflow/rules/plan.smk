@@ -5,6 +5,7 @@ rule plan_memory:
     input:
         spec=ancient("results/{kind}/{id}/spec.yaml"),
         model=ancient(base_models),
+        upstream=ancient(upstream_specs),
     output:
         plan="results/{kind}/{id}/memory_plan.json",
     log:
@@ -16,7 +17,7 @@ rule plan_memory:
         memory=lambda wildcards: json.dumps(dumped(stage(wildcards.kind, wildcards.id).memory)),
     shell:
         "exec python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {params.execution:q}"
-        " --memory {params.memory:q} --model {input.model:q} --output {output.plan:q} > {log:q} 2>&1"
+        " --memory {params.memory:q} --model {input.model:q} --upstream {input.upstream:q} --output {output.plan:q} > {log:q} 2>&1"
 
 
 rule memory_plans:

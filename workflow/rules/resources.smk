@@ -12,9 +12,9 @@ def as_json(kind: str) -> Callable:
 
 
 def memory_plan(input) -> dict:
-    """The memory plan of a training stage; Snakemake asks again later where it is not there yet."""
-    with open(input.plan, encoding="utf-8") as stream:
-        return json.load(stream)
+    """The memory plan of a training stage."""
+    os.stat(input.plan)  # raises, with the file's name, where it is not there yet: then Snakemake asks again later
+    return read_plan(Path(input.plan))
 
 
 def next_execution(kind: str) -> Callable:

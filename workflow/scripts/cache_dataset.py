@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import yaml
-
+from rlhf.config.specfile import read_spec
+from rlhf.config.specification import DatasetSpecification
 from rlhf.data.dataset import cache_dataset
 from rlhf.runtime.logging import run_script
 
@@ -22,8 +22,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Cache the dataset."""
-    spec = yaml.safe_load(args.spec.read_text(encoding="utf-8"))
-    cache_dataset(spec["settings"], args.output, args.place)
+    spec = read_spec(DatasetSpecification, args.spec)
+    cache_dataset(spec.settings, args.output, args.place)
 
 
 if __name__ == "__main__":

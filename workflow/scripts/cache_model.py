@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-import yaml
-
 from rlhf.config import Requirement
+from rlhf.config.specfile import read_spec
+from rlhf.config.specification import ModelSpecification
 from rlhf.data.dataset import cached_texts
 from rlhf.models.cache import cache_model
 from rlhf.runtime.logging import run_script
@@ -27,10 +27,10 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Cache the model."""
-    spec = yaml.safe_load(args.spec.read_text(encoding="utf-8"))
+    spec = read_spec(ModelSpecification, args.spec)
     texts = cached_texts(args.dataset) if args.dataset else None
     requirements = [Requirement(**requirement) for requirement in args.requirements]
-    cache_model(spec["settings"], args.output, args.place, requirements, texts)
+    cache_model(spec.settings, args.output, args.place, requirements, texts)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlhf.records.checks import write_checks
+from rlhf.records.manifest import read_manifest
+from rlhf.records.metrics import read_metrics
 from rlhf.reporting.checks import check_metrics, describe, report, require_hard
-from rlhf.runtime.files import read_json, read_jsonl, write_json
 from rlhf.runtime.logging import get_logger, run_script
 
 logger = get_logger("rlhf.check_ppo")
@@ -24,14 +26,14 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Fail where a hard inequality is violated; warn where a soft one is."""
-    manifest = read_json(args.manifest)
-    metrics = {kind: read_jsonl(getattr(args, kind)) for kind in ("ppo", "sft", "reward")}
+    manifest = read_manifest(args.manifest.parent)
+    metrics = {kind: read_metrics(getattr(args, kind)) for kind in ("ppo", "sft", "reward")}
     checks = check_metrics(manifest, metrics)
     require_hard(checks, manifest["id"])
     for check in checks:
         if not check.holds:
             logger.warning(describe(check))
-    write_json(args.output, report(checks, manifest["id"]))
+    write_checks(args.output, report(checks, manifest["id"]))
     logger.info("%s: %d of %d inequalities hold", manifest["id"], sum(check.holds for check in checks), len(checks))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf.config.memory import MemorySettings
 from rlhf.config.specfile import read_job
 from rlhf.config.specification import TRAINING
-from rlhf.planning.files import refusal, write_plan
+from rlhf.planning.files import plan_from_files, refusal
 from rlhf.runtime.logging import run_script
 
 DOES_NOT_FIT = 3
@@ -23,6 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--execution", type=json.loads, required=True, help="how the stage runs, as JSON")
     parser.add_argument("--memory", type=json.loads, required=True, help="`memory` of the experiment, as JSON")
     parser.add_argument("--model", type=Path, nargs="+", required=True, help="model folders: policy, reward model")
+    parser.add_argument("--upstream", type=Path, nargs="*", default=[], help="spec.yaml of training stages before it")
     parser.add_argument("--output", type=Path, required=True, help="memory_plan.json")
     return parser.parse_args()
 
@@ -30,7 +31,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Plan, write, and refuse where that is asked for."""
     stage = read_job(TRAINING, args.spec, args.execution)
-    plan = write_plan(stage, MemorySettings.model_validate(args.memory), args.model, args.output)
+    memory = MemorySettings.model_validate(args.memory)
+    plan = plan_from_files(stage, memory, args.model, args.output, args.upstream)
     if plan["decision"] == "refuse":
         print(f"error: {refusal(plan)}", file=sys.stderr, flush=True)
         sys.exit(DOES_NOT_FIT)

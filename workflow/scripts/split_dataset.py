@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import yaml
-
+from rlhf.config.specfile import read_spec
+from rlhf.config.specification import SplitSpecification
 from rlhf.data.split import split_dataset
 from rlhf.runtime.logging import run_script
 
@@ -22,8 +22,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Split."""
-    settings = yaml.safe_load(args.spec.read_text(encoding="utf-8"))["settings"]
-    split_dataset(args.dataset, settings["data_split"], settings["split_seed"], args.output)
+    settings = read_spec(SplitSpecification, args.spec).settings
+    split_dataset(args.dataset, settings.data_split, settings.split_seed, args.output)
 
 
 if __name__ == "__main__":

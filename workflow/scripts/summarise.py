@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlhf.reporting.collect import read_experiment, read_runs
+from rlhf.files import write_text
+from rlhf.records.experiment import read_runs
+from rlhf.reporting.collect import read_experiment
 from rlhf.reporting.summary import summarise
-from rlhf.runtime.files import write_text
 from rlhf.runtime.logging import get_logger, run_script
 from rlhf.runtime.manifest import code_hash
 

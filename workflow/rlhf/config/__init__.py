@@ -11,6 +11,7 @@ from rlhf.config.planned import planned_execution, planned_memory
 from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
+from rlhf.records.plan import read_plan
 
 __all__ = [
     "accept_finished",
@@ -29,6 +30,7 @@ __all__ = [
     "planned_execution",
     "planned_memory",
     "read_facts",
+    "read_plan",
     "remove_recorded_states",
     "require",
     "require_no_jobs",

@@ -112,10 +112,10 @@ def deepspeed_mistakes(settings: dict[str, Any], dtype: str, zero_stages: Collec
         yield f"{dtype}.enabled: false contradicts dtype, which is {dtype}"
 
 
-def _zero(settings: dict[str, Any], zero_stages: Collection[int]) -> Iterator[str]:
-    if "stage" in settings and set(zero_stages) != {settings["stage"]}:
-        yield f"zero_optimization.stage ({settings['stage']}) contradicts the stage's zero_stage; set that"
-    elif settings and not any(zero_stages):
+def _zero(zero: dict[str, Any], zero_stages: Collection[int]) -> Iterator[str]:
+    if "stage" in zero and set(zero_stages) != {zero["stage"]}:
+        yield f"zero_optimization.stage ({zero['stage']}) contradicts the stage's zero_stage; set that"
+    elif zero and not any(zero_stages):
         yield "zero_optimization has no effect with ZeRO 0; set zero_stage to 1, 2 or 3"
 
 

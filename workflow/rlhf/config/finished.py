@@ -7,12 +7,12 @@ last, with the hashes of all its files, so that it can be told whether they are 
 from __future__ import annotations
 
 import binascii
-import hashlib
-import json
 import shutil
 from base64 import urlsafe_b64decode
 from collections import defaultdict
 from pathlib import Path
+
+from rlhf.records.manifest import MANIFEST, is_whole
 
 MARKS = Path(".snakemake/incomplete")
 TRAINED = ("sft", "reward", "ppo")
@@ -43,17 +43,8 @@ def remove_recorded_states(root: Path = Path()) -> None:
     """
     for kind in TRAINED:
         for aside in (root / "state" / kind).glob("*/finished"):
-            if (root / "results" / kind / aside.parent.name / "manifest.json").exists():
+            if (root / "results" / kind / aside.parent.name / MANIFEST).exists():
                 shutil.rmtree(aside.parent)
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a stage's folder has a manifest, and all files that it lists, as they were written."""
-    try:
-        outputs = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["outputs"]
-        return all(_sha256(folder / name) == digest for name, digest in outputs.items())
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _marked_path(mark: Path) -> str:
@@ -63,8 +54,3 @@ def _marked_path(mark: Path) -> str:
         return urlsafe_b64decode(code).decode()
     except (binascii.Error, ValueError):  # a folder of a long path, or no mark
         return ""
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()

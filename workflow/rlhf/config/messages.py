@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from rlhf.config.plan import Plan
+from rlhf.records.attempts import read_failures
+from rlhf.records.progress import read_progress
 
 FAILED_LOGS = re.compile(r"^\s*log: (.+) \(check log file", re.MULTILINE)
 SHOWN_LINES = 5
@@ -69,7 +70,7 @@ def _last_words(lines: list[str]) -> list[str]:
 
 def _first_failure(state: Path) -> list[str]:
     """What the process said that failed first; the others fail because it is gone."""
-    failures = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(state.glob("failures/rank-*.json"))]
+    failures = read_failures(state)
     if not failures:
         return []
     first = min(failures, key=lambda failure: (failure["cause"] == "lost_process", failure["time"]))
@@ -79,11 +80,8 @@ def _first_failure(state: Path) -> list[str]:
 
 def _killed(state: Path) -> list[str]:
     """What is known of a process that was killed without a word."""
-    file = state / "progress.json"
-    if not file.exists():
-        return []
-    progress = json.loads(file.read_text(encoding="utf-8"))
-    if progress["status"] != "running":
+    progress = read_progress(state)
+    if not progress or progress["status"] != "running":
         return []
     return [
         f"error: the process was killed without a word after step {progress['step']} of {progress['total_steps']}; "

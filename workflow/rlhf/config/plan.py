@@ -10,6 +10,7 @@ from rlhf.config.requirements import Requirement
 from rlhf.config.section import Section
 from rlhf.config.stages import JobExecution
 from rlhf.phases import PHASES
+from rlhf.records.experiment import ExperimentRun, runs_text
 
 
 def dumped(section: Section) -> dict[str, Any]:
@@ -96,6 +97,11 @@ class Plan:
         experiments = dict.fromkeys(f"results/experiments/{run.experiment}/index.md" for run in self.runs)
         models = [f"{folders[kind]}/{id}/manifest.json" for kind, id in self.stages if kind in folders]
         return [*experiments, *models]
+
+    def runs_text(self, experiment: str) -> str:
+        """Content of an experiment's runs.json."""
+        runs = [run for run in self.runs if run.experiment == experiment]
+        return runs_text(ExperimentRun(run.point, run.seed, run.stages) for run in runs)
 
     def of_kind(self, kind: str) -> list[Stage]:
         """The stages of one kind, in the order in which they were resolved."""

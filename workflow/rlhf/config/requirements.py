@@ -6,15 +6,14 @@ already whenever the configuration is read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rlhf.config.schema import ExperimentSettings
 from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
+from rlhf.records.manifest import ModelManifest, read_model_manifest
 
 
 @dataclass(frozen=True)
@@ -56,23 +55,22 @@ def reward_requirements(settings: ExperimentSettings, place: str) -> list[Requir
     ]
 
 
-def read_facts(manifest: Path) -> dict[str, Any]:
+def read_facts(manifest: Path) -> ModelManifest:
     """What the manifest of a cached model says of it.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        facts: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-        known = {"linear_modules", "max_positions"} <= facts.keys()
-    except (ValueError, AttributeError):
-        known = False
-    if not known:
+        facts = read_model_manifest(manifest)
+    except UserError:
+        facts = {}
+    if not {"linear_modules", "max_positions"} <= facts.keys():
         raise UserError(f"{manifest}: damaged; run `rlhf-verify --discard`, and snakemake makes the model again")
     return facts
 
 
-def require(facts: dict[str, Any], requirements: Iterable[Requirement], model: str) -> None:
+def require(facts: ModelManifest, requirements: Iterable[Requirement], model: str) -> None:
     """Check requirements against a model.
 
     Args:

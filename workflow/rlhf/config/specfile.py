@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from rlhf.config.section import mistakes
 from rlhf.config.specification import SpecificationT
 from rlhf.config.stages import Execution
 from rlhf.errors import UserError
+
+REMEDY = (
+    "\nCorrect the key; a spec.yaml or memory_plan.json that nobody has edited is written anew by snakemake once it is "
+    "removed"
+)
 
 
 def read_spec(kind: type[SpecificationT], path: Path, execution: dict[str, Any] | None = None) -> SpecificationT:
@@ -29,7 +35,9 @@ def read_spec(kind: type[SpecificationT], path: Path, execution: dict[str, Any] 
     return _validated(kind, path, _content(path), execution)
 
 
-def read_job(kinds: dict[str, type[SpecificationT]], path: Path, execution: dict[str, Any]) -> SpecificationT:
+def read_job(
+    kinds: dict[str, type[SpecificationT]], path: Path, execution: dict[str, Any] | None = None
+) -> SpecificationT:
     """The specification of a stage of one of several kinds (`TRAINING`, `JOBS`).
 
     Raises:
@@ -67,14 +75,23 @@ def _content(path: Path) -> dict[str, Any]:
 def _validated(
     kind: type[SpecificationT], path: Path, content: dict[str, Any], execution: dict[str, Any] | None
 ) -> SpecificationT:
+    """The specification. The file must give every key: a default may be another than that of the code which made it."""
     try:
-        return kind.model_validate(content if execution is None else {**content, "execution": execution})
+        spec = kind.model_validate(content if execution is None else {**content, "execution": execution})
+        lines = [f"{path}: {key}: missing" for key in _missing(content, spec.identity())]
     except ValidationError as error:
         lines = [f"{_source(key, path)}: {text}" for key, text in mistakes(error)]
-        raise UserError(
-            "\n  ".join(lines) + "\nCorrect the key; a spec.yaml that was not edited is written anew by snakemake "
-            "once it is removed"
-        ) from None
+    if lines:
+        raise UserError("\n  ".join(lines) + REMEDY)
+    return spec
+
+
+def _missing(given: dict[str, Any], whole: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in whole.items():
+        if key not in given:
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict):
+            yield from _missing(given[key], value, f"{prefix}{key}.")
 
 
 def _source(key: str, path: Path) -> str:

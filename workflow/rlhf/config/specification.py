@@ -315,7 +315,10 @@ class PpoEvaluationSpecification(JobSpecification[ResolvedAnswers, PpoEvaluation
 
 AnySpecification = Specification[Section, Section]
 AnyJob = JobSpecification[Section, Section, Execution]
-TrainingSpecification = SftSpecification | RewardSpecification | PpoSpecification
+TrainingSettings = ResolvedSft | ResolvedReward | ResolvedPpo
+TrainingUpstream = SftUpstream | RewardUpstream | PpoUpstream
+PlannedTraining = PlannedSft | PlannedReward | PlannedPpo
+TrainingSpecification = JobSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
 TRAINING: dict[str, type[TrainingSpecification]] = {
     "sft": SftSpecification,
     "reward": RewardSpecification,

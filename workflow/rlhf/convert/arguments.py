@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
-from rlhf.convert.constants import CORE, LAUNCHER
-from rlhf.convert.flag import Flag
-from rlhf.convert.ppo import PPO
+from rlhf.convert.flags import CORE, LAUNCHER, Flag, Value
+from rlhf.convert.programs import PROGRAMS
 from rlhf.convert.shell import COMMAND_OUTPUT, PROGRAM, Missing, Reader, Word
-from rlhf.convert.supervised import REWARD, SFT
 from rlhf.errors import UserError
 
-PROGRAMS: dict[str, tuple[Flag, ...]] = {"sft": SFT, "reward": REWARD, "ppo": PPO}
+Kind = TypeVar("Kind")
 _KINDS = {int: "a whole number", float: "a number", str: "one word", bool: "no value"}
 _ALIASES = {"num_accelerators": "num_gpus", "nproc_per_node": "num_gpus", "nproc-per-node": "num_gpus"}
 _ALIASES |= {"nnodes": "num_nodes"}
@@ -28,17 +26,32 @@ class Command:
         phase: `sft`, `reward` or `ppo`.
         place: where it was read, for messages.
         given: flag -> value, as far as the command gives it.
-        launch: flag of the launcher -> value, those without an effect here included.
+        launch: flag of the launcher -> the processes it counts, or None where it has no effect here.
     """
 
     phase: str
     place: str
-    given: dict[str, Any] = field(default_factory=dict)
-    launch: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Value] = field(default_factory=dict)
+    launch: dict[str, int | None] = field(default_factory=dict)
 
-    def value(self, name: str) -> Any:
+    def value(self, name: str) -> Value:
         """What the program runs with: the given value, or its default."""
         return self.given.get(name, next(flag.default for flag in PROGRAMS[self.phase] if flag.name == name))
+
+    def get(self, name: str, kind: type[Kind]) -> Kind | None:
+        """The value of a flag of this kind; None where it is neither given nor has a default."""
+        value = self.value(name)
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"--{name} is {value!r}, no {kind.__name__}")
+        return value
+
+    def number(self, name: str) -> int:
+        """The value of a flag that counts something; 0 where it is neither given nor has a default."""
+        return self.get(name, int) or 0
+
+    def words(self, name: str) -> list[str]:
+        """The words of a flag that takes any number of them."""
+        return self.get(name, list) or []
 
 
 def read_command(phase: str, place: str, text: str, variables: dict[str, str]) -> Command:
@@ -60,10 +73,10 @@ def read_command(phase: str, place: str, text: str, variables: dict[str, str]) -
     return Command(phase, place, given, _launch(words[:program], place))
 
 
-def _launch(words: Sequence[Word], place: str) -> dict[str, Any]:
-    """Flags of the launcher: typed values where they count processes, None for all others."""
+def _launch(words: Sequence[Word], place: str) -> dict[str, int | None]:
+    """Flags of the launcher: numbers where they count processes, None for all others."""
     table = {flag.name: flag for flag in LAUNCHER}
-    found: dict[str, Any] = {}
+    found: dict[str, int | None] = {}
     for index, word in enumerate(words):
         if not isinstance(word, str) or not word.startswith("-"):
             continue
@@ -71,14 +84,15 @@ def _launch(words: Sequence[Word], place: str) -> dict[str, Any]:
         flag = table.get(_ALIASES.get(name, name))
         values: list[Word] = [attached] if sign else list(words[index + 1 : index + 2])
         counts = flag is not None and flag.use == "convert"
-        found[flag.name if flag else name] = _typed(flag, values, place) if flag and counts else None
+        number = _typed(flag, values, place) if flag and counts else None
+        found[flag.name if flag else name] = number if isinstance(number, int) else None
     return found
 
 
-def _flags(words: Sequence[Word], known: tuple[Flag, ...], place: str, program: str) -> dict[str, Any]:
+def _flags(words: Sequence[Word], known: tuple[Flag, ...], place: str, program: str) -> dict[str, Value]:
     """Flag -> value of the program's own flags."""
     table = {flag.name: flag for flag in known}
-    found: dict[str, Any] = {}
+    found: dict[str, Value] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -101,7 +115,7 @@ def _is_flag(word: Word) -> bool:
     return isinstance(word, str) and word.startswith("--")
 
 
-def _typed(flag: Flag, values: list[Word], place: str) -> Any:
+def _typed(flag: Flag, values: list[Word], place: str) -> Value:
     missing = next((word for word in values if isinstance(word, Missing)), None)
     if missing is not None and flag.use == "report":
         return None  # it has no effect here
@@ -117,9 +131,10 @@ def _typed(flag: Flag, values: list[Word], place: str) -> Any:
     if flag.kind is bool:
         return True
     try:
-        return flag.kind(values[0])
+        value: Value = flag.kind(values[0])
     except ValueError:
         raise UserError(f"{place}: --{flag.name} takes {_KINDS[flag.kind]} (given: {values[0]!r})") from None
+    return value
 
 
 def _shown(word: Word) -> str:

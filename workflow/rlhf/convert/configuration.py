@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from rlhf.config import resolve
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.schema import ExperimentSettings
-from rlhf.convert.arguments import PROGRAMS, Command
-from rlhf.convert.batches import rollout_sizes
-from rlhf.convert.constants import CORE
-from rlhf.convert.sources import dataset, model, short_names
+from rlhf.convert.arguments import Command
+from rlhf.convert.flags import CORE, Value
+from rlhf.convert.programs import PROGRAMS
+from rlhf.convert.sources import Section, dataset, model, short_names
 from rlhf.errors import UserError
 
 COMPATIBILITY = "deepspeed_chat"
 EMA_DECAY = 0.992  # fixed in DeepSpeed-Chat's trainer
 _PRESET = PRESETS[COMPATIBILITY]
-DEFAULTS: dict[str, Any] = ExperimentSettings.model_validate(_PRESET).model_dump(mode="json")
+DEFAULTS: Section = ExperimentSettings.model_validate(_PRESET).model_dump(mode="json")
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Converted:
         reported: `--flag` of a phase -> why it has no key here.
     """
 
-    config: dict[str, Any]
+    config: Section
     notes: list[str] = field(default_factory=list)
     reported: dict[str, str] = field(default_factory=dict)
 
@@ -57,7 +61,7 @@ def convert(commands: dict[str, Command], choices: Choices) -> Converted:
         UserError: something is left open, or the steps contradict each other.
     """
     converted = Converted({"datasets": {}, "models": {}, "experiments": {}})
-    experiment: dict[str, Any] = {"compatibility": COMPATIBILITY}
+    experiment: Section = {"compatibility": COMPATIBILITY}
     _sources(converted, experiment, commands, choices)
     for command in commands.values():
         gpus, nodes = _processes(command, choices)
@@ -79,8 +83,30 @@ def convert(commands: dict[str, Command], choices: Choices) -> Converted:
     return converted
 
 
-def _copied(experiment: dict[str, Any], command: Command) -> None:
-    """Values that are the same here: those given, and defaults of DeepSpeed-Chat that are others than those here."""
+def render(converted: Converted, places: Sequence[str]) -> str:
+    """The configuration file: what it was made from and what differs as comments, then YAML."""
+    parts = [f"Converted from {', '.join(places)} by rlhf-convert.", ""]
+    parts += ["threads, mem_mb and runtime are not in the scripts: set them under `execution` for a cluster.", ""]
+    if converted.notes:
+        parts += ["What differs from the scripts:", *(f"- {note}" for note in dict.fromkeys(converted.notes)), ""]
+    if converted.reported:
+        parts += [
+            "Flags without an effect here:",
+            *(f"- {name}: {why}" for name, why in converted.reported.items()),
+            "",
+        ]
+    lines = [line for part in parts[:-1] for line in _wrapped(part)]
+    return "\n".join(lines) + "\n\n" + yaml.safe_dump(converted.config, sort_keys=False, width=100)
+
+
+def _wrapped(text: str) -> list[str]:
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(text, 110, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"# {line}".rstrip() for line in lines]
+
+
+def _copied(experiment: Section, command: Command) -> None:
+    """Copy flags whose value is that of a key: where they are given, and where DeepSpeed-Chat's default is another."""
     for flag in PROGRAMS[command.phase]:
         value = command.value(flag.name)
         for key in flag.keys if flag.use == "copy" else ():
@@ -88,7 +114,7 @@ def _copied(experiment: dict[str, Any], command: Command) -> None:
                 _set(experiment, key, value)
 
 
-def _offload(converted: Converted, experiment: dict[str, Any], command: Command) -> None:
+def _offload(converted: Converted, experiment: Section, command: Command) -> None:
     if not command.value("offload"):
         return
     stages = ("actor_zero_stage", "critic_zero_stage") if command.phase == "ppo" else ("zero_stage",)
@@ -98,20 +124,19 @@ def _offload(converted: Converted, experiment: dict[str, Any], command: Command)
         converted.notes.append(f"--offload of {command.phase} is left out: without ZeRO (stage 0) nothing is moved")
 
 
-def _batches(experiment: dict[str, Any], command: Command, processes: int) -> None:
-    phase, size = command.phase, command.value("per_device_train_batch_size")
-    _set(experiment, f"{phase}.global_batch_size", size * processes * command.value("gradient_accumulation_steps"))
+def _batches(experiment: Section, command: Command, processes: int) -> None:
+    phase, size = command.phase, command.number("per_device_train_batch_size")
+    _set(experiment, f"{phase}.global_batch_size", size * processes * command.number("gradient_accumulation_steps"))
     _set(experiment, f"{phase}.execution.per_device_train_batch_size", size)
 
 
-def _ppo(converted: Converted, experiment: dict[str, Any], command: Command, processes: int) -> None:
-    generation = command.value("per_device_generation_batch_size")
-    training = command.value("per_device_training_batch_size")
+def _ppo(converted: Converted, experiment: Section, command: Command, processes: int) -> None:
     prompts, minibatches = rollout_sizes(command, processes)
     _set(experiment, "ppo.prompts_per_rollout", prompts)
     _set(experiment, "ppo.minibatches", minibatches)
-    _set(experiment, "ppo.execution.per_device_generation_batch_size", generation)
-    _set(experiment, "ppo.execution.per_device_training_batch_size", training)
+    for use in ("generation", "training"):
+        key = f"per_device_{use}_batch_size"
+        _set(experiment, f"ppo.execution.{key}", command.number(key))
     if command.value("enable_ema"):
         _set(experiment, "ppo.ema_decay", EMA_DECAY)
     if command.value("unsupervised_dataset_name") and command.value("unsupervised_dataset_config_name"):
@@ -122,13 +147,37 @@ def _ppo(converted: Converted, experiment: dict[str, Any], command: Command, pro
             f"ppo mixes in rows of the SFT phase, not {corpus}; lower ppo.ptx_coefficient if unstable"
         )
     for role in ("actor", "critic"):
-        rate = command.value(f"{role}_dropout")
+        rate = command.get(f"{role}_dropout", float)
         if rate != 0.0:
             given = "leaves the model's own dropout on" if rate is None else f"has a dropout of {rate:g}"
             converted.notes.append(f"the script {given} in the {role} of PPO; here it is 0")
 
 
-def _sources(converted: Converted, experiment: dict[str, Any], commands: dict[str, Command], choices: Choices) -> None:
+def rollout_sizes(command: Command, processes: int) -> tuple[int, int]:
+    """Prompts of a rollout over all processes, and optimizer steps of each pass over it.
+
+    DeepSpeed-Chat collects `generation_batches` batches, cuts them into training batches, and takes an optimizer step
+    after `gradient_accumulation_steps` of these. Where a step needs more than one such collection, the rollout here
+    is what the step is made of.
+
+    Raises:
+        UserError: the sizes do not divide each other, so that steps would straddle rollouts.
+    """
+    generation, training = (command.number(f"per_device_{use}_batch_size") for use in ("generation", "training"))
+    collected = generation * command.number("generation_batches")
+    accumulated = training * command.number("gradient_accumulation_steps")
+    if collected % training == 0 and collected % accumulated == 0:
+        return collected * processes, collected // accumulated
+    if collected % training == 0 and accumulated % collected == 0 and command.value("ppo_epochs") == 1:
+        return accumulated * processes, 1
+    raise UserError(
+        f"{command.place}: {collected} prompts are collected per device and {accumulated} make an optimizer step "
+        f"(batches of {training}, {command.value('ppo_epochs')} passes): steps would straddle rollouts. "
+        "Choose sizes that divide each other"
+    )
+
+
+def _sources(converted: Converted, experiment: Section, commands: dict[str, Command], choices: Choices) -> None:
     """Datasets, models, split and seed, which all phases share."""
     config = converted.config
     policy = _model_of(commands.get("sft"), choices.policy, "--policy", "the model that step 1 starts from")
@@ -136,9 +185,9 @@ def _sources(converted: Converted, experiment: dict[str, Any], commands: dict[st
     models = short_names([policy, reward])
     config["models"] = {name: model(path) for path, name in models.items()}
     experiment["policy"], experiment["reward_model"] = models[policy], models[reward]
-    lists = {phase: command.value("data_path") for phase, command in commands.items()}
+    lists = {phase: command.words("data_path") for phase, command in commands.items()}
     names = list(dict.fromkeys(path for paths in lists.values() for path in paths))
-    sft_only = commands["sft"].value("sft_only_data_path") if "sft" in commands else []
+    sft_only = commands["sft"].words("sft_only_data_path") if "sft" in commands else []
     for path, name in short_names([*names, *sft_only]).items():
         config["datasets"][name], notes = dataset(path, sft_only=path not in names)
         converted.notes += notes
@@ -153,8 +202,8 @@ def _sources(converted: Converted, experiment: dict[str, Any], commands: dict[st
         converted.notes.append("the script of ppo gives no seed and draws its rows at random; here one seed serves all")
 
 
-def _common(commands: dict[str, Command], flag: str, converted: Converted) -> Any:
-    """The value of the first step; where others differ, a note."""
+def _common(commands: dict[str, Command], flag: str, converted: Converted) -> Value:
+    """The value of a flag in the first script; a note says so where other scripts have another one."""
     values = {phase: command.value(flag) for phase, command in commands.items()}
     first = next(iter(values.values()), None)
     for phase, value in values.items():
@@ -164,11 +213,11 @@ def _common(commands: dict[str, Command], flag: str, converted: Converted) -> An
 
 
 def _model_of(command: Command | None, chosen: str | None, option: str, what: str) -> str:
-    name = chosen or (command.value("model_name_or_path") if command else None)
+    name = chosen or (command.get("model_name_or_path", str) if command else None)
     if name is None:
         place = f"{command.place}: no --model_name_or_path" if command else f"no script names {what}"
         raise UserError(f"{place}; give it with {option}, a hub name or a folder")
-    return str(name)
+    return name
 
 
 def _processes(command: Command, choices: Choices) -> tuple[int, int]:
@@ -194,14 +243,14 @@ def _reported(command: Command) -> dict[str, str]:
     return found | launcher
 
 
-def _set(section: dict[str, Any], dotted: str, value: Any) -> None:
+def _set(section: Section, dotted: str, value: Value) -> None:
     *parents, last = dotted.split(".")
     for key in parents:
         section = section.setdefault(key, {})
     section[last] = value
 
 
-def _get(section: dict[str, Any], dotted: str) -> Any:
+def _get(section: Section, dotted: str) -> Any:
     for key in dotted.split("."):
         section = section[key]
     return section

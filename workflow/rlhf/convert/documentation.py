@@ -6,13 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.convert.constants import CONSTANTS, CORE, LAUNCHER
-from rlhf.convert.flag import Flag
-from rlhf.convert.ppo import PPO
-from rlhf.convert.supervised import REWARD, SFT
+from rlhf.convert.flags import CONSTANTS, CORE, LAUNCHER, Flag
+from rlhf.convert.programs import PROGRAMS
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs/from-deepspeed-chat.md"
-FLAG_TABLES = {"sft": SFT, "reward": REWARD, "ppo": PPO, "core": CORE, "launcher": LAUNCHER}
+FLAG_TABLES = {**PROGRAMS, "core": CORE, "launcher": LAUNCHER}
 TABLES: dict[str, tuple[Flag, ...]] = {**FLAG_TABLES, "constants": CONSTANTS}
 
 

@@ -8,18 +8,19 @@ from typing import Any
 
 from rlhf.data.mappings import KNOWN
 
+Section = dict[str, Any]  # a mapping of the configuration file
 LOCAL_JSON = "local/jsonfile"
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def dataset(path: str, sft_only: bool) -> tuple[dict[str, Any], list[str]]:
+def dataset(path: str, sft_only: bool) -> tuple[Section, list[str]]:
     """Settings of a dataset, and notes about what the reader must add.
 
     Args:
         path: a word of `--data_path` or `--sft_only_data_path`.
         sft_only: it serves step 1 only.
     """
-    own = {"data_split": "1,0,0"} if sft_only else {}
+    own: Section = {"data_split": "1,0,0"} if sft_only else {}
     if path == LOCAL_JSON:
         files = {"train": "data/train.json", "eval": "data/eval.json"}
         return {"source": {"path": files}} | own, [f"{path} is read from {' and '.join(files.values())}"]
@@ -28,7 +29,7 @@ def dataset(path: str, sft_only: bool) -> tuple[dict[str, Any], list[str]]:
     return {"source": place} | own, notes
 
 
-def model(path: str) -> dict[str, Any]:
+def model(path: str) -> Section:
     """Settings of a model: a hub name or a folder."""
     return {"source": {"hub": path} if _is_hub(path) else {"path": path}}
 

@@ -102,12 +102,13 @@ class Chat:
         return pieces
 
     def _apply(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        return self._tokenizer.apply_chat_template(
+        text: str = self._tokenizer.apply_chat_template(
             messages,
             chat_template=self._template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
+        return text
 
     def _ids(self, texts: list[list[Piece]]) -> list[list[int]]:
         """Ids of written texts; a special token that touches the text of a turn is read as ordinary characters."""

@@ -27,7 +27,8 @@ class Comparisons:
 
     def weights(self) -> np.ndarray:
         """One over the number of pairs of the same row, [pairs] float32: the weights of a row sum to 1."""
-        return (1 / np.bincount(self.group)[self.group]).astype(np.float32)
+        weights: np.ndarray = 1 / np.bincount(self.group)[self.group]
+        return weights.astype(np.float32)
 
 
 def compare(corpus: Corpus, rows: np.ndarray) -> Comparisons:

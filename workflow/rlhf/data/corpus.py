@@ -69,33 +69,38 @@ class Corpus:
 
     def prompt(self, index: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
-        store, row = self._places[index]
-        return self._stores[store].prompt(row)
+        store, row = self._row(index)
+        return store.prompt(row)
 
     def chosen(self, index: int) -> np.ndarray:
         """Ids of the chosen answer, EOS included: [length] int64."""
-        store, row = self._places[index]
-        return self._stores[store].chosen(row)
+        store, row = self._row(index)
+        return store.chosen(row)
 
     def answers(self, index: int) -> list[np.ndarray]:
         """Ids of each answer to a prompt, EOS included, the best first: [length] int64 each."""
-        store, row = self._places[index]
-        return self._stores[store].answers(row)
+        store, row = self._row(index)
+        return store.answers(row)
 
     def judgements(self, index: int) -> np.ndarray:
         """`length`, `rank` (0 is best) and `rating` (NaN where unknown) of each answer: [answers], structured."""
-        store, row = self._places[index]
-        return self._stores[store].judgements(row)
+        store, row = self._row(index)
+        return store.judgements(row)
 
     def subset(self, index: int) -> str | None:
         """The part of its dataset that a row belongs to, where the data names one."""
-        store, row = self._places[index]
-        return self._stores[store].subset(row)
+        store, row = self._row(index)
+        return store.subset(row)
 
     def place(self, index: int) -> tuple[int, int]:
         """(number of the dataset, row in its cached split) of an index."""
         store, row = self._places[index]
         return int(store), int(row)
+
+    def _row(self, index: int) -> tuple[TokenStore, int]:
+        """The store that holds an index, and its row there."""
+        number, row = self.place(index)
+        return self._stores[number], row
 
     def lengths(self, field: str) -> np.ndarray:
         """Token counts of `prompt` or `chosen` of all rows: [rows] int64."""
@@ -149,6 +154,32 @@ class Corpus:
             if len(rows) and not copies and not part:
                 raise UserError(f"data_weights: {weight:g} of {len(rows)} rows of dataset {number + 1} leaves none")
             yield rows, copies, part
+
+    def sample(self, limit: int, seed: int) -> np.ndarray:
+        """Random rows in which every dataset has its share, up to rounding.
+
+        They follow from the content of the datasets: the order in which those are given matters neither for the rows
+        nor for their order. A smaller limit gives the first rows of a larger one.
+
+        The row that comes k-th in its dataset's random order stands at (k + u) / n of n rows, u being random in [0, 1);
+        the rows of all datasets are taken by where they stand, so that the datasets alternate.
+
+        Args:
+            limit: rows, at most.
+            seed: of the choice.
+
+        Returns:
+            Row indices, [at most limit] int64.
+        """
+        stands = np.empty(len(self))
+        for number, store in enumerate(self._stores):
+            own = np.flatnonzero(self._places[:, 0] == number)
+            generator = np.random.default_rng(derive_seed(seed, "sample", store.dataset_fingerprint))
+            offset = generator.random()
+            # Drawn for all rows of the dataset, so that a row's luck does not depend on which others were kept.
+            drawn = generator.random(store.rows)[self._places[own, 1]]
+            stands[own] = (drawn.argsort().argsort() + offset) / max(1, len(own))
+        return stands.argsort(kind="stable")[:limit]
 
     def keep(self, mask: np.ndarray, limit: str) -> int:
         """Keep the rows where `mask` is true; returns how many were dropped.

@@ -12,12 +12,14 @@ from typing import Any
 import datasets
 import numpy as np
 
+from rlhf.config.specification import ResolvedDataset
 from rlhf.data.example import Example
 from rlhf.data.examples import examples
-from rlhf.data.mappings import with_mapping
+from rlhf.data.mappings import mapped_source, row_format
 from rlhf.data.sources import load_rows
 from rlhf.errors import UserError
-from rlhf.runtime.files import atomic_directory, write_json
+from rlhf.files import write_json
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -39,13 +41,13 @@ HOLDOUT_SEED = 0
 LOG_EVERY = 100_000
 
 
-def cache_dataset(settings: dict[str, Any], output: Path, place: str) -> None:
+def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     """Write `arrow/` (splits `train` and `eval`) and `report.json` into `output`.
 
     The report counts unusable rows by reason and names the first row numbers of each; it holds no text.
 
     Args:
-        settings: `DatasetSettings` of the configuration.
+        settings: where the rows come from, and how they are read.
         output: resources/datasets/<id>/; appears whole or not at all.
         place: configuration path of the dataset, for messages.
 
@@ -53,11 +55,11 @@ def cache_dataset(settings: dict[str, Any], output: Path, place: str) -> None:
         UserError: the source cannot be read, a mapped column does not exist, nothing is left, or the share of unusable
             rows is above `max_bad_share`.
     """
-    settings = with_mapping(settings)
-    rows = load_rows(settings["source"], f"{place}.source")
+    source = mapped_source(settings)
+    rows = load_rows(source, f"{place}.source")
     kept, report = _read(rows.train, settings, place)
     if rows.eval is None:
-        train, unseen = _hold_out(kept, settings["source"]["eval_share"], place)
+        train, unseen = _hold_out(kept, source.eval_share, place)
         reports = {"train": {**report, "rows_kept": len(train)}, "eval": {"rows_kept": len(unseen), "held_out": True}}
     else:
         train = kept
@@ -93,12 +95,12 @@ def cached_texts(path: Path) -> Iterator[str]:
 
 
 def _read(
-    rows: Iterable[dict[str, Any]], settings: dict[str, Any], place: str
+    rows: Iterable[dict[str, Any]], settings: ResolvedDataset, place: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Usable rows, and the report of the others."""
     kept: list[dict[str, Any]] = []
     bad: dict[str, list[int]] = {}
-    for number, result in examples(_logged(rows, place), settings, place):
+    for number, result in examples(_logged(rows, place), row_format(settings), place):
         if isinstance(result, Example):
             kept.append({**vars(result), "row": number})
         else:
@@ -109,11 +111,11 @@ def _read(
     share = sum(map(len, bad.values())) / count
     reasons = "; ".join(f"{len(numbers)} x {reason}" for reason, numbers in sorted(bad.items()))
     logger.info("%s: %d rows, %d usable%s", place, count, len(kept), f" ({reasons})" if reasons else "")
-    if share > settings["max_bad_share"]:
+    if share > settings.max_bad_share:
         first = {reason: sorted(numbers)[:SHOWN_ROWS] for reason, numbers in bad.items()}
         raise UserError(
             f"{place}: {share:.1%} of {count} rows are unusable, {place}.max_bad_share allows "
-            f"{settings['max_bad_share']:.1%}: {reasons}. First rows: {first}. Check shape and columns"
+            f"{settings.max_bad_share:.1%}: {reasons}. First rows: {first}. Check shape and columns"
         )
     if not kept:
         raise UserError(f"{place}: no usable row is left of {count}: {reasons}")

@@ -9,18 +9,19 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf.data.example import BadRow, Example, Formats, Row, as_number, checked, in_order
+from rlhf.data.mappings import RowFormat
 from rlhf.data.shapes import SHAPES, Shape
 from rlhf.errors import UserError
 
 MISSING = object()
 
 
-def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Iterator[tuple[int, Example | str]]:
+def examples(rows: Iterable[Row], form: RowFormat, place: str) -> Iterator[tuple[int, Example | str]]:
     """Read rows of the configured shape.
 
     Args:
         rows: source rows.
-        settings: dataset settings with the mapping filled in (`rlhf.data.mappings.with_mapping`).
+        form: how they are read.
         place: configuration path of the dataset, for messages.
 
     Yields:
@@ -29,10 +30,10 @@ def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Itera
     Raises:
         UserError: a role is unknown, or its column is in no row.
     """
-    shape = SHAPES[settings["shape"]]
-    columns = _columns(shape, settings, place)
-    formats = Formats(settings["prompt_format"], settings["answer_format"], settings["remove"], settings["turns"])
-    _require_formats(settings, place)
+    shape = SHAPES[form.shape]
+    columns = _columns(shape, form, place)
+    formats = Formats(form.prompt_format, form.answer_format, form.remove, form.turns)
+    _require_formats(form, place)
     seen: set[str] = set()
     available: dict[str, None] = {}
     fields_of_rows = []
@@ -42,7 +43,7 @@ def examples(rows: Iterable[Row], settings: dict[str, Any], place: str) -> Itera
             available |= dict.fromkeys(key for key in row if isinstance(key, str))
         fields = {role: _lookup(row, path) for role, path in columns.items()}
         seen |= {role for role, value in fields.items() if value is not MISSING}
-        if settings["shape"] == "ratings":
+        if form.shape == "ratings":
             fields_of_rows.append((count - 1, row, fields))
         else:
             yield count - 1, _read(shape, row, fields, formats)
@@ -98,28 +99,27 @@ def _best_first(answers: list[tuple[float, int, Example]]) -> tuple[int, Example
         return number, str(reason)
 
 
-def _columns(shape: Shape, settings: dict[str, Any], place: str) -> dict[str, str]:
-    unknown = set(settings["columns"]) - set(shape.columns)
+def _columns(shape: Shape, form: RowFormat, place: str) -> dict[str, str]:
+    unknown = set(form.columns) - set(shape.columns)
     if unknown:
         roles = ", ".join(shape.columns)
-        raise UserError(
-            f"{place}.columns: {', '.join(sorted(unknown))}: shape {settings['shape']} has the roles {roles}"
-        )
-    return shape.columns | settings["columns"]
+        raise UserError(f"{place}.columns: {', '.join(sorted(unknown))}: shape {form.shape} has the roles {roles}")
+    return shape.columns | form.columns
 
 
-def _require_formats(settings: dict[str, Any], place: str) -> None:
-    if settings["turns"] and settings["prompt_format"] and settings["shape"] in ("messages", "dialogues"):
-        raise UserError(
-            f"{place}.prompt_format: the chat template formats the turns of {settings['shape']}; leave it out"
-        )
-    prompt_fields = ("instruction", "input") if settings["shape"] == "instructions" else ("prompt",)
-    for key, fields in (("prompt_format", prompt_fields), ("answer_format", ("answer",))):
+def _require_formats(form: RowFormat, place: str) -> None:
+    if form.turns and form.prompt_format and form.shape in ("messages", "dialogues"):
+        raise UserError(f"{place}.prompt_format: the chat template formats the turns of {form.shape}; leave it out")
+    prompt_fields = ("instruction", "input") if form.shape == "instructions" else ("prompt",)
+    for key, template, fields in (
+        ("prompt_format", form.prompt_format, prompt_fields),
+        ("answer_format", form.answer_format, ("answer",)),
+    ):
         try:
-            (settings[key] or "").format(**dict.fromkeys(fields, ""))
+            (template or "").format(**dict.fromkeys(fields, ""))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             known = ", ".join(f"{{{field}}}" for field in fields)
-            raise UserError(f"{place}.{key}: {settings[key]!r} is no template of {known} ({error})") from None
+            raise UserError(f"{place}.{key}: {template!r} is no template of {known} ({error})") from None
 
 
 def _require_columns(shape: Shape, columns: dict[str, str], seen: set[str], available: list[str], place: str) -> None:

@@ -5,80 +5,118 @@ Formats and splits follow DeepSpeed-Chat's dataset classes (`dschat/utils/data/r
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+
+from rlhf.config.sources import DatasetSource
+from rlhf.config.specification import ResolvedDataset
 
 _HUMAN = " Human: {prompt} Assistant:"
 _SPACED = " {answer}"
 
-KNOWN: dict[str, dict[str, Any]] = {
-    "Dahoas/rm-static": {"shape": "pairs", "eval_split": "test"},
-    "Dahoas/full-hh-rlhf": {"shape": "pairs", "eval_split": "test"},
-    "Dahoas/synthetic-instruct-gptj-pairwise": {"shape": "pairs", "prompt_format": _HUMAN, "answer_format": _SPACED},
-    "yitingxie/rlhf-reward-datasets": {
-        "shape": "pairs",
-        "eval_split": "test",
-        "prompt_format": "{prompt}Assistant:",
-        "columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
-    },
-    "Anthropic/hh-rlhf": {"shape": "dialogues", "eval_split": "test"},
-    "openai/webgpt_comparisons": {
-        "shape": "comparisons",
-        "columns": {
+
+@dataclass(frozen=True)
+class ReadyMapping:
+    """What is known of a public dataset; entries are those of the configuration.
+
+    Attributes:
+        remove: a pattern deleted from answers.
+    """
+
+    shape: str
+    eval_split: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    prompt_format: str | None = None
+    answer_format: str | None = None
+    remove: str | None = None
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How the rows of a source are read.
+
+    Attributes:
+        shape: one of `rlhf.data.shapes.SHAPES`.
+        columns: role -> column, where it is not the shape's own.
+        prompt_format, answer_format: templates, or None for the shape's own.
+        remove: a pattern deleted from answers.
+        turns: prompts are kept as the turns of a chat, which need no `Human:` and `Assistant:`.
+    """
+
+    shape: str
+    columns: dict[str, str] = field(default_factory=dict)
+    prompt_format: str | None = None
+    answer_format: str | None = None
+    remove: str | None = None
+    turns: bool = False
+
+
+KNOWN: dict[str, ReadyMapping] = {
+    "Dahoas/rm-static": ReadyMapping(shape="pairs", eval_split="test"),
+    "Dahoas/full-hh-rlhf": ReadyMapping(shape="pairs", eval_split="test"),
+    "Dahoas/synthetic-instruct-gptj-pairwise": ReadyMapping(shape="pairs", prompt_format=_HUMAN, answer_format=_SPACED),
+    "yitingxie/rlhf-reward-datasets": ReadyMapping(
+        shape="pairs",
+        eval_split="test",
+        prompt_format="{prompt}Assistant:",
+        columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    ),
+    "Anthropic/hh-rlhf": ReadyMapping(shape="dialogues", eval_split="test"),
+    "openai/webgpt_comparisons": ReadyMapping(
+        shape="comparisons",
+        columns={
             "prompt": "question.full_text",
             "answer_0": "answer_0",
             "answer_1": "answer_1",
             "score_0": "score_0",
             "score_1": "score_1",
         },
-        "prompt_format": _HUMAN,
-        "answer_format": _SPACED,
-        "remove": r"\[\d+(?:, ?\d+)*\]",
-    },
-    "stanfordnlp/SHP": {
-        "shape": "comparisons",
-        "eval_split": "validation",
-        "columns": {
+        prompt_format=_HUMAN,
+        answer_format=_SPACED,
+        remove=r"\[\d+(?:, ?\d+)*\]",
+    ),
+    "stanfordnlp/SHP": ReadyMapping(
+        shape="comparisons",
+        eval_split="validation",
+        columns={
             "prompt": "history",
             "answer_0": "human_ref_B",
             "answer_1": "human_ref_A",
             # labels is 1 where A is preferred
             "score_1": "labels",
         },
-        "prompt_format": _HUMAN,
-        "answer_format": _SPACED,
-    },
-    "pvduy/sharegpt_alpaca_oa_vicuna_format": {
-        "shape": "instructions",
-        "eval_split": "test",
-        "columns": {"instruction": "prompt", "output": "label"},
-        "prompt_format": "{instruction}",
-        "answer_format": _SPACED,
-    },
+        prompt_format=_HUMAN,
+        answer_format=_SPACED,
+    ),
+    "pvduy/sharegpt_alpaca_oa_vicuna_format": ReadyMapping(
+        shape="instructions",
+        eval_split="test",
+        columns={"instruction": "prompt", "output": "label"},
+        prompt_format="{instruction}",
+        answer_format=_SPACED,
+    ),
 }
+UNKNOWN = ReadyMapping("pairs")
 
 
-def with_mapping(settings: dict[str, Any]) -> dict[str, Any]:
-    """Dataset settings with the ready mapping of a known hub dataset in the place of what is unset.
+def row_format(settings: ResolvedDataset) -> RowFormat:
+    """How a dataset's rows are read, with the ready mapping of a known hub dataset in the place of what is unset."""
+    known = _mapping(settings)
+    formats = UNKNOWN if settings.turns else known
+    return RowFormat(
+        shape=settings.shape or known.shape,
+        columns=known.columns | settings.columns,
+        prompt_format=settings.prompt_format or formats.prompt_format,
+        answer_format=settings.answer_format or formats.answer_format,
+        remove=known.remove,
+        turns=bool(settings.turns),
+    )
 
-    Args:
-        settings: `DatasetSettings` as a dictionary; not changed.
 
-    Returns:
-        The same keys, `shape` set, `remove`: a pattern deleted from answers, or None, and `turns`: whether prompts are
-        kept as the turns of a chat, which need no `Human:` and `Assistant:`.
-    """
-    known = KNOWN.get(settings["source"]["hub"] or "", {})
-    turns = settings.get("turns", False)
-    formats = {} if turns else known
-    source = dict(settings["source"])
-    source["eval_split"] = source["eval_split"] or known.get("eval_split")
-    return {
-        **settings,
-        "source": source,
-        "shape": settings["shape"] or known.get("shape", "pairs"),
-        "columns": known.get("columns", {}) | settings["columns"],
-        "prompt_format": settings["prompt_format"] or formats.get("prompt_format"),
-        "answer_format": settings["answer_format"] or formats.get("answer_format"),
-        "remove": known.get("remove"),
-        "turns": turns,
-    }
+def mapped_source(settings: ResolvedDataset) -> DatasetSource:
+    """Where a dataset comes from, with the unseen split of a known hub dataset where none is given."""
+    source = settings.source
+    return source.model_copy(update={"eval_split": source.eval_split or _mapping(settings).eval_split})
+
+
+def _mapping(settings: ResolvedDataset) -> ReadyMapping:
+    return KNOWN.get(settings.source.hub or "", UNKNOWN)

@@ -16,6 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
+from rlhf.config.sources import DatasetSource
 from rlhf.errors import UserError
 from rlhf.functions import load_function
 
@@ -31,7 +32,7 @@ class Rows:
     eval: Iterable[Row] | None = None
 
 
-def load_rows(source: dict[str, Any], place: str) -> Rows:
+def load_rows(source: DatasetSource, place: str) -> Rows:
     """The rows of a source.
 
     Args:
@@ -41,11 +42,12 @@ def load_rows(source: dict[str, Any], place: str) -> Rows:
     Raises:
         UserError: the source cannot be read; the message says what is there instead.
     """
-    if source["hub"] is not None:
-        return _from_hub(source, place)
-    if source["generator"] is not None:
-        return Rows(_from_generator(source["generator"], source["arguments"], place))
-    path = source["path"]
+    if source.hub is not None:
+        return _from_hub(source.hub, source, place)
+    if source.generator is not None:
+        return Rows(_from_generator(source.generator, source.arguments, place))
+    path = source.path
+    assert path is not None  # DatasetSource has one of the three
     if isinstance(path, dict):
         return Rows(_from_path(path["train"], source, place).train, _unseen(path.get("eval"), source, place))
     if isinstance(path, list):
@@ -53,23 +55,24 @@ def load_rows(source: dict[str, Any], place: str) -> Rows:
     return _from_path(path, source, place)
 
 
-def _unseen(path: str | None, source: dict[str, Any], place: str) -> Iterable[Row] | None:
+def _unseen(path: str | None, source: DatasetSource, place: str) -> Iterable[Row] | None:
     return None if path is None else _from_path(path, source, place).train
 
 
-def _from_hub(source: dict[str, Any], place: str) -> Rows:
-    if Path(source["hub"]).exists():  # `load_dataset` would take that, and no hash of it is in the ID
-        raise UserError(f"{place}.hub: there is a local {source['hub']!r}; give it as {place}.path, or move it")
+def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
+    if Path(hub).exists():  # `load_dataset` would take that, and no hash of it is in the ID
+        raise UserError(f"{place}.hub: there is a local {hub!r}; give it as {place}.path, or move it")
 
     def load(split: str) -> Iterable[Row]:
-        return datasets.load_dataset(source["hub"], source["name"], revision=source["revision"], split=split)
+        rows: Iterable[Row] = datasets.load_dataset(hub, source.name, revision=source.revision, split=split)
+        return rows
 
     try:
-        return Rows(load(source["train_split"]), load(source["eval_split"]) if source["eval_split"] else None)
+        return Rows(load(source.train_split), load(source.eval_split) if source.eval_split else None)
     except (OSError, ValueError) as error:  # network trouble and unknown names, revisions or splits
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{place}.hub: {source['hub']!r} cannot be loaded ({first}). Check name, revision and splits, run this "
+            f"{place}.hub: {hub!r} cannot be loaded ({first}). Check name, revision and splits, run this "
             f"step where the hub can be reached, or download it and give {place}.path"
         ) from None
 
@@ -82,7 +85,7 @@ def _from_generator(reference: str, arguments: dict[str, Any], place: str) -> It
         raise UserError(f"{place}.arguments: {reference} does not take them: {error}") from None
 
 
-def _from_path(name: str, source: dict[str, Any], place: str) -> Rows:
+def _from_path(name: str, source: DatasetSource, place: str) -> Rows:
     path = Path(name)
     if not path.exists():
         raise UserError(f"{place}.path: {name!r} does not exist; paths are relative to the working directory")
@@ -94,7 +97,7 @@ def _from_path(name: str, source: dict[str, Any], place: str) -> Rows:
     return Rows(rows)
 
 
-def _from_saved_folder(path: Path, source: dict[str, Any], place: str) -> Rows:
+def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
     try:
         _require_own_files(path, place)
         saved = datasets.load_from_disk(str(path))
@@ -104,10 +107,10 @@ def _from_saved_folder(path: Path, source: dict[str, Any], place: str) -> Rows:
         raise UserError(f"{place}.path: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
     if isinstance(saved, datasets.Dataset):
         return Rows(saved)
-    for key in ("train_split", "eval_split"):
-        if source[key] is not None and source[key] not in saved:
-            raise UserError(f"{place}.{key}: {str(path)!r} has no split {source[key]!r}; it has {', '.join(saved)}")
-    return Rows(saved[source["train_split"]], saved[source["eval_split"]] if source["eval_split"] else None)
+    for key, split in (("train_split", source.train_split), ("eval_split", source.eval_split)):
+        if split is not None and split not in saved:
+            raise UserError(f"{place}.{key}: {str(path)!r} has no split {split!r}; it has {', '.join(saved)}")
+    return Rows(saved[source.train_split], saved[source.eval_split] if source.eval_split else None)
 
 
 def _require_own_files(path: Path, place: str) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 
 from rlhf.data.dataset import load_cached
 from rlhf.errors import UserError
+from rlhf.files import write_json
 from rlhf.phases import PHASES
-from rlhf.runtime.files import atomic_directory, write_json
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

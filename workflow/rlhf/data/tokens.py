@@ -16,7 +16,8 @@ from rlhf.data.dataset import load_cached
 from rlhf.data.groups import answer_groups, grouped_ids
 from rlhf.data.special import OrdinaryText
 from rlhf.errors import UserError
-from rlhf.runtime.files import atomic_directory, read_json, sha256_file, write_json
+from rlhf.files import read_json, sha256_file, write_json
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -42,13 +43,14 @@ class TokenStore:
         self.eos_token_id: int = facts["eos_token_id"]
         self.pad_token_id: int = facts["pad_token_id"]
         self.tokenizer_fingerprint: str = facts["tokenizer_fingerprint"]
+        self.dataset_fingerprint: str = facts["dataset_fingerprint"]
         self.chat_template: str | None = facts.get("chat_template")  # None: the tokenizer's own, or none
         self._offsets = {field: np.load(folder / f"{split}.{field}.offsets.npy") for field in FIELDS}
         self._ids = {
             field: _map(folder / f"{split}.{field}.bin", facts["dtype"], int(self._offsets[field][-1]))
             for field in FIELDS
         }
-        self._answers = np.load(folder / f"{split}.answers.npy")
+        self._answers: np.ndarray = np.load(folder / f"{split}.answers.npy")
         self._answer_offsets = np.load(folder / f"{split}.answers.offsets.npy")
         self._subset_names: list[str] = facts["subsets"][split]
         self._subsets = np.load(folder / f"{split}.subset.npy")
@@ -69,7 +71,8 @@ class TokenStore:
     def judgements(self, row: int) -> np.ndarray:
         """Length in tokens, rank (0 is best) and rating (NaN where unknown) of each answer: [answers] of `ANSWER`."""
         start, end = self._answer_offsets[row : row + 2]
-        return self._answers[start:end]
+        judged: np.ndarray = self._answers[start:end]
+        return judged
 
     def subset(self, row: int) -> str | None:
         """The part of the dataset that a row belongs to, where the data names one."""
@@ -203,10 +206,11 @@ def _ordinary_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, add_spec
         split_special_tokens=True,
         return_offsets_mapping=tokenizer.is_fast,
     )
+    every: list[list[int]] = encoded["input_ids"]
     if not tokenizer.is_fast:
-        return encoded["input_ids"]
+        return every
     ordinary = OrdinaryText(tokenizer)
-    rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    rows = zip(texts, every, encoded["offset_mapping"], strict=True)
     return [ordinary.restore(text, ids, offsets, [(0, len(text))]) for text, ids, offsets in rows]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,12 @@ from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_ra
 from rlhf.functions import load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, token_logprobs
+from rlhf.ppo.kl import token_kl
 from rlhf.ppo.reward import reward_scorer
 from rlhf.ppo.rollout import Samples
 from rlhf.ppo.sampling import Answer, sample_answers
-from rlhf.runtime.files import read_jsonl, write_jsonl
+from rlhf.records.evaluation import BaselineEvaluation, BestOfN, PpoEvaluation
+from rlhf.records.samples import AnswerSample, BaselineSample, SamplePair, read_baseline_samples, write_samples
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import device
 
@@ -34,16 +35,18 @@ class Judged:
     score: np.ndarray
     gold: np.ndarray | None
 
-    def row(self, index: int) -> dict[str, Any]:
-        """One answer as a row of samples.jsonl."""
+    def sample(self, index: int) -> AnswerSample:
+        """One answer as samples.jsonl has it."""
         answer = self.samples.answers[index]
-        row: dict[str, Any] = {
+        sample: AnswerSample = {
             "text": self.texts[index],
             "score": float(self.score[index]),
             "length": len(answer.ids),
             "finished": answer.finished,
         }
-        return row | ({} if self.gold is None else {"gold": float(self.gold[index])})
+        if self.gold is not None:
+            sample["gold"] = float(self.gold[index])
+        return sample
 
 
 def evaluate_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
@@ -58,23 +61,22 @@ def evaluate_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) ->
     score = judged.score.reshape(shape)
     gold = None if judged.gold is None else judged.gold.reshape(shape)
     prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen])
-    lines = []
+    lines: list[BaselineSample] = []
     for place, prompt in enumerate(prompts):
-        answers = [judged.row(place * (count + 1) + number) for number in range(count + 1)]
+        answers = [judged.sample(place * (count + 1) + number) for number in range(count + 1)]
         lines.append({"row": int(chosen[place]), "prompt": prompt, "answers": answers})
-    write_jsonl(evaluation.paths.output / "samples.jsonl", lines)
-    evaluation.write(
-        {
-            "prompts": len(chosen),
-            "n": count,
-            "score_mean": float(score[:, 0].mean()),
-            "score_std": float(score[:, 0].std()),
-            "gold_mean": None if gold is None else float(gold[:, 0].mean()),
-            "response_length": float(samples.answer_lengths.mean()),
-            "eos_share": float(samples.finished.mean()),
-            "best_of_n": [_best_of(n, score, gold) for n in _powers_of_two(count)],
-        }
-    )
+    write_samples(evaluation.paths.output, lines)
+    result: BaselineEvaluation = {
+        "prompts": len(chosen),
+        "n": count,
+        "score_mean": float(score[:, 0].mean()),
+        "score_std": float(score[:, 0].std()),
+        "gold_mean": None if gold is None else float(gold[:, 0].mean()),
+        "response_length": float(samples.answer_lengths.mean()),
+        "eos_share": float(samples.finished.mean()),
+        "best_of_n": [_best_of(n, score, gold) for n in _powers_of_two(count)],
+    }
+    evaluation.write(result)
 
 
 def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward: Path, baseline: Path) -> None:
@@ -91,7 +93,7 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
         UserError: the baseline answers other prompts.
     """
     corpus, chosen = unseen_prompts(evaluation)
-    before = read_jsonl(baseline)
+    before = read_baseline_samples(baseline)
     require_same_prompts(before, chosen.tolist(), baseline)
     model, tokenizer = load_policy(policy, "fp32").eval().to(device()), load_tokenizer(policy)
     samples = _sample(evaluation, model, corpus, chosen, "policy")
@@ -101,7 +103,7 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     first = [row["answers"][0] for row in before]
     sft_score = np.array([answer["score"] for answer in first])
     rate, rate_error = win_rate(judged.score, sft_score)
-    result = {
+    result: PpoEvaluation = {
         "prompts": len(chosen),
         "win_rate": rate,
         "win_rate_se": rate_error,
@@ -118,16 +120,22 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
         sft_gold = np.array([answer["gold"] for answer in first])
         result["gold_win_rate"], result["gold_win_rate_se"] = win_rate(judged.gold, sft_gold)
         result["gold_mean"], result["sft_gold_mean"] = float(judged.gold.mean()), float(sft_gold.mean())
-    write_jsonl(evaluation.paths.output / "samples.jsonl", [_pair(row, judged, i) for i, row in enumerate(before)])
+    write_samples(evaluation.paths.output, [_pair(row, judged.sample(i)) for i, row in enumerate(before)])
     evaluation.write(result)
 
 
-def _pair(row: dict[str, Any], judged: Judged, index: int) -> dict[str, Any]:
-    policy, sft = judged.row(index), row["answers"][0]
-    pair = {"row": row["row"], "prompt": row["prompt"], "sft": sft["text"], "policy": policy["text"]}
-    for key in ("score", "gold"):
-        if key in policy:
-            pair |= {f"sft_{key}": sft[key], f"policy_{key}": policy[key]}
+def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
+    sft = row["answers"][0]
+    pair: SamplePair = {
+        "row": row["row"],
+        "prompt": row["prompt"],
+        "sft": sft["text"],
+        "policy": policy["text"],
+        "sft_score": sft["score"],
+        "policy_score": policy["score"],
+    }
+    if "gold" in policy:
+        pair["sft_gold"], pair["policy_gold"] = sft["gold"], policy["gold"]
     return pair
 
 
@@ -182,17 +190,18 @@ def _kl(
     with torch.no_grad():
         for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
             part = samples.rectangle(micro.rows, pad_id, device())
-            inputs = (part.input_ids, part.attention_mask, part.width)
-            own = token_logprobs(answer_logits(policy, *inputs) / temperature, part.answers)
-            other = token_logprobs(answer_logits(reference, *inputs) / temperature, part.answers)
-            kl[micro.rows] = ((own - other) * part.mask).sum(1).cpu().numpy()
+            own, other = (
+                part.table(token_logprobs(answer_logits(model, *part.inputs) / temperature, part.targets))
+                for model in (policy, reference)
+            )
+            kl[micro.rows] = token_kl(own, other, part.mask, "k1").sum(1).cpu().numpy()
     return kl
 
 
-def _best_of(n: int, score: np.ndarray, gold: np.ndarray | None) -> dict[str, float]:
+def _best_of(n: int, score: np.ndarray, gold: np.ndarray | None) -> BestOfN:
     """Best-of-n by the reward model among the candidates; column 0 is the answer it is compared with."""
     candidates = score[:, 1:]
-    row = {
+    row: BestOfN = {
         "n": n,
         "kl": best_of_n_kl(n),
         "score": best_of_n(candidates, candidates, n),

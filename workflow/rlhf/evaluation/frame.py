@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +14,8 @@ from rlhf.config.specification import JobSpecification, ResolvedAnswers
 from rlhf.config.stages import EvaluateExecution, EvaluationSettings
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
-from rlhf.runtime.files import write_json
+from rlhf.records.evaluation import EvaluationRecord, Measured, write_evaluation
+from rlhf.records.samples import BaselineSample
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import slurm_job
 from rlhf.runtime.seeds import derive_seed
@@ -42,17 +43,22 @@ class Evaluation(Generic[SettingsT]):
         """Sequences computed at once."""
         return self.spec.execution.per_device_eval_batch_size
 
-    def write(self, result: dict[str, Any]) -> None:
+    def write(self, result: Measured) -> None:
         """Write evaluation.json.
 
         Args:
             result: what was measured; an entry that is None was not, and is left out.
         """
-        measured = {key: value for key, value in result.items() if value is not None}
-        head = {"schema_version": 1, "stage": self.spec.stage, "id": self.spec.id}
-        run = {"execution": self.spec.execution.model_dump(mode="json"), **slurm_job()}
-        write_json(self.paths.output / "evaluation.json", head | measured | run)
-        for key, value in measured.items():
+        record: EvaluationRecord = {
+            **cast(EvaluationRecord, result),
+            "schema_version": 1,
+            "stage": self.spec.stage,
+            "id": self.spec.id,
+            "execution": self.spec.execution.model_dump(mode="json"),
+            **slurm_job(),
+        }
+        write_evaluation(self.paths.output, record)
+        for key, value in result.items():
             if isinstance(value, int | float):
                 logger.info("%s: %.6g", key, value)
 
@@ -61,7 +67,7 @@ AnswersEvaluation = Evaluation[ResolvedAnswers]
 
 
 def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
-    """The unseen prompts to answer: a seeded choice among those that are short enough.
+    """The unseen prompts to answer: a seeded choice among those that are short enough, every dataset with its share.
 
     Returns:
         The corpus, and the chosen rows [prompts].
@@ -73,18 +79,19 @@ def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
     corpus = evaluation.paths.corpus("eval", "ppo")
     fits = corpus.lengths("prompt") <= settings.max_prompt_seq_len
     dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
-    order = np.random.default_rng(derive_seed(evaluation.spec.seed, "unseen prompts")).permutation(len(corpus))
-    chosen = order[: settings.prompts]
+    chosen = corpus.sample(settings.prompts, derive_seed(evaluation.spec.seed, "unseen prompts"))
     logger.info("%d of %d unseen prompts; %d are too long", len(chosen), len(corpus), dropped)
     return corpus, chosen
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
     """Texts of id sequences, special tokens left out."""
-    return tokenizer.batch_decode([sequence.tolist() for sequence in sequences], skip_special_tokens=True)
+    ids = [sequence.tolist() for sequence in sequences]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
 
 
-def require_same_prompts(rows: list[dict[str, Any]], prompts: list[int], path: Path) -> None:
+def require_same_prompts(rows: list[BaselineSample], prompts: list[int], path: Path) -> None:
     """The policy must answer the prompts that the SFT model answered.
 
     Raises:

@@ -1,19 +1,28 @@
-"""How well scores agree with preferences: overall, by part of the data, by length, and as probabilities; pure."""
+"""How well scores agree with preferences: overall, by part of the data, by length, and as probabilities; pure.
+
+A tie, two answers of equal score, is half right everywhere, as in training (`rlhf.training.reward`): a model that gives
+all answers one score is as good as a coin. In half precision ties are frequent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from rlhf.evaluation.statistics import clustered_interval, outcomes
+from rlhf.records.evaluation import (
+    Accuracy,
+    GoldAgreement,
+    LengthAccuracy,
+    LongerAccuracy,
+    ProbabilityBin,
+    SubsetAccuracy,
+)
 
 LENGTH_BINS = 5
 CALIBRATION_BINS = 10
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,30 @@ class JudgedPairs:
     @property
     def margin(self) -> np.ndarray:
         """By how much the better answer scores higher."""
-        return self.chosen - self.rejected
+        margin: np.ndarray = self.chosen - self.rejected
+        return margin
 
     def where(self, mask: np.ndarray) -> JudgedPairs:
         """The pairs at which `mask` is true."""
         return replace(self, **{name: values[mask] for name, values in vars(self).items()})
 
 
-def accuracy(pairs: JudgedPairs) -> Row:
-    """Share of pairs ranked right, with its 95 % interval: `pairs`, `accuracy`, `accuracy_low`, `accuracy_high`."""
-    right = pairs.margin > 0
+def accuracy(pairs: JudgedPairs) -> Accuracy:
+    """Share of pairs ranked right, ties counting half, and how many are ties.
+
+    Returns:
+        `pairs`: their number; `tie_share`: share of ties; `accuracy`, with its 95 % interval `accuracy_low` to
+        `accuracy_high`.
+    """
+    right = outcomes(pairs.margin, 0)
     low, high = clustered_interval(right, pairs.group)
-    return {"pairs": len(right), "accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
+    return {
+        "pairs": len(right),
+        "tie_share": float((pairs.margin == 0).mean()),
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
 
 
 def longer_accuracy(pairs: JudgedPairs) -> float:
@@ -56,17 +77,17 @@ def longer_accuracy(pairs: JudgedPairs) -> float:
     return float(outcomes(pairs.length_difference, 0).mean())
 
 
-def by_subset(pairs: JudgedPairs) -> list[Row] | None:
+def by_subset(pairs: JudgedPairs) -> list[SubsetAccuracy] | None:
     """Accuracy of each subset, and of choosing the longer answer in it; None where no pair names one."""
     names = sorted({name for name in pairs.subset if name is not None})
     parts = {name: pairs.where(pairs.subset == name) for name in names}
-    rows = [
+    rows: list[SubsetAccuracy] = [
         {"subset": name, **accuracy(part), "longer_accuracy": longer_accuracy(part)} for name, part in parts.items()
     ]
     return rows or None
 
 
-def by_longer(pairs: JudgedPairs) -> list[Row]:
+def by_longer(pairs: JudgedPairs) -> list[LongerAccuracy]:
     """Accuracy where the chosen answer is longer, equally long, or shorter; cases without a pair are left out."""
     sign = np.sign(pairs.length_difference)
     return [
@@ -76,7 +97,7 @@ def by_longer(pairs: JudgedPairs) -> list[Row]:
     ]
 
 
-def by_length_difference(pairs: JudgedPairs, bins: int = LENGTH_BINS) -> list[Row]:
+def by_length_difference(pairs: JudgedPairs, bins: int = LENGTH_BINS) -> list[LengthAccuracy]:
     """Accuracy in bins of the length difference (chosen less rejected, in tokens) with about equal counts.
 
     Args:
@@ -96,7 +117,7 @@ def _quantile_parts(pairs: JudgedPairs, bins: int) -> Iterator[JudgedPairs]:
         yield pairs.where(place == number)
 
 
-def calibration(pairs: JudgedPairs, bins: int = CALIBRATION_BINS) -> tuple[list[Row], float]:
+def calibration(pairs: JudgedPairs, bins: int = CALIBRATION_BINS) -> tuple[list[ProbabilityBin], float]:
     """Predicted probability against observed share, over bins of equal width from 0.5 to 1.
 
     The prediction is that the answer of higher raw score is the better one, with probability sigmoid(|difference|).
@@ -112,22 +133,32 @@ def calibration(pairs: JudgedPairs, bins: int = CALIBRATION_BINS) -> tuple[list[
     """
     predicted, observed = 1 / (1 + np.exp(-np.abs(pairs.margin))), outcomes(pairs.margin, 0)
     place = np.minimum(((predicted - 0.5) * 2 * bins).astype(int), bins - 1)
-    rows, error = [], 0.0
+    rows: list[ProbabilityBin] = []
+    error = 0.0
     for number in np.unique(place):
         here = place == number
         mean, share = float(predicted[here].mean()), float(observed[here].mean())
         low, high = clustered_interval(observed[here], pairs.group[here])
-        edges = {"from": 0.5 + int(number) / (2 * bins), "to": 0.5 + int(number + 1) / (2 * bins)}
-        observation = {"observed": share, "observed_low": low, "observed_high": high}
-        rows.append({**edges, "pairs": int(here.sum()), "predicted": mean, **observation})
+        rows.append(
+            {
+                "from": 0.5 + int(number) / (2 * bins),
+                "to": 0.5 + int(number + 1) / (2 * bins),
+                "pairs": int(here.sum()),
+                "predicted": mean,
+                "observed": share,
+                "observed_low": low,
+                "observed_high": high,
+            }
+        )
         error += float(here.mean()) * abs(mean - share)
     return rows, error
 
 
-def gold_agreement(
-    pairs: JudgedPairs, gold_pairs: JudgedPairs, scores: np.ndarray, gold: np.ndarray
-) -> dict[str, float | None]:
-    """Share of pairs that reward model and gold reward rank alike (gold ties left out), and their correlation.
+def gold_agreement(pairs: JudgedPairs, gold_pairs: JudgedPairs, scores: np.ndarray, gold: np.ndarray) -> GoldAgreement:
+    """Share of pairs that reward model and gold reward rank alike, and their correlation.
+
+    Ties of the reward model count half. Pairs that tie under the gold reward are left out, as the data's are: there is
+    no preference to agree with.
 
     Args:
         pairs: compared answers with their scores.
@@ -139,7 +170,7 @@ def gold_agreement(
         Entries are None where they are not defined: only gold ties, or no variation.
     """
     differ = gold_pairs.margin != 0
-    alike = (pairs.margin * gold_pairs.margin > 0)[differ]
+    alike = outcomes(pairs.margin * np.sign(gold_pairs.margin), 0)[differ]
     varies = gold.std() > 0 and scores.std() > 0
     return {
         "gold_pairs": int(differ.sum()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from rlhf.functions import load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.experience import Judge
+from rlhf.records.evaluation import GoldAgreement, RewardEvaluation
 from rlhf.training.distributed import device
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
@@ -62,13 +63,12 @@ def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_fold
     dropped = corpus.keep(objective.lengths(corpus) <= limit, f"reward.max_seq_len: {limit}")
     model = load_reward(model_folder, "fp32")
     raw = unseen_scores(TokenScorer(model).eval().to(device()), corpus, evaluation.batch_size)
-    evaluation.write(
-        {
-            "rows_too_long": dropped,
-            **reward_report(judged_pairs(corpus, raw), raw, model.config.reward_mean, model.config.reward_std),
-            **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
-        }
-    )
+    result: RewardEvaluation = {
+        **reward_report(judged_pairs(corpus, raw), raw, model.config.reward_mean, model.config.reward_std),
+        **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
+        "rows_too_long": dropped,
+    }
+    evaluation.write(result)
 
 
 def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.ndarray:
@@ -78,7 +78,7 @@ def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.nda
     with torch.no_grad():
         for micro in micro_batches(rows, objective.lengths(corpus), batch_size, rank=0, world_size=1):
             counts = [len(corpus.judgements(row)) for row in micro.rows]
-            parts = objective.scores(model, corpus, micro.rows).split(counts)
+            parts = torch.split(objective.scores(model, corpus, micro.rows), counts)
             for row, part in zip(micro.rows, parts, strict=True):
                 scores[row] = part.double().cpu().numpy()
     return np.concatenate(scores)
@@ -104,7 +104,7 @@ def judged_pairs(corpus: Corpus, scores: np.ndarray) -> JudgedPairs:
     )
 
 
-def reward_report(pairs: JudgedPairs, raw: np.ndarray, mean: float, std: float) -> dict[str, Any]:
+def reward_report(pairs: JudgedPairs, raw: np.ndarray, mean: float, std: float) -> RewardEvaluation:
     """What evaluation.json says of a reward model.
 
     Args:
@@ -116,7 +116,7 @@ def reward_report(pairs: JudgedPairs, raw: np.ndarray, mean: float, std: float) 
     table, error = calibration(pairs)
     return {
         "prompts": len(np.unique(pairs.group)),
-        **accuracy(pairs),
+        **cast(RewardEvaluation, accuracy(pairs)),
         "longer_accuracy": longer_accuracy(pairs),
         "score_mean": float((raw.mean() - mean) / std),
         "score_std": float(raw.std() / std),
@@ -131,7 +131,7 @@ def reward_report(pairs: JudgedPairs, raw: np.ndarray, mean: float, std: float) 
     }
 
 
-def _against_gold(corpus: Corpus, scores: np.ndarray, folder: Path, judge: Judge | None) -> dict[str, float | None]:
+def _against_gold(corpus: Corpus, scores: np.ndarray, folder: Path, judge: Judge | None) -> GoldAgreement:
     if judge is None:
         return {}
     tokenizer, rows = load_tokenizer(folder), range(len(corpus))

@@ -33,14 +33,14 @@ class AllocatorPeaks:
         self._install(self._guard)
 
     def begin(self) -> None:
-        """A phase begins."""
+        """Start to follow a phase: what was the peak before it is forgotten."""
         self._reset(self._device)
         stats = self._cuda.memory_stats(self._device)
         self._before = {name: stats.get(key, 0) for name, key in EVENTS.items()}
         self._peaks = {"peak_device": self._used()}
 
     def end(self) -> dict[str, int]:
-        """The phase ends; returns its peaks in bytes, and how often the allocator emptied its cache or gave up.
+        """End the phase; returns its peaks in bytes, and how often the allocator emptied its cache or gave up.
 
         `peak_device` is what the driver counts, other processes on the device included: the largest reserve of the
         phase, and what lies outside the allocator (context, NCCL) at its end.
@@ -53,7 +53,7 @@ class AllocatorPeaks:
         return found | {name: stats[key] - self._before[name] for name, key in EVENTS.items() if key in stats}
 
     def release(self) -> None:
-        """Give torch its own function back."""
+        """Stop following: torch resets its counters by its own function again."""
         if self._cuda.memory.reset_peak_memory_stats is self._guard:
             self._install(self._reset)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.memory.layers import decoder_layers
 from rlhf.models.loading import DTYPES, dropout_keys
-from rlhf.models.lora import add_lora
+from rlhf.models.lora import adapted_layers, add_lora, is_adapter, linear_modules, plain_layer
+from rlhf.models.merged import LowRank, keep_beside, keeps_transposed
 from rlhf.models.scores import TokenScorer
 
 SHORT = (4, 5)  # numbers of layers that show first, second, penultimate and last, and what one more adds
@@ -22,6 +24,25 @@ SMALL_PARAMETER = 100_000  # DeepSpeed's default of param_persistence_threshold
 
 
 _UNIFORM: dict[tuple[str, str], bool] = {}  # of configuration and head
+
+
+@dataclass(frozen=True)
+class EarlierAdapters:
+    """Adapters of an earlier stage, which a model in half precision computes beside its weights.
+
+    Args:
+        rank: of the matrices.
+        pattern: part of the names of the linear modules that have them.
+        modules: their names, where they are known; None: `pattern` tells.
+    """
+
+    rank: int
+    pattern: str = ""
+    modules: frozenset[str] | None = None
+
+    def of(self, names: list[str]) -> list[str]:
+        """Those of the linear modules `names` that have such an adapter."""
+        return [name for name in names if (self.pattern in name if self.modules is None else name in self.modules)]
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class Blueprint:
         optimization: `Optimization` settings; None: the model is frozen.
         checkpointing: recompute activations in the backward pass.
         place: configuration path of the settings, for messages.
+        earlier: adapters of the stages before, oldest first; without effect in fp32.
     """
 
     config: PreTrainedConfig
@@ -43,6 +65,7 @@ class Blueprint:
     optimization: Optimization | None
     checkpointing: bool = False
     place: str = ""
+    earlier: tuple[EarlierAdapters, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -50,7 +73,7 @@ class Blueprint:
         return int(self.config.num_hidden_layers)
 
     def uniform(self) -> bool:
-        """Whether all layers are of one kind, so that few of them tell of all."""
+        """Whether all layers have the same shapes and attention, so that a model of few layers tells of one of many."""
         key = (self.config.to_json_string(use_diff=False), self.head)
         if key not in _UNIFORM:
             kinds = set(getattr(self.config, "layer_types", None) or ["same"])
@@ -75,6 +98,7 @@ class Blueprint:
                 model = auto_class.from_config(self._shortened(layers), dtype=DTYPES[self.dtype])
             except ValueError as error:
                 raise UserError(f"{self.config.model_type}: {str(error).splitlines()[0]}") from None
+            self._keep_beside(model)
             if self.optimization is None:
                 model.requires_grad_(False)
             else:
@@ -86,6 +110,21 @@ class Blueprint:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         module = model if self.head == "lm" else TokenScorer(model)
         return module.train(self.optimization is not None)
+
+    def _keep_beside(self, model: nn.Module) -> None:
+        """Give the model the adapters of earlier stages, as loading does."""
+        if self.dtype == "fp32":
+            return
+        changes: dict[str, list[LowRank]] = {}
+        linear = linear_modules(model)
+        for adapters in self.earlier:
+            for name in adapters.of(linear):
+                layer: Any = model.get_submodule(name)
+                rows, columns = layer.weight.T.shape if keeps_transposed(layer) else layer.weight.shape
+                pair = torch.empty(adapters.rank, columns), torch.empty(rows, adapters.rank)
+                changes.setdefault(name, []).append(LowRank(*pair, 1.0))
+        for name, own in changes.items():
+            keep_beside(model.get_submodule(name), own)
 
     def _shortened(self, layers: int | None) -> PreTrainedConfig:
         config = copy.deepcopy(self.config)
@@ -103,7 +142,7 @@ class Blueprint:
 
 
 def materialise(model: nn.Module) -> nn.Module:
-    """Replace each parameter and buffer by an empty one of the present mode; tied ones stay tied."""
+    """Give all parameters and buffers of a model storage, fake under a fake tensor mode; tied ones share it."""
     made: dict[int, Tensor] = {}
 
     def empty(tensor: Tensor) -> Tensor:
@@ -132,7 +171,7 @@ def weights(model: nn.Module) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of a model.
+    """How many parameters a model has, by what its memory depends on.
 
     Args:
         all: parameters, tied ones once.
@@ -141,7 +180,11 @@ class Counts:
         largest_trained: of the largest trained tensor.
         small: in tensors below the threshold under which ZeRO-3 keeps parameters whole.
         whole: bytes of all weights and buffers.
+        page_locked: bytes of the same in page-locked host memory, where torch rounds each up to a power of two.
         groups: trained parameters of each optimizer group.
+        adapted: those of weights with adapters, which are delivered in fp32.
+        largest_adapted: of the largest such weight.
+        adapters: those of the adapters, own and earlier ones.
     """
 
     all: int
@@ -150,14 +193,18 @@ class Counts:
     largest_trained: int
     small: int
     whole: int
+    page_locked: int
     groups: tuple[int, ...]
+    adapted: int = 0
+    largest_adapted: int = 0
+    adapters: int = 0
 
 
 Grouping = Callable[[nn.Module], list[list[nn.Parameter]]]
 
 
 def count_parameters(model: nn.Module, grouping: Grouping) -> Counts:
-    """Parameters of a built model; no storage is needed.
+    """Count the parameters of a built model, which needs no storage for that.
 
     Args:
         model: the module.
@@ -165,6 +212,7 @@ def count_parameters(model: nn.Module, grouping: Grouping) -> Counts:
     """
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     trained = [size for size, trains in sizes if trains]
+    adapted = [plain_layer(layer).weight.numel() for layer in adapted_layers(model).values()]
     kept = {id(tensor): tensor.numel() * tensor.element_size() for tensor in weights(model)}
     return Counts(
         all=sum(size for size, _ in sizes),
@@ -173,12 +221,16 @@ def count_parameters(model: nn.Module, grouping: Grouping) -> Counts:
         largest_trained=max(trained, default=0),
         small=sum(size for size, _ in sizes if size < SMALL_PARAMETER),
         whole=sum(kept.values()),
+        page_locked=sum(1 << max(0, size - 1).bit_length() for size in kept.values()),
         groups=tuple(sum(parameter.numel() for parameter in group) for group in grouping(model)) or (0,),
+        adapted=sum(adapted),
+        largest_adapted=max(adapted, default=0),
+        adapters=sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name)),
     )
 
 
 def count(blueprint: Blueprint, grouping: Grouping) -> Counts:
-    """Parameters of a blueprint, from few of its layers: all being equal, each number is linear in theirs."""
+    """Count a model's parameters from two short ones: its layers are equal, so each count is linear in their number."""
     if blueprint.layers <= SHORT[1] or not blueprint.uniform():
         return count_parameters(blueprint.build(), grouping)
     shorter, longer = (count_parameters(blueprint.build(layers), grouping) for layers in SHORT)
@@ -195,5 +247,9 @@ def count(blueprint: Blueprint, grouping: Grouping) -> Counts:
         largest_trained=shorter.largest_trained,
         small=at(shorter.small, longer.small),
         whole=at(shorter.whole, longer.whole),
+        page_locked=at(shorter.page_locked, longer.page_locked),
         groups=tuple(at(first, second) for first, second in pairs),
+        adapted=at(shorter.adapted, longer.adapted),
+        largest_adapted=shorter.largest_adapted,
+        adapters=at(shorter.adapters, longer.adapters),
     )

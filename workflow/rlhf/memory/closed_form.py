@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """T."""
+        """T: tokens of a micro-batch."""
         return self.batch * self.length
 
 
@@ -86,7 +86,7 @@ def checkpointed_by_layer(shape: Shape) -> int:
 
 
 def activations(shape: Shape, checkpointing: bool) -> int:
-    """Bytes that all layers keep, and the layer that is recomputed at a time where they are checkpointed."""
+    """Bytes kept for the backward pass by all layers; with checkpointing, their inputs and all of the layer in work."""
     layer = sum(saved_by_layer(shape).values())
     if not checkpointing:
         return shape.layers * layer

@@ -27,7 +27,7 @@ Places = dict[str, Peak]
 
 @dataclass
 class Run:
-    """What a traced program gets.
+    """What a dry run hands to the program that it traces.
 
     Args:
         model: the module, its weights counted.
@@ -40,7 +40,7 @@ class Run:
     clock: LayerClock
 
     def clear_gradients(self) -> None:
-        """As after an optimizer step."""
+        """Drop all gradients, as an optimizer step does."""
         for parameter in self.model.parameters():
             parameter.grad = None
 
@@ -49,7 +49,7 @@ Program = Callable[[Run], None]
 
 
 def dry_run(blueprint: Blueprint, program: Program, cuda: bool = True, gradient_share: float = 1.0) -> Places:
-    """Peaks of a program by place, without weights and in seconds.
+    """Trace a program on a model without weights, which takes seconds; returns its peaks by place.
 
     Args:
         blueprint: the model.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlhf.memory.devices import GIB
 from rlhf.memory.parts import Part, Resident
-from rlhf.memory.states import host_states, host_step_extra
+from rlhf.memory.states import delivered_weights, host_states, host_step_extra
 
 LIBRARIES = {True: 4 * GIB, False: GIB // 2}  # of a process with and without CUDA
 SNAKEMAKE_MB = 300  # of its two processes inside a job
@@ -15,7 +15,7 @@ RESERVE = 1.15  # of what is asked of the scheduler over what is expected
 
 @dataclass(frozen=True)
 class HostMemory:
-    """One process, and all of a node.
+    """Host memory in bytes of one process in each phase, and of all processes of a node.
 
     Args:
         load: of a process while models are read and engines are made; the first one reads those of ZeRO-3 besides.
@@ -49,7 +49,8 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
     whole = sum(model.counts.whole for model in models if model.engine.zero_stage < 3)
     read_once = max((model.counts.whole for model in models if model.engine.zero_stage == 3), default=0)
     offloaded = sum(host_states(model.engine, model.counts, accumulates) for model in models)
-    offloaded += sum(model.counts.whole for model in models if not model.on_device)
+    at_rest = [model.counts.page_locked if cuda else model.counts.whole for model in models if not model.on_device]
+    offloaded += sum(at_rest)
     step = max(host_step_extra(model.engine, model.counts) for model in models)
     tensors = {"load": 0, "save": 0, "": 0}
     if not cuda:
@@ -59,7 +60,8 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
         whole = 0  # counted among the tensors
     load = base + whole + offloaded + tensors["load"]
     steady = base + offloaded + step + tensors[""]
-    # A gathered model is copied to the host, and once more into the file's buffers.
-    save = base + offloaded + tensors["save"] + (max(model.counts.whole for model in models) if cuda else 0)
+    # A model that is delivered waits on the host until it is written; then what was written is loaded there.
+    delivered = max(max(delivered_weights(model.engine, model.counts), model.counts.whole) for model in models)
+    save = base + offloaded + tensors["save"] + (delivered if cuda else 0)
     node = max(processes * load + read_once, processes * steady, (processes - 1) * steady + save)
     return HostMemory(load, steady, save, node)

@@ -50,12 +50,12 @@ class LayerClock:
             layer.register_forward_hook(lambda *_, name=name: self._leave(name), always_call=True)
 
     def start(self, program: str) -> None:
-        """Begin a part of the program, which prefixes all places."""
+        """Begin a part of the program: from here on, the names of places begin with its name."""
         self.program, self._inside, self._outside = program, None, "before"
         self._starts, self._names = [], []
 
     def __call__(self) -> str:
-        """The present place."""
+        """Name of the place that the program has reached: part, direction, layer."""
         if torch._C._current_graph_task_id() < 0:
             return f"{self.program}|forward|{self._inside or self._outside}"
         if self._inside is None:

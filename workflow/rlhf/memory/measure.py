@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
 from rlhf.memory.allocator import AllocatorPeaks
 from rlhf.memory.out_of_memory import parse_out_of_memory
 from rlhf.memory.process import cgroup_peak, high_water_mark, proportional_set
+from rlhf.records.memory import MemoryFailure, MemoryReport, PhaseMemory, ProcessMemory
 
 SCHEMA_VERSION = 2
 SAMPLE_SECONDS = 0.02
@@ -55,10 +56,14 @@ class PhasePeak:
     ooms: int | None = None
 
     def add_device(self, figures: dict[str, int]) -> None:
-        """Another time in this phase: peaks are the largest, events are summed."""
+        """Add what the allocator showed when the phase ran once more: the largest peak counts, events are summed."""
         for key, value in figures.items():
             before = getattr(self, key) or 0
             setattr(self, key, max(before, value) if key.startswith("peak_") else before + value)
+
+    def record(self) -> PhaseMemory:
+        """The entry of memory.json."""
+        return cast(PhaseMemory, {key: value for key, value in asdict(self).items() if value is not None})
 
 
 class MemoryMonitor:
@@ -107,23 +112,24 @@ class MemoryMonitor:
             if rss > peak.end_rss:  # not each time: it takes long for a large process
                 peak.end_rss, peak.end_pss = rss, proportional_set()
 
-    def stop(self) -> dict[str, Any]:
+    def stop(self) -> ProcessMemory:
         """End the measurement; returns this process's entry of memory.json. Stopping again changes nothing."""
         self._stop.set()
         self._thread.join()
         if self._allocator:
             self._allocator.release()
-        phases = [
-            {key: value for key, value in asdict(peak).items() if value is not None} for peak in self._phases.values()
-        ]
-        system = {"high_water_rss": high_water_mark(), "cgroup_peak": cgroup_peak()}
-        return {
+        found: ProcessMemory = {
             "rank": self._rank,
             "host": socket.gethostname(),
-            "phases": phases,
+            "phases": [peak.record() for peak in self._phases.values()],
             "peak_rss": max((peak.peak_rss for peak in self._phases.values()), default=0),
-            **{key: value for key, value in system.items() if value is not None},
         }
+        high, group = high_water_mark(), cgroup_peak()
+        if high is not None:
+            found["high_water_rss"] = high
+        if group is not None:
+            found["cgroup_peak"] = group
+        return found
 
     def _follow(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
@@ -137,7 +143,7 @@ class MemoryMonitor:
         return rss
 
 
-def memory_report(processes: list[dict[str, Any]], device: str) -> dict[str, Any]:
+def memory_report(processes: list[ProcessMemory], device: str) -> MemoryReport:
     """Content of memory.json from the entries of all processes."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -149,8 +155,8 @@ def memory_report(processes: list[dict[str, Any]], device: str) -> dict[str, Any
     }
 
 
-def failure_report(process: dict[str, Any], device: str, cause: str, phase: str | None, message: str) -> dict[str, Any]:
-    """Content of memory.json where a stage ran out of memory: of the one process that did, for the others hang.
+def failure_report(process: ProcessMemory, device: str, cause: str, phase: str | None, message: str) -> MemoryReport:
+    """Content of memory.json where a stage ran out of memory. Only the process that did is in it: the others hang.
 
     Args:
         process: its entry.
@@ -159,6 +165,7 @@ def failure_report(process: dict[str, Any], device: str, cause: str, phase: str 
         phase: in which it happened; None between phases.
         message: of the exception.
     """
-    failure = {"cause": cause, "phase": phase, "message": message, **parse_out_of_memory(message)}
-    failure = {key: value for key, value in failure.items() if value is not None}
+    failure: MemoryFailure = {**cast(MemoryFailure, parse_out_of_memory(message)), "cause": cause, "message": message}
+    if phase is not None:
+        failure["phase"] = phase
     return {**memory_report([process], device), "status": "oom", "failure": failure}

@@ -17,6 +17,7 @@ from rlhf.memory.states import (
     Engine,
     accumulated_gradients,
     backward_buffers,
+    delivered_weights,
     gathered_weights,
     load_extra,
     optimizer_states,
@@ -49,14 +50,14 @@ class Part:
     bytes: dict[Row, int] = field(default_factory=dict)
 
     def add(self, model: str, kind: str, amount: int) -> Part:
-        """Count an amount; nothing is not listed."""
+        """Add an amount to the entry of a model and kind; an amount of 0 makes no entry."""
         if amount:
             self.bytes[model, kind] = self.bytes.get((model, kind), 0) + amount
         return self
 
     @property
     def total(self) -> int:
-        """All models and kinds."""
+        """Sum over all models and kinds."""
         return sum(self.bytes.values())
 
 
@@ -77,7 +78,7 @@ class Resident:
     on_device: bool = True
 
     def add_to(self, part: Part, used: bool = False) -> Part:
-        """Count what stays; where the model is used, its gathered or fetched weights too."""
+        """Add what the model keeps for the whole run and, where used, the weights gathered or fetched for that."""
         if self.on_device or used:
             part.add(self.model, WEIGHTS, resident_weights(self.engine, self.counts))
         part.add(self.model, OPTIMIZER, optimizer_states(self.engine, self.counts) if self.counts.trained else 0)
@@ -96,7 +97,7 @@ def largest(places: Places, program: str, direction: str = "") -> dict[str, int]
 
 
 def dynamic(part: Part, model: str, kinds: dict[str, int]) -> Part:
-    """Count what a trace shows beside the weights."""
+    """Add what a trace shows; its weights are left out, because `static` counts those by the model's engine."""
     for kind, amount in kinds.items():
         if kind != WEIGHTS:
             part.add(model, kind, amount)
@@ -104,7 +105,7 @@ def dynamic(part: Part, model: str, kinds: dict[str, int]) -> Part:
 
 
 def static(phase: str, name: str, models: Iterable[Resident], used: str = "") -> Part:
-    """A part with everything that stays, and nothing else yet."""
+    """A part with all that its models keep for the whole run; `dynamic` adds what comes and goes."""
     part = Part(phase, name)
     for model in models:
         model.add_to(part, used=model.model == used)
@@ -114,7 +115,7 @@ def static(phase: str, name: str, models: Iterable[Resident], used: str = "") ->
 def training_parts(
     models: list[Resident], trained: str, places: Places, names: tuple[str, str], programs: tuple[str, str]
 ) -> list[Part]:
-    """Backward and step of one trained model.
+    """The backward pass and the step of one trained model, each at its largest instant.
 
     Args:
         models: everything that stays.
@@ -163,21 +164,39 @@ def _read(models: list[Resident]) -> Part:
     return part
 
 
-def save_part(models: list[Resident], saved: str) -> Part:
-    """Writing a model: tensors are gathered (ZeRO-3) and merged (adapters) one by one, and wait in host memory."""
-    part = static("save", "save", models)
+def save_part(models: list[Resident], saved: str, asked: dict[str, int]) -> Part:
+    """The larger one of writing a model, and of comparing it with the model that is loaded from what was written.
+
+    Tensors are gathered (ZeRO-3) and merged (adapters) one by one, and wait in host memory. To compare, both models
+    compute in fp32, one module after the other; the loaded one is in host memory.
+
+    Args:
+        models: everything that stays.
+        saved: role of the model.
+        asked: bytes by kind of a forward pass in fp32 over one of the sequences that both models answer.
+    """
     own = next(model for model in models if model.model == saved)
     engine, counts = own.engine, own.counts
-    merges = counts.trained < counts.all
-    at_once = (2 if merges else 0) + (1 if engine.zero_stage == 3 and engine.world_size > 1 else 0)
-    part.add(saved, BUFFERS, engine.element * counts.largest * at_once)
-    if not engine.cuda and (merges or engine.zero_stage == 3):
-        part.add(saved, BUFFERS, engine.element * counts.all)
-    return part
+    gathered = engine.element * counts.largest if engine.zero_stage == 3 and engine.world_size > 1 else 0
+    # The adapters' product, scaled or summed, and the merged weight; beside half precision, the weight in fp32 too.
+    merged = MASTER * counts.largest_adapted * (2 if engine.dtype == "fp32" else 3)
+    written = static("save", "save", models).add(saved, BUFFERS, gathered + merged)
+    compared = dynamic(static("save", "save", models), saved, asked).add(saved, BUFFERS, gathered)
+    compared.add(saved, BUFFERS, 0 if engine.dtype == "fp32" else MASTER * counts.largest)
+    if not engine.cuda:
+        copied = delivered_weights(engine, counts) if engine.zero_stage == 3 else MASTER * counts.adapted
+        written.add(saved, BUFFERS, copied)
+        compared.add(saved, BUFFERS, engine.element * counts.all)
+    return max(written, compared, key=lambda part: part.total)
+
+
+def in_fp32(kinds: dict[str, int], rows: int, element: int) -> dict[str, int]:
+    """Upper bound of the bytes of one row in fp32, from those of several rows with weights of `element` bytes."""
+    return {kind: -(-amount * MASTER // (element * rows)) for kind, amount in kinds.items()}
 
 
 def _without_moments(part: Part, model: Resident) -> None:
-    """Moments appear at the first step."""
+    """Take a model's moments out of a part: the optimizer allocates them at its first step."""
     states = part.bytes.pop((model.model, OPTIMIZER), 0)
     each = MOMENTS + (MASTER if model.engine.keeps_master else 0)
     part.add(model.model, OPTIMIZER, states * (each - MOMENTS) // each)

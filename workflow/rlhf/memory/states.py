@@ -49,7 +49,7 @@ class Engine:
 
     @classmethod
     def from_deepspeed(cls, config: dict[str, Any], dtype: str, world_size: int, cuda: bool) -> Engine:
-        """From a DeepSpeed configuration."""
+        """The engine that a DeepSpeed configuration makes."""
         zero = config.get("zero_optimization", {})
 
         def on_host(section: str) -> bool:
@@ -87,7 +87,7 @@ class Engine:
         return self.zero_stage > 0 or self.dtype != "fp32"
 
     def share(self, parameters: int) -> int:
-        """Parameters of one process where they are partitioned from `zero_stage` on."""
+        """How many of these parameters one process holds, where they are partitioned."""
         return -(-parameters // self.world_size)
 
 
@@ -100,7 +100,7 @@ def resident_weights(engine: Engine, counts: Counts) -> int:
 
 
 def gathered_weights(engine: Engine, counts: Counts) -> int:
-    """ZeRO-3: weights that are whole while layers compute."""
+    """Under ZeRO-3, weights that are gathered from all processes while layers compute with them."""
     if engine.zero_stage < 3 or engine.world_size == 1:  # one process computes on its partition
         return 0
     live = max(engine.max_live, 2 * counts.largest) + engine.prefetch
@@ -167,7 +167,7 @@ def step_gradients(engine: Engine, counts: Counts) -> int:
 
 
 def step_extra(engine: Engine, counts: Counts) -> int:
-    """What the step needs beside states and gradients: fp32 gradients, and what torch's AdamW computes in between.
+    """Temporary memory of the step: gradients in fp32, and the copies that torch's AdamW makes while it computes.
 
     That is one copy of its parameters on CUDA, and two of the largest tensor on the CPU; under ZeRO, an optimizer group
     is one tensor.
@@ -183,8 +183,13 @@ def step_extra(engine: Engine, counts: Counts) -> int:
     return MASTER * updated * (2 if engine.cuda else 3)
 
 
+def delivered_weights(engine: Engine, counts: Counts) -> int:
+    """Weights as they are delivered: those with merged adapters in fp32, the others as they are trained."""
+    return MASTER * counts.adapted + engine.element * (counts.all - counts.adapters - counts.adapted)
+
+
 def load_extra(engine: Engine, counts: Counts) -> int:
-    """Copies while an engine is made, beside weights, master weights and buffers."""
+    """Temporary copies while an engine is made, beside its weights, master weights and buffers."""
     if not counts.trained or (engine.offload_optimizer and engine.zero_stage):
         return 0
     if engine.zero_stage == 0:  # 16-bit training makes the moments by a step on zero gradients
@@ -209,7 +214,7 @@ def host_states(engine: Engine, counts: Counts, accumulates: bool) -> int:
 
 
 def host_step_extra(engine: Engine, counts: Counts) -> int:
-    """What AdamW on the host computes in between: two copies of an optimizer group's share."""
+    """Temporary copies of AdamW on the host while it steps: two of an optimizer group's share."""
     if not (engine.offload_optimizer and engine.zero_stage):
         return 0
     return 2 * MASTER * min(engine.share(max(counts.groups)), engine.sub_group)

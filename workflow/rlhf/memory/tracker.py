@@ -30,7 +30,7 @@ class Peak:
 
     @property
     def total(self) -> int:
-        """All kinds together."""
+        """Sum over all kinds."""
         return sum(self.kinds.values())
 
 
@@ -45,7 +45,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int = 0, place: Callable[[], str] = str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._vocabulary, self._place = vocabulary, place
         self._live: dict[int, int] = {}  # address of a storage -> its number
         self._references: dict[int, Any] = {}
@@ -67,7 +67,7 @@ class Tracker(TorchDispatchMode):
         return out
 
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Say what the storages of some tensors are, and count those that are not counted yet."""
+        """Say of what kind the storages of some tensors are; those that are not counted yet are from now on."""
         for tensor in tensors:
             self._add(tensor)
             number = self._live.get(tensor.untyped_storage()._cdata)
@@ -76,7 +76,7 @@ class Tracker(TorchDispatchMode):
 
     def live(self) -> int:
         """Bytes that are live now."""
-        return sum(self._bytes[number] for number in self._live.values())
+        return sum(self._bytes[number] for number in tuple(self._live.values()))  # other threads free tensors too
 
     def peaks(self, gradient_share: float = 1.0) -> dict[str, Peak]:
         """Place -> its peak, in the order in which the places were first seen.

@@ -117,4 +117,5 @@ def _logits(model: PreTrainedModel, ids: Tensor, segments: Tensor, shared: int |
     ids, segments = ids.unsqueeze(0).to(model.device), segments.unsqueeze(0).to(model.device)
     mask, positions = segment_mask(segments, model.dtype, shared), segment_positions(segments, shared)
     output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    return output[0][0].float().cpu()
+    hidden: Tensor = output[0][0]
+    return hidden.float().cpu()

@@ -24,10 +24,14 @@ from transformers import (
 from transformers.utils import cached_file
 
 from rlhf.config.requirements import Requirement, require
+from rlhf.config.sources import ModelSettings, ModelSource
 from rlhf.errors import UserError
+from rlhf.files import sha256_tree, write_json
 from rlhf.models.lora import linear_modules
+from rlhf.models.merged import FILE, MergedAdapters, fits, read_merged, write_merged
 from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
-from rlhf.runtime.files import atomic_directory, sha256_tree, write_json
+from rlhf.records.manifest import MANIFEST, ModelManifest
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
 
@@ -45,11 +49,12 @@ UNREADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
+OPTIONAL = {"_raise_exceptions_for_missing_entries": False}  # of a file that may be absent
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def cache_model(
-    settings: dict[str, Any],
+    settings: ModelSettings,
     output: Path,
     place: str,
     requirements: Iterable[Requirement] = (),
@@ -58,7 +63,7 @@ def cache_model(
     """Write `model/` (weights as safetensors, tokenizer, configuration) and `manifest.json` into `output`.
 
     Args:
-        settings: `ModelSettings` of the configuration.
+        settings: where the model comes from.
         output: resources/models/<id>/; appears whole or not at all.
         place: configuration path of the model, for messages.
         requirements: what experiments ask of the model.
@@ -68,22 +73,25 @@ def cache_model(
         UserError: the source cannot be read, has no tokenizer, lacks weights, the architecture is unknown, or a
             requirement is not met.
     """
-    if settings["source"] == "scratch":
+    if settings.source == "scratch":
         model, tokenizer = _from_scratch(settings, texts or (), place)
     else:
-        model, tokenizer = _from_source(settings, place)
-    settle_special_tokens(tokenizer, model, settings["eos_token"], settings["pad_token"], place)
+        model, tokenizer = _from_source(settings.source, settings.trust_remote_code, place)
+    settle_special_tokens(tokenizer, model, settings.eos_token, settings.pad_token, place)
     facts = _facts(model, tokenizer)
     require(facts, requirements, place)
+    adapters = {} if settings.source == "scratch" else _merged_adapters(model, settings.source)
     with atomic_directory(output) as folder:
         model.save_pretrained(folder / "model")
+        if adapters:
+            write_merged(folder / "model", adapters)
         tokenizer.save_pretrained(folder / "model")
-        write_json(folder / "manifest.json", {**facts, "outputs": sha256_tree(folder)})
+        write_json(folder / MANIFEST, {**facts, "outputs": sha256_tree(folder)})
     parameters, tokens = f"{facts['parameters']:,}", facts["vocabulary"]
     logger.info("%s: %s with %s parameters, %s tokens", place, facts["model_type"], parameters, tokens)
 
 
-def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelManifest:
     """What others need to know of a model without loading it."""
     return {
         "schema_version": 1,
@@ -98,15 +106,16 @@ def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[s
 
 
 def _from_scratch(
-    settings: dict[str, Any], texts: Iterable[str], place: str
+    settings: ModelSettings, texts: Iterable[str], place: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    architecture = dict(settings["architecture"])
+    architecture = dict(settings.architecture)
     _require_known_keys(architecture, f"{place}.architecture")
-    tokenizer = train_tokenizer(texts, settings["tokenizer"])
+    assert settings.tokenizer is not None  # ModelSettings of a model from scratch has one
+    tokenizer = train_tokenizer(texts, settings.tokenizer)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     try:
         config = AutoConfig.for_model(**(architecture | ids | {"vocab_size": len(tokenizer)}))
-        seed_everything(settings["seed"])
+        seed_everything(settings.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         raise UserError(f"{place}.architecture: transformers cannot build it: {_first_line(error)}") from None
@@ -130,16 +139,15 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _from_source(settings: dict[str, Any], place: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    source = settings["source"]
-    name = source["hub"] or source["path"]
-    key = f"{place}.source.{'hub' if source['hub'] else 'path'}"
-    options = {"trust_remote_code": settings["trust_remote_code"], "local_files_only": source["hub"] is None}
-    if source["hub"]:
-        options["revision"] = source["revision"]
-    if source["hub"] and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
+def _from_source(
+    source: ModelSource, trust_remote_code: bool, place: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name = source.hub or str(source.path)
+    key = f"{place}.source.{'hub' if source.hub else 'path'}"
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **_where(source)}
+    if source.hub and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
         raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
-    if source["path"] and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+    if source.path and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
         # transformers would make up an empty tokenizer of the model's family
         raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); {_remedy(source)}")
     try:
@@ -177,24 +185,49 @@ def _require_whole_safetensors(name: str, key: str, options: dict[str, Any]) -> 
         UserError: it is an adapter, which loads another model, or an index names a pickle or a file elsewhere.
     """
     where = {"local_files_only": options["local_files_only"], "revision": options.get("revision")}
-    optional = {"_raise_exceptions_for_missing_entries": False}
-    if cached_file(name, "adapter_config.json", **where, **optional) is not None:
+    if cached_file(name, "adapter_config.json", **where, **OPTIONAL) is not None:
         raise UserError(
             f"{key}: {name!r} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that"
         )
-    index = cached_file(name, "model.safetensors.index.json", **where, **optional)
+    index = cached_file(name, "model.safetensors.index.json", **where, **OPTIONAL)
     files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
     strange = sorted(file for file in files if not re.fullmatch(r"[^/\\]+\.safetensors", file))
     if strange:
         raise UserError(f"{key}: the index of {name!r} names {strange[0]!r}, which is no safetensors file beside it")
 
 
+def _where(source: ModelSource) -> dict[str, Any]:
+    """How transformers finds a source's files."""
+    return {"local_files_only": source.hub is None} | ({"revision": source.revision} if source.hub else {})
+
+
+def _merged_adapters(model: PreTrainedModel, source: ModelSource) -> MergedAdapters:
+    """The adapters that an earlier run merged into a source, for training that goes on in half precision.
+
+    Those of weights that are other than that run left them, because the vocabulary grew or the folder was converted,
+    would give another model and are left out.
+    """
+    file = cached_file(source.hub or source.path, FILE, **_where(source), **OPTIONAL)
+    adapters = read_merged(Path(file).parents[1]) if file is not None else {}
+    layers = dict(model.named_modules())
+    kept = {
+        name: changes
+        for name, changes in adapters.items()
+        if name in layers and fits(layers[name], changes) and layers[name].weight.dtype == torch.float32
+    }
+    if len(kept) < len(adapters):
+        logger.warning(
+            "%d of %d merged adapters belong to other weights; left out", len(adapters) - len(kept), len(adapters)
+        )
+    return kept
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _remedy(source: dict[str, Any]) -> str:
-    if source["hub"]:
+def _remedy(source: ModelSource) -> str:
+    if source.hub:
         return (
             "check the name and revision, and run this step on a machine that reaches the hub; weights must be "
             "safetensors, pickled ones (.bin) are never read"

@@ -7,6 +7,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from rlhf.config.specification import PpoUpstream, TrainingSpecification
+from rlhf.config.stages import PpoSettings
+from rlhf.records.manifest import Manifest, Merge
+from rlhf.records.metrics import MetricsLine, Phase
+
 POLICY, REWARD = "text-generation", "text-classification"
 STAGES = {
     "sft": (
@@ -17,7 +22,7 @@ STAGES = {
     "ppo": ("PPO", "an SFT model optimised with PPO against a reward model, with a KL penalty towards the SFT model"),
 }
 # Places and speeds say nothing of the model.
-HIDDEN = {"step", "phase", "time", "epoch", "tokens", "tokens_per_second"}
+HIDDEN = {"epoch", "tokens", "tokens_per_second"}
 HIDDEN |= {"time_generate", "time_score", "time_train", "learning_rate", "critic_learning_rate"}
 
 TEMPLATE = """\
@@ -85,6 +90,16 @@ matrices only, use the merged weights here.
 {% endif %}
 
 {% endif %}
+{% if merge %}
+Weights with merged LoRA matrices are in float32, though training was in {{ merge.dtype }}: load the model as
+`config.json` says, or the PEFT folder on its base.
+{% if merge.error is not none %}
+Rounded to {{ merge.dtype }}, these weights would be off by {{ "%.0f" | format(100 * merge.error) }} % of the change
+that was trained (norm of the rounding over norm of the change).
+{% endif %}
+`merged_adapters/` has the matrices of this stage and those before it, for training that goes on in {{ merge.dtype }}.
+
+{% endif %}
 ## Limits
 
 The model is a result of research. {{ limits }} It was not tested for safety, truth or bias; what it learned follows
@@ -150,26 +165,30 @@ LIMITS = {
 
 
 def model_card(
-    manifest: dict[str, Any],
-    metrics: list[dict[str, Any]],
+    stage: TrainingSpecification,
+    manifest: Manifest,
+    metrics: list[MetricsLine],
     license: str = "unknown",
     averaged: bool = False,
     has_adapter: bool = False,
+    merge: Merge | None = None,
 ) -> str:
     """The text of README.md: what the model is, from what it was made, how well, and how to load it.
 
     It says nothing of the host, the command or the folders that the manifest knows, because it is made to be published.
 
     Args:
+        stage: what was trained, and how.
         manifest: of the stage, with the facts `lineage`, `rows`, `dtype`, `world_size` and `device`.
         metrics: lines of metrics.jsonl.
         license: identifier of a licence; `unknown` where nobody has stated it.
         averaged: whether these are the averaged weights of PPO.
         has_adapter: whether the adapters are saved apart, beside this folder.
+        merge: `dtype` of a training in half precision that has merged adapters, and `error`, the share that a loader
+            in that precision would lose (or None); None: there is nothing to lose.
     """
-    spec, kind = manifest["spec"], manifest["stage"]
-    settings = spec["settings"]
-    trained = settings["actor"] if kind == "ppo" else settings
+    kind, settings = stage.stage, stage.settings
+    trained = settings.actor if isinstance(settings, PpoSettings) else settings
     base = manifest["lineage"]["base_model"]
     title, description = STAGES[kind]
     columns, results = _results(metrics)
@@ -181,7 +200,7 @@ def model_card(
         description=description,
         base=base,
         datasets=manifest["lineage"]["datasets"],
-        rewarded_by=spec["upstream"].get("reward"),
+        rewarded_by=stage.upstream.reward if isinstance(stage.upstream, PpoUpstream) else None,
         columns=columns,
         results=results,
         explanation=EXPLANATIONS[kind],
@@ -189,13 +208,14 @@ def model_card(
         usage=REWARD_USAGE if kind == "reward" else POLICY_USAGE,
         limits=LIMITS[kind],
         purposes=PURPOSES,
-        lora_dim=trained["lora_dim"],
-        more_trained=not trained["only_optimize_lora"],
+        lora_dim=trained.lora_dim,
+        more_trained=not trained.only_optimize_lora,
         has_adapter=has_adapter,
+        merge=merge,
         averaged=averaged,
         license=license,
         settings=settings,
-        settings_yaml=_yaml(settings),
+        settings_yaml=_yaml(stage.identity()["settings"]),
     )
 
 
@@ -210,15 +230,15 @@ def _front_matter(kind: str, hub: str | None, license: str) -> dict[str, Any]:
     }
 
 
-def _results(metrics: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def _results(metrics: list[MetricsLine]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the last training step and the last evaluation."""
-    last = {row["phase"]: row for row in metrics}
-    labelled = [("last training step", "train"), ("unseen rows", "eval")]
-    lines = [(label, last[phase]) for label, phase in labelled if phase in last]
-    columns = list(dict.fromkeys(name for _, row in lines for name in row if name not in HIDDEN))
+    last = {line.phase: line for line in metrics}
+    labels: dict[Phase, str] = {"train": "last training step", "eval": "unseen rows"}
+    lines = [(label, last[phase]) for phase, label in labels.items() if phase in last]
+    columns = list(dict.fromkeys(name for _, line in lines for name in line.values if name not in HIDDEN))
     cells = [
-        [label, str(row["step"]), *(f"{row[name]:.4g}" if name in row else "" for name in columns)]
-        for label, row in lines
+        [label, str(line.step), *(f"{line.values[name]:.4g}" if name in line.values else "" for name in columns)]
+        for label, line in lines
     ]
     return columns, cells
 

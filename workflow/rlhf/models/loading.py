@@ -1,9 +1,13 @@
-"""Policies and reward models from plain Hugging Face folders; nothing missing is ever loaded in silence."""
+"""Policies and reward models from plain Hugging Face folders; nothing missing is ever loaded in silence.
+
+In half precision, weights into which adapters were merged are taken apart again, as `rlhf.models.merged` explains.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +31,8 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import read_json
+from rlhf.files import read_json
+from rlhf.models.merged import MergedAdapters, adapted_layer, keep_beside, keeps_transposed, read_merged, weight_change
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -65,8 +70,7 @@ def load_policy(
     config = _config(folder, dropout)
     model, loading = _from_folder(AutoModelForCausalLM, folder, config, dtype, only_layout=zero3 is not None)
     _require_all_weights(folder, loading, missing=set(), unexpected=set())
-    if zero3 is not None:
-        model = _partitioned(model, folder, config, zero3)
+    model = _completed(model, folder, config, zero3, kept_apart(folder, dtype))
     # A checkpoint's own sampling defaults (top-k, repetition penalty) would make the sampled distribution differ from
     # the softmax that training differentiates.
     model.generation_config = GenerationConfig(
@@ -103,11 +107,10 @@ def load_reward_backbone(
     generator = torch.Generator().manual_seed(seed)
     width = model.score.in_features
     head = torch.randn(1, width, generator=generator) / (width + 1) ** 0.5
-    if zero3 is not None:
-        return _partitioned(model, folder, config, zero3, {"score.weight": head})
-    with torch.no_grad():
-        model.score.weight.copy_(head)
-    return model
+    adapters = {
+        name: changes for name, changes in kept_apart(folder, dtype).items() if f"{name}.weight" not in output_layer
+    }
+    return _completed(model, folder, config, zero3, adapters, {"score.weight": head})
 
 
 def load_reward(
@@ -131,17 +134,21 @@ def load_reward(
         )
     model, loading = _classifier(folder, config, dtype, only_layout=zero3 is not None)
     _require_all_weights(folder, loading, missing=set(), unexpected=set())
-    return model if zero3 is None else _partitioned(model, folder, config, zero3)
+    return _completed(model, folder, config, zero3, kept_apart(folder, dtype))
+
+
+def kept_apart(folder: Path, dtype: str) -> MergedAdapters:
+    """The adapters that a model loaded from a folder computes beside its weights: in half precision, the merged ones.
+
+    Raises:
+        UserError: their file is damaged.
+    """
+    return {} if dtype == "fp32" else read_merged(folder)
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
     """Whether the model's forward takes an argument."""
     return argument in inspect.signature(model.forward).parameters
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions counted from the first valid token; 0 on padding. [batch, seq] int64 -> [batch, seq] int64."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 def _config(folder: Path, dropout: float | None) -> PreTrainedConfig:
@@ -206,30 +213,78 @@ def _from_folder(
             options |= {"state_dict": _stored(folder, "meta"), "device_map": {"": "meta"}}
         # A missing head is drawn, and replaced: not from the stage's generator, or partitions would change the run.
         with torch.random.fork_rng(devices=[]):
-            return auto_class.from_pretrained(source, local_files_only=True, **options)
+            loaded: tuple[Any, dict[str, Any]] = auto_class.from_pretrained(source, local_files_only=True, **options)
+            return loaded
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: no readable weights ({str(error).splitlines()[0]}); remove the folder and run snakemake again"
         ) from None
 
 
-def _partitioned(
-    layout: PreTrainedModel,
+def _completed(
+    model: PreTrainedModel,
     folder: Path,
     config: PreTrainedConfig,
-    zero3: dict[str, Any],
+    zero3: dict[str, Any] | None,
+    adapters: MergedAdapters,
     fresh: dict[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """A model with its merged adapters kept apart, and partitioned where that is asked for.
+
+    Args:
+        model: with the folder's weights; for ZeRO-3, a layout without storage.
+        folder: of the model.
+        config: of the model.
+        zero3: as in `load_policy`.
+        adapters: to keep apart.
+        fresh: name -> weight that the folder lacks.
+    """
+    bases = _bases(model, folder, adapters)
+    if zero3 is not None:
+        first = torch.distributed.get_rank() == 0
+        model = _partitioned(model, folder, config, zero3, (dict(bases) if first else {}) | (fresh or {}))
+    else:
+        with torch.no_grad():
+            for name, value in itertools.chain(bases, (fresh or {}).items()):
+                model.get_parameter(name).copy_(value)
+    for name, changes in adapters.items():
+        keep_beside(model.get_submodule(name), changes)
+    return model
+
+
+def _bases(model: PreTrainedModel, folder: Path, adapters: MergedAdapters) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each weight as it was before adapters were merged into it, in its layer's precision.
+
+    The difference in fp32 is off by 2^-24 of the merged weight: rounding gives the half-precision base back.
+
+    Raises:
+        UserError: the folder's adapters or merged weights are not what a stage wrote.
+    """
+    stored = _stored(folder, "cpu") if adapters else {}
+    for name, changes in adapters.items():
+        layer: Any = adapted_layer(model, name, changes, folder)
+        merged = stored.get(f"{name}.weight")
+        if merged is None or merged.dtype != torch.float32:
+            raise UserError(
+                f"{folder}: {name}.weight is not there in fp32, as weights with merged adapters are; the folder was "
+                "converted. Use it as the stage wrote it; or remove its merged_adapters/, which rounds the weights"
+            )
+        yield f"{name}.weight", (merged - weight_change(changes, keeps_transposed(layer))).to(layer.weight.dtype)
+
+
+def _partitioned(
+    layout: PreTrainedModel, folder: Path, config: PreTrainedConfig, zero3: dict[str, Any], other: dict[str, Tensor]
 ) -> PreTrainedModel:
     """The model of a layout with its weights partitioned over all processes from the start.
 
     Transformers reports neither left over weights nor other shapes here, and draws missing ones on the first process
-    alone; so the layout has been compared with the folder, and `fresh` has what the folder lacks.
+    alone; so the layout has been compared with the folder, and `other` has what the folder lacks or has otherwise.
     """
     # The first process spreads the values (from the file's pages); the others need names and shapes.
     weights = _stored(folder, "cpu" if torch.distributed.get_rank() == 0 else "meta")
     with _partitioning(zero3):
         model = type(layout).from_pretrained(
-            None, config=config, dtype=layout.dtype, state_dict=weights | (fresh or {}), local_files_only=True
+            None, config=config, dtype=layout.dtype, state_dict=weights | other, local_files_only=True
         )
     model.name_or_path = model.config.name_or_path = str(folder)
     return model

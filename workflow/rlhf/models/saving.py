@@ -9,10 +9,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from rlhf.config.stages import PpoSettings, SftSettings
-from rlhf.runtime.files import atomic_directory, read_json, write_json, write_text
+from rlhf.files import read_json, write_json, write_text
+from rlhf.models.lora import is_adapter
+from rlhf.models.merged import MergedAdapters, write_merged
+from rlhf.runtime.folders import atomic_directory
 
 
 def write_model(
@@ -23,8 +26,11 @@ def write_model(
     max_shard_size: str,
     generation: GenerationConfig | None,
     card: str,
+    adapters: MergedAdapters | None = None,
 ) -> None:
     """Write a plain Hugging Face folder, whole or not at all: safetensors, tokenizer and card.
+
+    Where adapters were merged, the configuration says float32, so that a loader that asks it rounds nothing.
 
     Args:
         model: names the architecture; its own weights are not looked at, and may be partitioned.
@@ -34,10 +40,14 @@ def write_model(
         max_shard_size: largest weight file, such as `5GB`; more weights are cut into numbered files with an index.
         generation: how answers are to be sampled; None for a model that does not generate.
         card: text of README.md.
+        adapters: those that were merged into the weights, written to `merged_adapters/`.
     """
     with atomic_directory(folder) as beside:
         model.save_pretrained(beside, state_dict=dict(weights), max_shard_size=max_shard_size)
         _correct_count(beside / SAFE_WEIGHTS_INDEX_NAME, model)
+        if adapters:
+            write_merged(beside, adapters)
+            write_json(beside / CONFIG_NAME, read_json(beside / CONFIG_NAME) | {"dtype": "float32"})
         tokenizer.save_pretrained(beside)
         if generation is not None:
             generation.save_pretrained(beside)
@@ -52,7 +62,7 @@ def _correct_count(index: Path, model: PreTrainedModel) -> None:
     content["metadata"]["total_parameters"] = sum(
         getattr(parameter, "ds_numel", parameter.numel())
         for name, parameter in model.named_parameters()
-        if "lora_" not in name
+        if not is_adapter(name)
     )
     write_json(index, content)
 

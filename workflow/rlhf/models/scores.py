@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import slice_logits_to_keep
 
-from rlhf.models.loading import accepts, position_ids
+from rlhf.models.loading import accepts
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -29,29 +30,26 @@ def token_entropy(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
-def answer_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
-    """Logits that predict the last `width` tokens of each sequence.
+def answer_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, predicting: Tensor) -> Tensor:
+    """Logits of some positions only: the output layer computes no others, and they are kept nowhere.
 
-    The logits of position t - 1 predict token t, so the last position is computed and dropped. Position ids follow
-    the mask, because left padding would shift absolute positions.
+    The logits of position t - 1 predict token t. Positions count from 0 in every row, so padding must be on the right.
 
     Args:
         model: causal language model, or an engine around one.
-        input_ids: [batch, seq] int64.
+        input_ids: right-padded, [batch, seq] int64.
         attention_mask: [batch, seq] int64, 1 on real tokens.
-        width: number of answer positions.
+        predicting: the positions: a mask, [batch, seq] bool, or the same ones in each row, [positions] int64.
 
     Returns:
-        [batch, width, vocab] in the model's dtype.
+        [tokens, vocab] in the model's dtype, row by row.
     """
-    module = getattr(model, "module", model)
     arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if accepts(module, "position_ids"):
-        arguments["position_ids"] = position_ids(attention_mask)
-    if accepts(module, "logits_to_keep"):
-        arguments["logits_to_keep"] = width + 1
-    logits = model(**arguments).logits
-    return logits[:, -(width + 1) : -1]
+    if accepts(getattr(model, "module", model), "logits_to_keep"):
+        logits: Tensor = model(**arguments, logits_to_keep=predicting).logits
+    else:
+        logits = slice_logits_to_keep(model(**arguments).logits, predicting)
+    return logits.flatten(0, -2)
 
 
 class TokenScorer(nn.Module):
@@ -70,7 +68,6 @@ class TokenScorer(nn.Module):
         self.model = model
         self.mean, self.std = mean, std
         self._body_name = model.base_model_prefix
-        self._takes_positions = accepts(self.body, "position_ids")
 
     @classmethod
     def normalised(cls, model: PreTrainedModel) -> TokenScorer:
@@ -80,24 +77,26 @@ class TokenScorer(nn.Module):
     @property
     def body(self) -> nn.Module:
         """The transformer below the head."""
-        return getattr(self.model, self._body_name)
+        body: nn.Module = getattr(self.model, self._body_name)
+        return body
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Normalised scores.
 
         Args:
-            input_ids: [batch, seq] int64.
+            input_ids: right-padded, [batch, seq] int64.
             attention_mask: [batch, seq] int64, 1 on real tokens; or additive, [batch, 1, seq, seq], with `positions`.
-            positions: [batch, seq] int64; None: they follow from the mask.
+            positions: [batch, seq] int64; None: they count from 0.
 
         Returns:
             [batch, seq] float32.
         """
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if self._takes_positions:
-            arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
+        if positions is not None:
+            arguments["position_ids"] = positions
         hidden = self.body(**arguments).last_hidden_state
-        return (self.model.score(hidden).squeeze(-1).float() - self.mean) / self.std
+        scores: Tensor = self.model.score(hidden).squeeze(-1).float()
+        return (scores - self.mean) / self.std
 
 
 def last_token(values: Tensor, attention_mask: Tensor) -> Tensor:

@@ -8,31 +8,32 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rlhf.config.sources import TokenizerSettings
 from rlhf.errors import UserError
 from rlhf.runtime.seeds import seed_everything
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
-def train_tokenizer(texts: Iterable[str], settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> PreTrainedTokenizerFast:
     """Train a tokenizer with distinct padding, end and unknown tokens.
 
     Args:
         texts: training texts.
-        settings: `TokenizerSettings`: `kind` (`words`: one token per whitespace-separated word, or `bpe`: byte-level
-            BPE) and `vocab_size` (special tokens included).
+        settings: `kind` (`words`: one token per whitespace-separated word, or `bpe`: byte-level BPE) and `vocab_size`
+            (special tokens included).
     """
     special = [PAD, EOS, UNKNOWN]
-    if settings["kind"] == "words":
+    if settings.kind == "words":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer: Any = trainers.WordLevelTrainer(vocab_size=settings["vocab_size"], special_tokens=special)
+        trainer: Any = trainers.WordLevelTrainer(vocab_size=settings.vocab_size, special_tokens=special)
     else:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=settings["vocab_size"],
+            vocab_size=settings.vocab_size,
             special_tokens=special,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,

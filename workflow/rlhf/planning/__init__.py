@@ -1,3 +1,3 @@
-"""Memory of a stage before it runs: what its own loss code would hold."""
+"""Memory of a stage before it runs, from dry runs of its own loss functions."""
 
 import rlhf.training.distributed  # noqa: F401  settles DeepSpeed's accelerator before any other module imports it

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rlhf.config.memory import MemorySettings
-from rlhf.config.specification import TrainingSpecification
+from rlhf.config.specfile import read_job
+from rlhf.config.specification import (
+    PpoUpstream,
+    ResolvedReward,
+    ResolvedSft,
+    RewardUpstream,
+    SftUpstream,
+    Specification,
+    TrainingSpecification,
+)
+from rlhf.errors import UserError
+from rlhf.memory.blueprint import EarlierAdapters
 from rlhf.memory.devices import GIB, Device, find_device
-from rlhf.planning.forecast import ROLES, read_config
+from rlhf.planning.forecast import ROLES, Earlier, read_config, stored_adapters
 from rlhf.planning.plan import plan_stage
-from rlhf.runtime.files import write_json
+from rlhf.records.plan import StagePlan, write_plan
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
 
+EarlierStage = Specification[ResolvedSft, SftUpstream] | Specification[ResolvedReward, RewardUpstream]
 
-def write_plan(
-    stage: TrainingSpecification, memory: MemorySettings, models: list[Path], output: Path
-) -> dict[str, Any]:
+EARLIER: dict[str, type[EarlierStage]] = {
+    "sft": Specification[ResolvedSft, SftUpstream],
+    "reward": Specification[ResolvedReward, RewardUpstream],
+}
+
+
+def plan_from_files(
+    stage: TrainingSpecification,
+    memory: MemorySettings,
+    models: list[Path],
+    output: Path,
+    upstream: list[Path] | None = None,
+) -> StagePlan:
     """Plan a stage and write memory_plan.json.
 
     Args:
@@ -26,19 +47,23 @@ def write_plan(
         memory: the GPU, and what follows where the stage does not fit.
         models: folders of the models it starts from in the end: one, or for PPO the policy's and the reward model's.
         output: memory_plan.json.
+        upstream: spec.yaml of the training stages between these models and this stage, which need not have run.
 
     Raises:
-        UserError: a model cannot be read, or the GPU is unknown.
+        UserError: a model or a specification cannot be read, or the GPU is unknown.
     """
     configs = {role: read_config(model) for role, model in zip(ROLES[stage.stage], models, strict=True)}
     device: Device | None = None
     if memory.gpu is not None or memory.gpu_memory_gib is not None:
         device = find_device(memory.gpu, memory.gpu_memory_gib)
-    plan = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit)
-    write_json(output, {"id": stage.id, **plan})
+    earlier = earlier_adapters(stage, models, [read_job(EARLIER, path) for path in upstream or []])
+    found = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit, earlier)
+    plan: StagePlan = {"id": stage.id, **found}
+    write_plan(output, plan)
     logger.info("%s %s: %s, %s", stage.stage, stage.id, plan["verdict"], plan["decision"])
-    for name in ("expected_allocated", "expected_device", "upper_device"):
-        logger.info("  %s: %s bytes", name, plan[name])
+    logger.info("  expected_allocated: %s bytes", plan["expected_allocated"])
+    logger.info("  expected_device: %s bytes", plan["expected_device"])
+    logger.info("  upper_device: %s bytes", plan["upper_device"])
     for entry in (*plan["adaptations"], *plan["advice"]):
         logger.info("  %s saves %d bytes (%s)", entry["name"], entry["saves"], entry["cost"])
     if plan["remedy"]:
@@ -46,12 +71,47 @@ def write_plan(
     return plan
 
 
-def refusal(plan: dict[str, Any]) -> str:
-    """Why a stage is refused, and what would help."""
-    device = plan["device"]
+def earlier_adapters(stage: TrainingSpecification, models: list[Path], upstream: list[EarlierStage]) -> Earlier:
+    """The adapters that are merged into the models a stage starts from, once the stages before it have run.
+
+    Args:
+        stage: that is planned.
+        models, upstream: as in `plan_from_files`.
+
+    Raises:
+        UserError: a specification is missing, or a model's adapters are damaged.
+    """
+    known = {(each.stage, each.id): each for each in upstream}
+
+    def merged_before(start: tuple[str, str], model: Path) -> tuple[EarlierAdapters, ...]:
+        if start[0] == "model":
+            return stored_adapters(model)
+        if start not in known:
+            raise UserError(
+                f"--upstream: the spec.yaml of {' '.join(start)} is missing; give results/{'/'.join(start)}/spec.yaml"
+            )
+        before = known[start]
+        own = EarlierAdapters(before.settings.lora_dim, before.settings.lora_module_name)
+        return merged_before(before.upstream.start, model) + ((own,) if own.rank else ())
+
+    starts = [stage.upstream.start]
+    if isinstance(stage.upstream, PpoUpstream):
+        starts.append(("reward", stage.upstream.reward))
+    roles = zip(ROLES[stage.stage], starts, models, strict=True)
+    return {role: merged_before(start, model) for role, start, model in roles}
+
+
+def refusal(plan: StagePlan) -> str:
+    """Why a stage is refused, and what would help.
+
+    Args:
+        plan: of a stage that does not fit its device.
+    """
+    device, upper = plan["device"], plan["upper_device"]
+    assert device is not None and upper is not None  # else nothing would have been judged
     steps = "; ".join(entry["name"] for entry in plan["advice"]) or "none"
     return (
-        f"{plan['stage']} {plan['id']}: needs up to {plan['upper_device'] / GIB:.1f} GiB of a device in phase "
+        f"{plan['stage']} {plan['id']}: needs up to {upper / GIB:.1f} GiB of a device in phase "
         f"{plan['peak']['phase']}, {device['name']} has {device['capacity'] / GIB:.1f} GiB. Steps that do not change "
         f"the result (`memory.on_misfit: adapt` takes them): {steps}"
         + (f". They are not enough: {plan['remedy']}" if plan["remedy"] else "")

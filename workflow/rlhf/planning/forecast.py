@@ -15,14 +15,17 @@ from rlhf.config.stages import (
     SupervisedExecution,
 )
 from rlhf.errors import UserError
+from rlhf.memory.blueprint import EarlierAdapters
 from rlhf.memory.devices import Device, DeviceMemory, device_memory, slack
 from rlhf.memory.host import HostMemory, host_memory
 from rlhf.memory.tracker import LOGITS
+from rlhf.models.merged import read_merged
 from rlhf.planning.ppo import forecast_ppo
 from rlhf.planning.supervised import Forecast, forecast_supervised
 from rlhf.planning.traces import Traces
 
 Settings = SftSettings | RewardSettings | PpoSettings
+Earlier = dict[str, tuple[EarlierAdapters, ...]]  # role of a model that a stage starts from -> adapters merged into it
 ROLES = {"sft": ("model",), "reward": ("model",), "ppo": ("policy", "reward")}
 
 
@@ -46,6 +49,7 @@ def forecast(
     execution: AnyTrainingExecution,
     configs: dict[str, PreTrainedConfig],
     traces: Traces,
+    earlier: Earlier,
 ) -> Forecast:
     """Memory of one process of a stage.
 
@@ -54,16 +58,30 @@ def forecast(
         execution: how it runs.
         configs: `model`; for PPO `policy` and `reward`.
         traces: dry runs of this stage.
+        earlier: by the same roles; one without adapters may be absent.
     """
     if isinstance(settings, PpoSettings):
         assert isinstance(execution, PpoExecution)
-        return forecast_ppo(settings, execution, configs["policy"], configs["reward"], traces)
+        return forecast_ppo(settings, execution, configs["policy"], configs["reward"], traces, earlier)
     assert isinstance(execution, SupervisedExecution)
-    return forecast_supervised(settings, execution, configs["model"], traces)
+    return forecast_supervised(settings, execution, configs["model"], traces, earlier.get("model", ()))
+
+
+def stored_adapters(path: Path) -> tuple[EarlierAdapters, ...]:
+    """The adapters merged into the model of a folder; none where it is a config.json.
+
+    Raises:
+        UserError: their file is damaged.
+    """
+    found: dict[tuple[int, int], set[str]] = {}
+    for name, changes in read_merged(path).items():
+        for number, change in enumerate(changes):
+            found.setdefault((number, change.a.shape[0]), set()).add(name)
+    return tuple(EarlierAdapters(rank, modules=frozenset(found[number, rank])) for number, rank in sorted(found))
 
 
 def on_device(found: Forecast, device: Device | None, execution: AnyTrainingExecution) -> DeviceMemory:
-    """Allocated, expected and upper bytes of a device; on the CPU there is nothing beside the tensors."""
+    """What a process needs of its device; on the CPU, the tensors and nothing beside them."""
     allocated = found.largest.total
     if execution.gpus_per_node == 0:
         return device_memory(allocated, 0.0, 0)

@@ -12,7 +12,9 @@ from typing import Any
 
 from rlhf.config.expand import deep_merge
 from rlhf.config.stages import AnyTrainingExecution, PpoExecution, SupervisedExecution
+from rlhf.files import JsonObject
 from rlhf.memory.states import BUCKET
+from rlhf.records.plan import NextStep
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,20 @@ class Step:
 
     name: str
     cost: str
-    change: dict[str, Any]
+    change: JsonObject
 
     @property
     def moves_states(self) -> bool:
-        """Whether it changes where weights and states are; else it changes what is computed at a time."""
+        """Whether the step moves weights or states elsewhere; the other steps compute less at a time."""
         return any(key.endswith("zero_stage") or key.startswith("offload") for key in self.change)
 
     def apply(self, execution: AnyTrainingExecution) -> AnyTrainingExecution:
-        """The changed settings."""
+        """How the stage runs after the step."""
         return type(execution).model_validate(deep_merge(execution.model_dump(), self.change))
 
 
 def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
-    """All steps that are possible, in the order of their cost; each from the settings as they were given.
+    """All steps that are possible, in the order of their cost. Each one starts from `execution` as it is given here.
 
     Args:
         execution: how the stage runs now.
@@ -63,8 +65,8 @@ def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
     yield from _smaller_batches(execution)
 
 
-def dumped(execution: AnyTrainingExecution) -> dict[str, Any]:
-    """How a stage runs, as a plan has it: the plan names the steps that led there apart."""
+def dumped(execution: AnyTrainingExecution) -> JsonObject:
+    """`execution` as a plan holds it; the names of the steps that led there stand beside it in the plan."""
     return execution.model_dump(mode="json", exclude={"memory_steps"})
 
 
@@ -81,7 +83,7 @@ def _evaluation(execution: AnyTrainingExecution) -> Iterator[Step]:
 
 
 def _bucket(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
-    """A bucket larger than all gradients is allocated at its full size nevertheless."""
+    """DeepSpeed allocates its gradient bucket at the configured size, also where all gradients together are smaller."""
     zero: Any = execution.deepspeed_config.get("zero_optimization", {})
     size = int(zero.get("reduce_bucket_size", BUCKET))
     stages = [value for key, value in execution if key.endswith("zero_stage")]
@@ -167,7 +169,7 @@ def _undoes(step: Step, execution: AnyTrainingExecution) -> bool:
     return any(key.endswith("zero_stage") and getattr(execution, key) > value for key, value in step.change.items())
 
 
-def descent(execution: AnyTrainingExecution, trained: int) -> list[dict[str, Any]]:
+def descent(execution: AnyTrainingExecution, trained: int) -> list[NextStep]:
     """Further steps for a stage that ran out of memory though it was expected to fit: one for each failure.
 
     The ZeRO stage stays, because the stage's checkpoints depend on it. What a step saves is not predicted: the
@@ -176,7 +178,7 @@ def descent(execution: AnyTrainingExecution, trained: int) -> list[dict[str, Any
     Returns:
         `name` and `cost` of each step, and `execution` after it and all before it.
     """
-    steps: list[dict[str, Any]] = []
+    steps: list[NextStep] = []
     while True:
         possible = (step for step in ladder(execution, trained) if not any("zero" in key for key in step.change))
         step = next(possible, None)

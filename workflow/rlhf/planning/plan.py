@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedConfig
 
@@ -14,11 +13,21 @@ from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.closed_form import COEFFICIENTS, Shape, activations, cross_entropy
 from rlhf.memory.devices import GIB, TABLE, USABLE, Device, DeviceMemory
 from rlhf.memory.host import LIBRARIES
-from rlhf.memory.states import ELEMENT
-from rlhf.planning.forecast import Settings, forecast, on_device, on_host
+from rlhf.memory.parts import Resident
+from rlhf.memory.states import ELEMENT, delivered_weights
+from rlhf.planning.forecast import Earlier, Settings, forecast, on_device, on_host
 from rlhf.planning.ladder import Taken, descend, descent, dumped
 from rlhf.planning.supervised import Forecast
 from rlhf.planning.traces import Traces
+from rlhf.records.plan import (
+    ClosedForm,
+    Decision,
+    DeviceNumbers,
+    MemoryPlan,
+    PartMemory,
+    PlannedStep,
+    Verdict,
+)
 
 SCHEMA_VERSION = 1
 MAX_GPUS, GPUS_OF_A_NODE = 128, 8  # how far more of them are tried
@@ -26,7 +35,7 @@ MAX_GPUS, GPUS_OF_A_NODE = 128, 8  # how far more of them are tried
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is said of a stage on a device.
+    """Whether a stage fits a device, and what is decided.
 
     Args:
         verdict: `fits`, `does not fit` or `not judged`.
@@ -37,11 +46,11 @@ class Judgement:
         remedy: what would do where all steps do not.
     """
 
-    verdict: str
-    decision: str
+    verdict: Verdict
+    decision: Decision
     execution: AnyTrainingExecution
-    adaptations: list[dict[str, Any]] = field(default_factory=list)
-    advice: list[dict[str, Any]] = field(default_factory=list)
+    adaptations: list[PlannedStep] = field(default_factory=list)
+    advice: list[PlannedStep] = field(default_factory=list)
     remedy: str | None = None
 
 
@@ -54,6 +63,7 @@ class Planner:
         configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
         device: the GPU; None where it is unknown, or on the CPU.
         cuda: the stage runs on GPUs.
+        earlier: adapters merged into these models.
     """
 
     def __init__(
@@ -63,13 +73,15 @@ class Planner:
         configs: dict[str, PreTrainedConfig],
         device: Device | None,
         cuda: bool,
+        earlier: Earlier,
     ) -> None:
         self._kind, self._settings, self._configs, self._device = kind, settings, configs, device
+        self._earlier = earlier
         self._traces = Traces(cuda)
 
     def forecast(self, execution: AnyTrainingExecution) -> Forecast:
         """Memory of one process."""
-        return forecast(self._settings, execution, self._configs, self._traces)
+        return forecast(self._settings, execution, self._configs, self._traces, self._earlier)
 
     def plain_parameters(self) -> int:
         """Parameters of the trained model without adapters."""
@@ -86,7 +98,7 @@ class Planner:
         return on_device(found, self._device, execution).upper_device, found.largest.phase
 
     def adapt(self, execution: AnyTrainingExecution, limit: int) -> tuple[AnyTrainingExecution, list[Taken]]:
-        """Steps towards a limit."""
+        """Take steps until the upper bound is within a limit, or none is left."""
         trained = max(model.counts.trained for model in self.forecast(execution).models)
         return descend(execution, trained, self._upper_and_phase, limit)
 
@@ -103,11 +115,11 @@ class Planner:
         if reached and on_misfit == "adapt":
             return Judgement("fits", "adapt", adapted, adaptations=steps)
         remedy = None if reached else self.remedy(adapted, limit)
-        decision = "warn" if on_misfit == "warn" else "refuse"
+        decision: Decision = "warn" if on_misfit == "warn" else "refuse"
         return Judgement("does not fit", decision, execution, advice=steps, remedy=remedy)
 
     def remedy(self, execution: AnyTrainingExecution, limit: int) -> str:
-        """Which number of GPUs, or which device, would do after all steps."""
+        """What would make the stage fit where all steps do not: more GPUs, or another device."""
         upper = least = self.upper(execution)
         more = execution
         while more.nodes * more.gpus_per_node < MAX_GPUS:
@@ -130,8 +142,9 @@ def plan_stage(
     configs: dict[str, PreTrainedConfig],
     device: Device | None = None,
     on_misfit: str = "warn",
-) -> dict[str, Any]:
-    """The content of memory_plan.json.
+    earlier: Earlier | None = None,
+) -> MemoryPlan:
+    """What a stage needs, and how it shall run therefore.
 
     Args:
         kind: `sft`, `reward` or `ppo`.
@@ -140,10 +153,11 @@ def plan_stage(
         configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
         device: the GPU; None where it is not known, so that nothing is judged.
         on_misfit: `refuse`, `adapt` or `warn`: what follows where it does not fit.
+        earlier: adapters merged into these models, by the same roles; None: none.
     """
     cuda = execution.gpus_per_node > 0
     device = device if cuda else None
-    planner = Planner(kind, settings, configs, device, cuda)
+    planner = Planner(kind, settings, configs, device, cuda, earlier or {})
     given = planner.forecast(execution)
     judged = planner.judge(execution, on_misfit)
     chosen = judged.execution
@@ -158,18 +172,34 @@ def plan_stage(
         "device": {"name": device.name, "capacity": device.capacity} if device else None,
         "as_given": _numbers(on_device(given, device, execution), given, execution),
         "on_misfit": on_misfit,
-        **asdict(judged),
+        "verdict": judged.verdict,
+        "decision": judged.decision,
         "execution": dumped(chosen),
+        "adaptations": judged.adaptations,
+        "advice": judged.advice,
+        "remedy": judged.remedy,
         **_numbers(on_device(found, device, chosen), found, chosen),
         "phases": _phases(found, cuda),
         "host": {"load": host.load, "steady": host.steady, "save": host.save, "node": host.node},
+        "disk": _disk(settings, found.models[0]),
         "resources": {"nodes": chosen.nodes, "gpus": gpus, "mem_mb": chosen.mem_mb or host.mem_mb},
         "after_out_of_memory": descent(chosen, max(model.counts.trained for model in found.models)),
         "closed_form": _closed_form(kind, settings, chosen, configs, planner.plain_parameters()),
     }
 
 
-def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecution) -> dict[str, Any]:
+def _disk(settings: Settings, trained: Resident) -> dict[str, int]:
+    """Bytes of what the stage leaves on disk, by folder, beside what is small."""
+    optimization = settings.optimization("actor") if isinstance(settings, PpoSettings) else settings
+    counts, element = trained.counts, trained.engine.element
+    model = delivered_weights(trained.engine, counts) + element * counts.adapters
+    sizes = {"model": model, "adapter": element * counts.trained if optimization.lora_dim else 0}
+    if isinstance(settings, PpoSettings) and settings.ema_decay is not None:
+        sizes["model_ema"] = model
+    return {folder: size for folder, size in sizes.items() if size}
+
+
+def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecution) -> DeviceNumbers:
     return {
         "expected_allocated": memory.expected_allocated,
         "expected_device": memory.expected_device if execution.gpus_per_node else None,
@@ -178,13 +208,13 @@ def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecut
     }
 
 
-def _entry(taken: Taken) -> dict[str, Any]:
+def _entry(taken: Taken) -> PlannedStep:
     step = taken.step
     change = copy.deepcopy(step.change)
     return {"name": step.name, "cost": step.cost, "change": change, "saves": taken.saves, "upper_device": taken.upper}
 
 
-def _phases(found: Forecast, cuda: bool) -> list[dict[str, Any]]:
+def _phases(found: Forecast, cuda: bool) -> list[PartMemory]:
     """Bytes by phase and part; on the CPU, `peak_rss` is what the measurement of the process should show."""
     return [
         {
@@ -204,7 +234,7 @@ def _closed_form(
     execution: AnyTrainingExecution,
     configs: dict[str, PreTrainedConfig],
     parameters: int,
-) -> dict[str, Any] | None:
+) -> ClosedForm | None:
     """The explanation beside the dry run, and the article's formula; None where the family has no closed form."""
     config = configs["model" if kind != "ppo" else "policy"]
     if config.model_type not in COEFFICIENTS or isinstance(settings, PpoSettings):

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from rlhf.config.stages import PpoExecution, PpoSettings, Role
-from rlhf.memory.blueprint import Blueprint
+from rlhf.memory.blueprint import Blueprint, EarlierAdapters
 from rlhf.memory.dryrun import Program, Run
-from rlhf.memory.parts import BUFFERS, Part, Resident, dynamic, largest, load_part, save_part, static, training_parts
+from rlhf.memory.parts import (
+    BUFFERS,
+    Part,
+    Resident,
+    dynamic,
+    in_fp32,
+    largest,
+    load_part,
+    save_part,
+    static,
+    training_parts,
+)
 from rlhf.memory.states import Engine
 from rlhf.memory.tracker import CACHE
 from rlhf.models.scores import answer_logits, token_entropy, token_logprobs
 from rlhf.planning.rows import LongestRows
-from rlhf.planning.supervised import Forecast, make_engine, micro_batches, resident
+from rlhf.planning.supervised import Forecast, make_engine, micro_batch_shape, resident
 from rlhf.planning.traces import Traces
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
 from rlhf.ppo.models import adapters_off
@@ -39,17 +50,22 @@ class _Stage:
 
     def rectangle(self, rows: int) -> Rectangle:
         """Samples of the greatest lengths."""
-        longest = LongestRows(self.settings.max_prompt_seq_len, self.settings.max_answer_seq_len)
-        indices = range(rows)
-        prompts = [longest.prompt(row) for row in indices]
-        return collate(prompts, [longest.chosen(row) for row in indices], longest.pad_token_id, CPU)
+        return longest_samples(rows, self.settings.max_prompt_seq_len, self.settings.max_answer_seq_len)
 
     @property
     def micro(self) -> tuple[int, int]:
         """(rows of a training micro-batch, micro-batches per step) of one process."""
         samples = self.settings.prompts_per_rollout * self.settings.answers_per_prompt
         size = self.execution.per_device_training_batch_size
-        return micro_batches(-(-samples // self.settings.minibatches), self.execution, size)
+        return micro_batch_shape(-(-samples // self.settings.minibatches), self.execution, size)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A model that the stage loads, and the adapters merged into it."""
+
+    config: PreTrainedConfig
+    earlier: tuple[EarlierAdapters, ...]
 
 
 def forecast_ppo(
@@ -58,6 +74,7 @@ def forecast_ppo(
     policy: PreTrainedConfig,
     reward: PreTrainedConfig,
     traces: Traces,
+    earlier: dict[str, tuple[EarlierAdapters, ...]],
 ) -> Forecast:
     """Memory of one process of a PPO stage.
 
@@ -70,12 +87,14 @@ def forecast_ppo(
         policy: configuration of the SFT model.
         reward: configuration of the reward model.
         traces: dry runs of this stage.
+        earlier: `policy` and `reward`: adapters merged into these models.
     """
     stage = _Stage(settings, execution, traces)
-    value = reward if reward.vocab_size == policy.vocab_size else policy
-    blueprints = {"policy": _trained(stage, "actor", policy, "lm"), "reward": _frozen(stage, reward, "score")}
+    sft, scorer = (_Start(config, earlier.get(role, ())) for role, config in (("policy", policy), ("reward", reward)))
+    value = scorer if reward.vocab_size == policy.vocab_size else sft
+    blueprints = {"policy": _trained(stage, "actor", sft, "lm"), "reward": _frozen(stage, scorer, "score")}
     if not adapters_off(settings):
-        blueprints["reference"] = _frozen(stage, policy, "lm")
+        blueprints["reference"] = _frozen(stage, sft, "lm")
     if settings.advantage_estimator == "gae":
         blueprints["value"] = _trained(stage, "critic", value, "score")
     models = [_resident(stage, role, blueprint) for role, blueprint in blueprints.items()]
@@ -83,7 +102,8 @@ def forecast_ppo(
     for role in ("policy", "value"):
         if role in blueprints:
             parts += _update(stage, models, role, blueprints[role])
-    parts.append(save_part(models, "policy"))
+    asked = in_fp32(_scores(stage, "policy", blueprints["policy"]), stage.micro[0], models[0].engine.element)
+    parts.append(save_part(models, "policy", asked))
     if settings.ema_decay is not None:
         own = models[0]
         for part in parts[1:]:
@@ -94,14 +114,15 @@ def forecast_ppo(
     return Forecast(parts, models, stage.micro[1] > 1)
 
 
-def _trained(stage: _Stage, section: Role, config: PreTrainedConfig, head: str) -> Blueprint:
+def _trained(stage: _Stage, section: Role, start: _Start, head: str) -> Blueprint:
     checkpointing = stage.execution.gradient_checkpointing(section)
     dtype = stage.settings.dtype
-    return Blueprint(config, head, dtype, stage.settings.optimization(section), checkpointing, f"ppo.{section}")
+    optimization = stage.settings.optimization(section)
+    return Blueprint(start.config, head, dtype, optimization, checkpointing, f"ppo.{section}", start.earlier)
 
 
-def _frozen(stage: _Stage, config: PreTrainedConfig, head: str) -> Blueprint:
-    return Blueprint(config, head, stage.settings.dtype, None)
+def _frozen(stage: _Stage, start: _Start, head: str) -> Blueprint:
+    return Blueprint(start.config, head, stage.settings.dtype, None, earlier=start.earlier)
 
 
 def _resident(stage: _Stage, role: str, blueprint: Blueprint) -> Resident:
@@ -122,11 +143,11 @@ def _resident(stage: _Stage, role: str, blueprint: Blueprint) -> Resident:
 def _generation(stage: _Stage, models: list[Resident], blueprint: Blueprint) -> Part:
     settings, execution = stage.settings, stage.execution
     prompts = settings.prompts_per_rollout * settings.answers_per_prompt
-    rows, _ = micro_batches(prompts, execution, execution.per_device_generation_batch_size)
+    rows, _ = micro_batch_shape(prompts, execution, execution.per_device_generation_batch_size)
     lengths = settings.max_prompt_seq_len, settings.max_answer_seq_len
     program = generation_program(rows, *lengths)
     # While generating, checkpointing is off.
-    plain = Blueprint(blueprint.config, "lm", blueprint.dtype, blueprint.optimization)
+    plain = replace(blueprint, checkpointing=False)
     places = stage.traces.places(plain, "generate", program, 1.0, rows, *lengths)
     parts = [
         dynamic(static("generate", name, models, "policy"), "policy", largest(places, name))
@@ -136,17 +157,21 @@ def _generation(stage: _Stage, models: list[Resident], blueprint: Blueprint) -> 
 
 
 def _scoring(stage: _Stage, models: list[Resident], blueprints: dict[str, Blueprint]) -> Part:
-    rows = stage.micro[0]
     parts = []
     for role, blueprint in blueprints.items():
-        program = scoring_program(stage.rectangle(rows), role, stage.settings.temperature)
-        places = stage.traces.places(blueprint, f"score {role}", program, 1.0, rows)
         part = static("score", role, models, role)
         for model in models:
             if not model.on_device and model.model != role:  # all come back from the host for this phase
                 part.add(model.model, "weights", model.counts.whole)
-        parts.append(dynamic(part, role, largest(places, SCORE)))
+        parts.append(dynamic(part, role, _scores(stage, role, blueprint)))
     return max(parts, key=lambda part: part.total)
+
+
+def _scores(stage: _Stage, role: str, blueprint: Blueprint) -> dict[str, int]:
+    """Bytes by kind while a model scores a micro-batch."""
+    rows = stage.micro[0]
+    program = scoring_program(stage.rectangle(rows), role, stage.settings.temperature)
+    return largest(stage.traces.places(blueprint, f"score {role}", program, 1.0, rows), SCORE)
 
 
 def _update(stage: _Stage, models: list[Resident], role: str, blueprint: Blueprint) -> list[Part]:
@@ -162,7 +187,7 @@ def _update(stage: _Stage, models: list[Resident], role: str, blueprint: Bluepri
 
 
 def generation_program(rows: int, prompt: int, answer: int) -> Program:
-    """The prompts in one pass, and the last token of the answers with a full cache."""
+    """Generation at its largest instants: the pass over the prompts, and the last token of an answer, cache full."""
 
     def program(run: Run) -> None:
         run.model.eval()
@@ -181,7 +206,7 @@ def generation_program(rows: int, prompt: int, answer: int) -> Program:
 
 
 def _filled_cache(run: Run, like: DynamicCache, length: int) -> DynamicCache:
-    """A cache of as many layers and heads, for a length."""
+    """A cache with the layers and heads of another one, filled up to a length."""
     cache = DynamicCache(config=run.model.config)
     for index, layer in enumerate(like.layers):
         rows, heads, _, width = layer.keys.shape
@@ -206,6 +231,13 @@ def _next_scores(run: Run, cache: DynamicCache, mask: Tensor, width: int) -> Non
     token_logprobs(scores, noisy.argmax(-1))
 
 
+def longest_samples(rows: int, prompt: int, answer: int) -> Rectangle:
+    """Samples of the greatest lengths; one lacks a token in the attention mask, or no mask would be made."""
+    part = collate([np.zeros(prompt, np.int64)] * rows, [np.zeros(answer, np.int64)] * rows, 0, CPU)
+    part.attention_mask[-1, -1] = 0
+    return part
+
+
 def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
     """What one model says about a micro-batch of samples."""
 
@@ -219,17 +251,22 @@ def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
             elif role == "value":
                 answer_values(run.model, own)
             else:
-                logits = answer_logits(run.model, own.input_ids, own.attention_mask, own.width) / temperature
-                token_logprobs(logits, own.answers)
+                logits = _answer_logits(run.model, own) / temperature
+                own.table(token_logprobs(logits, own.targets))
                 if role == "policy":
-                    token_entropy(logits)
+                    own.table(token_entropy(logits))
 
     return program
 
 
 def _counted(part: Rectangle) -> Rectangle:
     """A copy that the tracker has seen being made."""
-    return Rectangle(part.input_ids.clone(), part.attention_mask.clone(), part.mask.clone())
+    return Rectangle(*(tensor.clone() for tensor in vars(part).values()))
+
+
+def _answer_logits(model: nn.Module, part: Rectangle) -> Tensor:
+    """As the stage computes them, chosen by column: how many a mask chooses is a value, which a dry run has not."""
+    return answer_logits(model, part.input_ids, part.attention_mask, part.predicting[: part.width])
 
 
 def update_program(part: Rectangle, role: str, settings: PpoSettings, accumulates: bool, mixed_rows: int) -> Program:
@@ -242,9 +279,9 @@ def update_program(part: Rectangle, role: str, settings: PpoSettings, accumulate
         if role == "value":
             values = answer_values(run.model, own)
             return value_loss(values, table, table, own.mask, settings.value_clip_range)
-        logits = answer_logits(run.model, own.input_ids, own.attention_mask, own.width)
-        logprobs = token_logprobs(logits / settings.temperature, own.answers)
-        ratio = log_ratio(logprobs, table, own.mask).exp()
+        logits = _answer_logits(run.model, own)
+        logprobs = token_logprobs(logits / settings.temperature, own.targets)
+        ratio = log_ratio(own.table(logprobs), table, own.mask).exp()
         return policy_loss(ratio, table, own.mask, settings.clip_range)
 
     def program(run: Run) -> None:

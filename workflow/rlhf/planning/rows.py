@@ -22,7 +22,7 @@ class LongestRows:
 
     @classmethod
     def of_length(cls, length: int) -> LongestRows:
-        """Prompt and answer together have a length."""
+        """Rows whose prompt and longest answer have this length together."""
         return cls(length // 2, length - length // 2)
 
     def prompt(self, row: int) -> np.ndarray:

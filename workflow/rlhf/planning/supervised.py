@@ -17,9 +17,9 @@ from rlhf.config.stages import (
     SftSettings,
     SupervisedExecution,
 )
-from rlhf.memory.blueprint import Blueprint
+from rlhf.memory.blueprint import Blueprint, EarlierAdapters
 from rlhf.memory.dryrun import Program, Run
-from rlhf.memory.parts import Part, Resident, dynamic, largest, load_part, save_part, static, training_parts
+from rlhf.memory.parts import Part, Resident, dynamic, in_fp32, largest, load_part, save_part, static, training_parts
 from rlhf.memory.states import Engine
 from rlhf.planning.rows import LongestRows
 from rlhf.planning.traces import Traces
@@ -32,7 +32,7 @@ FIRST, LATER, EVALUATION = "first micro-batch", "later micro-batch", "evaluation
 
 @dataclass(frozen=True)
 class Forecast:
-    """The parts of a stage, and the models that make them."""
+    """What a stage will need: its parts, the models in them, and whether a step has several micro-batches."""
 
     parts: list[Part]
     models: list[Resident]
@@ -45,7 +45,11 @@ class Forecast:
 
 
 def forecast_supervised(
-    settings: SftSettings | RewardSettings, execution: SupervisedExecution, config: PreTrainedConfig, traces: Traces
+    settings: SftSettings | RewardSettings,
+    execution: SupervisedExecution,
+    config: PreTrainedConfig,
+    traces: Traces,
+    earlier: tuple[EarlierAdapters, ...] = (),
 ) -> Forecast:
     """Memory of one process of an SFT or reward stage.
 
@@ -54,21 +58,24 @@ def forecast_supervised(
         execution: how it runs.
         config: of the model it starts from.
         traces: dry runs of this stage.
+        earlier: adapters merged into the model it starts from.
     """
     kind, role, head = ("sft", "policy", "lm") if isinstance(settings, SftSettings) else ("reward", "reward", "score")
     checkpointing = execution.gradient_checkpointing
-    blueprint = Blueprint(config, head, settings.dtype, settings, checkpointing, kind)
+    blueprint = Blueprint(config, head, settings.dtype, settings, checkpointing, kind, earlier)
     engine = make_engine(settings, execution, settings.dtype, execution.zero_stage, traces.cuda)
-    micro, steps = micro_batches(settings.global_batch_size, execution, execution.per_device_train_batch_size)
+    micro, steps = micro_batch_shape(settings.global_batch_size, execution, execution.per_device_train_batch_size)
     evaluated = execution.per_device_eval_batch_size
     program = supervised_program(settings, micro, steps > 1, evaluated)
     places = traces.places(blueprint, kind, program, engine.gradient_share, micro, steps > 1, evaluated)
     models = [resident(role, blueprint, engine, traces)]
-    evaluation = dynamic(static("train", "evaluation", models, role), role, largest(places, EVALUATION))
+    seen = largest(places, EVALUATION)
+    evaluation = dynamic(static("train", "evaluation", models, role), role, seen)
     parts = [load_part(models), *training_parts(models, role, places, ("backward", "step"), (FIRST, LATER)), evaluation]
     if kind == "reward":
         parts.append(replace(evaluation, phase="normalise", name="normalise", bytes=dict(evaluation.bytes)))
-    return Forecast([*parts, save_part(models, role)], models, steps > 1)
+    saving = save_part(models, role, in_fp32(seen, evaluated, engine.element))
+    return Forecast([*parts, saving], models, steps > 1)
 
 
 def supervised_program(
@@ -106,7 +113,7 @@ def make_engine(
     return Engine.from_deepspeed(deepspeed_config(optimization, settings), dtype, execution.world_size, cuda)
 
 
-def micro_batches(global_batch: int, execution: Execution, size: int) -> tuple[int, int]:
+def micro_batch_shape(global_batch: int, execution: Execution, size: int) -> tuple[int, int]:
     """(rows of a micro-batch, micro-batches per step) of one process."""
     own = -(-global_batch // execution.world_size)
     size = min(size, own)
@@ -114,5 +121,5 @@ def micro_batches(global_batch: int, execution: Execution, size: int) -> tuple[i
 
 
 def resident(role: str, blueprint: Blueprint, engine: Engine, traces: Traces, on_device: bool = True) -> Resident:
-    """A model with its engine."""
+    """A model of a stage, with its engine and the number of its parameters."""
     return Resident(role, engine, traces.counts(blueprint), on_device)

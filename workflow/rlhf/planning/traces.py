@@ -12,7 +12,7 @@ from rlhf.training.engine import parameter_groups
 
 
 class Traces:
-    """Remembers what was traced.
+    """Makes each dry run of a stage once, and remembers what it showed.
 
     Args:
         cuda: the stage runs on GPUs.
@@ -24,7 +24,7 @@ class Traces:
         self._counts: dict[Hashable, Counts] = {}
 
     def places(self, blueprint: Blueprint, name: str, program: Program, share: float, *key: Hashable) -> Places:
-        """Peaks of a program.
+        """Peaks of a program, traced unless it has been.
 
         Args:
             blueprint: the model.
@@ -58,4 +58,5 @@ def _identity(blueprint: Blueprint) -> Hashable:
         blueprint.head,
         blueprint.dtype,
         None if blueprint.optimization is None else blueprint.optimization.model_dump_json(),
+        blueprint.earlier,
     )

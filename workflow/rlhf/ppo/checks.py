@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.config.stages import HALF_PRECISION_RATIO_ERROR
 from rlhf.errors import UserError
 from rlhf.ppo.sampling import Answer
+from rlhf.training.distributed import all_gather
 
 # Mean difference of sampling and training probabilities above which the two engines disagree (verl's FAQ). Half
 # precision rounds single log-probabilities too much for a bound on their largest difference.
@@ -55,15 +59,50 @@ def require_same_distribution(error: tuple[float, float], dtype: str, limit: flo
         )
 
 
-def require_unit_ratio(error: float, limit: float) -> None:
+def unit_ratio_error(ratios: Sequence[Tensor]) -> tuple[float, float]:
+    """How far the ratios of a minibatch are from 1, over all processes, each of which calls this.
+
+    Ratios that are no number do not count: the gradient of their step is judged by `ppo.on_nonfinite`.
+
+    Args:
+        ratios: pi / pi_old of this process's answer tokens, in parts of any length.
+
+    Returns:
+        Largest and mean |ratio - 1|.
+    """
+    own = (torch.cat([torch.ones(0), *(part.detach().float().cpu() for part in ratios)]) - 1).abs().nan_to_num(0.0)
+    largest, total, tokens = zip(*all_gather((max(own.tolist(), default=0.0), float(own.sum()), len(own))), strict=True)
+    return max(largest), sum(total) / sum(tokens)
+
+
+def require_unit_ratio(error: tuple[float, float], dtype: str, limit: float) -> None:
     """Stop where the first minibatch of a rollout does not start at ratio 1.
 
+    In half precision, scoring and training may take different kernels (attention with and without gradients), which
+    round the same logits differently; the ratio of a single token then says nothing, and their mean is limited.
+
+    Args:
+        error: largest and mean |ratio - 1|.
+        dtype: of the policy.
+        limit: of the largest one in fp32.
+
     Raises:
-        UserError: the largest |ratio - 1| is above `limit`.
+        UserError: in fp32 the largest |ratio - 1| is above `limit`; in bf16 and fp16 the mean is above that of
+            `HALF_PRECISION_RATIO_ERROR`.
     """
-    if error > limit:
+    largest, mean = error
+    cause = (
+        "old and new log-probabilities are not of the same computation. "
+        "Usual causes: dropout, or layers that behave differently in training mode"
+    )
+    if dtype == "fp32" and largest > limit:
         raise UserError(
-            f"the probability ratio on the first minibatch is off by {error:.2e}, allowed is {limit:.0e} "
-            "(ppo.max_first_ratio_error): old and new log-probabilities are not of the same computation. "
-            "Usual causes: dropout, or layers that behave differently in training mode"
+            f"the probability ratio on the first minibatch is off by up to {largest:.2e}, allowed is {limit:.0e} "
+            f"(ppo.max_first_ratio_error): {cause}"
+        )
+    if dtype != "fp32" and mean > HALF_PRECISION_RATIO_ERROR[dtype]:
+        raise UserError(
+            f"the probability ratio on the first minibatch is off by {mean:.3f} on average, allowed is "
+            f"{HALF_PRECISION_RATIO_ERROR[dtype]:.3f} in {dtype}: {cause}. "
+            "Try ppo.dtype: fp32 to tell rounding from a defect"
         )

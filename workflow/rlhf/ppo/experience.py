@@ -63,7 +63,7 @@ def make_experience(samples: Samples, scores: Scores, settings: PpoSettings, kl_
 def _rewards(samples: Samples, scores: Scores, mask: Tensor, settings: PpoSettings, kl_coefficient: float) -> Tensor:
     finished = torch.from_numpy(samples.finished)
     score = final_score(scores.score, finished, settings.reward_clip, settings.missing_eos_penalty)
-    penalty = kl_coefficient * token_kl(scores.logprobs, scores.ref_logprobs, settings.kl_estimator)
+    penalty = kl_coefficient * token_kl(scores.logprobs, scores.ref_logprobs, mask, settings.kl_estimator)
     rewards = token_rewards(penalty if settings.kl_in == "reward" else torch.zeros_like(mask), score, mask)
     return scale_rewards(rewards, mask) if settings.whiten_rewards else rewards
 
@@ -71,7 +71,7 @@ def _rewards(samples: Samples, scores: Scores, mask: Tensor, settings: PpoSettin
 def rollout_kl(experience: Experience) -> float:
     """Mean over answers of log pi - log pi_SFT of the whole answer, in nats."""
     scores = experience.scores
-    return float(((scores.logprobs - scores.ref_logprobs) * experience.mask).sum(1).mean())
+    return float(token_kl(scores.logprobs, scores.ref_logprobs, experience.mask, "k1").sum(1).mean())
 
 
 def rollout_metrics(experience: Experience) -> dict[str, float]:

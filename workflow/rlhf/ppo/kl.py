@@ -6,21 +6,25 @@ import torch
 from torch import Tensor
 
 
-def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+def token_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: str) -> Tensor:
     """Estimate of KL(pi || pi_ref) at each token drawn from pi, with d = log pi - log pi_ref (Schulman 2020).
 
     k1 = d is unbiased, and right inside the reward (Ziegler et al. 2019). As a loss, k1 has no gradient on average;
     the gradient of k2 = d^2 / 2 is that of the divergence, and that of k3 = exp(-d) - 1 + d a biased one.
 
+    An estimator never sees what stands outside the mask: exp(-d) of a pad position may be infinite, and infinity times
+    a mask of 0 is not a number, neither in the value nor in the gradient.
+
     Args:
         logprobs: of the policy, [batch, width] float32.
         ref_logprobs: of the SFT model, [batch, width] float32.
+        mask: 1 on answer tokens, [batch, width] float32.
         estimator: `k1`, `k2` or `k3`.
 
     Returns:
-        [batch, width] float32.
+        [batch, width] float32, 0 outside the mask, whatever the log-probabilities are there.
     """
-    difference = logprobs - ref_logprobs
+    difference = (logprobs - ref_logprobs).masked_fill(mask == 0, 0.0)
     if estimator == "k1":
         return difference
     if estimator == "k2":

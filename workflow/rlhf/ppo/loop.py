@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rlhf.data.batching import MicroBatch, shuffled_rows
 from rlhf.data.corpus import Corpus
+from rlhf.errors import UserError
 from rlhf.ppo.average import WeightAverage
 from rlhf.ppo.checks import require_same_distribution, sampling_error
 from rlhf.ppo.experience import Judge, judge_samples, make_experience, rollout_kl, rollout_metrics
@@ -24,10 +25,12 @@ from rlhf.ppo.models import PpoModels, load_models
 from rlhf.ppo.rollout import Samples, generate
 from rlhf.ppo.scoring import score_samples
 from rlhf.ppo.update import PpoUpdate, minibatches
+from rlhf.records.manifest import Facts
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.checkpoints import Part
+from rlhf.training.delivery import policy_delivery
 from rlhf.training.faults import FaultCounter
 from rlhf.training.recomputation import checkpoint_activations
 from rlhf.training.stage import PpoStage
@@ -137,9 +140,9 @@ class Ppo:
         experience = make_experience(samples, scores, settings, self._kl.coefficient)
         error = sampling_error(samples.answers, scores.logprobs, experience.mask)
         require_same_distribution(error, settings.dtype, settings.max_sampling_logprob_error)
-        rates = self._learning_rates()
+        warm = iteration >= settings.critic_warmup_iterations
+        rates = self._learning_rates(warm)
         with _timed() as training, memory.phase("train"):
-            warm = iteration >= settings.critic_warmup_iterations
             places = [self._prompts.place(row) for row in rows]
             statistics = self._update.run(experience, partitions, iteration + 1, places, train_policy=warm)
         self._kl.observe(rollout_kl(experience), len(samples))
@@ -178,8 +181,8 @@ class Ppo:
             for epoch in range(self._settings.ppo_epochs)
         ]
 
-    def _learning_rates(self) -> dict[str, float]:
-        rates = {"learning_rate": self._models.actor.learning_rate()}
+    def _learning_rates(self, train_policy: bool) -> dict[str, float]:
+        rates = {"learning_rate": self._models.actor.learning_rate()} if train_policy else {}
         if self._models.critic is not None:
             rates["critic_learning_rate"] = self._models.critic.learning_rate()
         return rates
@@ -213,7 +216,8 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
         judge: gold reward, logged only.
 
     Raises:
-        UserError: a model folder is damaged, no prompt is short enough, or a check of `rlhf.ppo.checks` fails.
+        UserError: a model folder is damaged, no prompt is short enough, the policy would never train, or a check of
+            `rlhf.ppo.checks` fails.
     """
     settings = stage.settings
     prompts = stage.paths.corpus("train", "ppo", settings.data_weights)
@@ -224,18 +228,21 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
     iterations = settings.iterations or max(
         1, settings.num_train_epochs * prompts.rows_per_epoch // settings.prompts_per_rollout
     )
+    trained = trained_iterations(iterations, settings.critic_warmup_iterations)
     with stage.memory.phase("load"):
-        total_steps = iterations * settings.ppo_epochs * settings.minibatches
-        models = load_models(stage, sft, reward, total_steps)
+        steps = settings.ppo_epochs * settings.minibatches
+        models = load_models(stage, sft, reward, trained * steps, iterations * steps)
     decay = settings.ema_decay
     average = WeightAverage(models.policy, decay) if decay is not None else None
     Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
+    delivery = policy_delivery(models.actor.module, settings.dtype, ended_prompts(prompts))
     if average is not None:
         with average.in_place():
-            stage.save(models.policy, models.adapted, models.tokenizer, averaged=True, rows={"train": len(prompts)})
+            rows = {"train": len(prompts)}
+            stage.save(models.policy, models.adapted, models.tokenizer, delivery, averaged=True, rows=rows)
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     trainers = {"actor": models.actor, "critic": models.critic}
-    facts = {
+    facts: Facts = {
         "training": {role: trainer.facts() for role, trainer in trainers.items() if trainer is not None},
         "rows": {"train": len(prompts)},
         "steps": {"planned": iterations, "done": iterations},
@@ -246,7 +253,27 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
             "max_new_tokens": settings.max_answer_seq_len,
         },
     }
-    stage.finish(models.policy, models.adapted, models.tokenizer, inputs, **facts)
+    stage.finish(models.policy, models.adapted, models.tokenizer, delivery, inputs, **facts)
+
+
+def ended_prompts(prompts: Corpus) -> Iterator[tuple[np.ndarray, int]]:
+    """Ids of each prompt followed by EOS, [length] int64, of which the first is context only."""
+    for row in range(len(prompts)):
+        yield np.append(prompts.prompt(row), prompts.eos_token_id), 1
+
+
+def trained_iterations(iterations: int, critic_warmup: int) -> int:
+    """Iterations in which the policy trains; its learning-rate schedule spans their steps, and reaches its end.
+
+    Raises:
+        UserError: there are none, because the value model warms up in all of them.
+    """
+    if critic_warmup >= iterations:
+        raise UserError(
+            f"ppo.critic_warmup_iterations: {critic_warmup} of {iterations} iterations train the value model alone, so "
+            "the policy would never train; lower it, or raise ppo.iterations (or ppo.num_train_epochs)"
+        )
+    return iterations - critic_warmup
 
 
 def _pretraining_mix(stage: PpoStage) -> PretrainingMix | None:

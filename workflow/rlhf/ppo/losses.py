@@ -9,8 +9,8 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """log(pi / pi_old), clamped to +-20 so that its exponential is finite, and 0 outside the mask."""
-    return ((logprobs - old_logprobs) * mask).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    """log(pi / pi_old), clamped to +-20 so that its exponential is finite; 0 outside the mask, whatever is there."""
+    return (logprobs - old_logprobs).masked_fill(mask == 0, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def policy_loss(ratio: Tensor, advantages: Tensor, mask: Tensor, clip_range: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.config.stages import PpoSettings, Role
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
+from rlhf.models.offload import OffloadedModel
 from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo.reward import RewardScorer, reward_scorer, same_tokens
 from rlhf.ppo.rollout import Rectangle
@@ -39,39 +40,41 @@ class PpoModels:
     policy: PreTrainedModel
     adapted: Any
     tokenizer: PreTrainedTokenizerBase
-    offloaded: list[nn.Module]  # kept in host memory except while they score
+    offloaded: list[OffloadedModel]  # those that are on the device only while they score
 
     @contextmanager
     def scoring(self) -> Iterator[Scorers]:
         """All models in evaluation mode, where they are needed."""
-        for model in self.offloaded:
-            model.to(device())
         critic = self.critic
-        try:
-            with self.actor.evaluation():
-                if critic is None:
-                    yield Scorers(self.actor.engine, self._reference_logits, None, self.reward_scorer)
-                else:
-                    with critic.evaluation():
-                        yield Scorers(self.actor.engine, self._reference_logits, critic.engine, self.reward_scorer)
-        finally:
+        with ExitStack() as stack:
             for model in self.offloaded:
-                model.to("cpu")
+                stack.enter_context(model.in_use())
+            stack.enter_context(self.actor.evaluation())
+            if critic is not None:
+                stack.enter_context(critic.evaluation())
+            value_model = None if critic is None else critic.engine
+            yield Scorers(self.actor.engine, self._reference_logits, value_model, self.reward_scorer)
 
     def _reference_logits(self, part: Rectangle) -> Tensor:
-        """Logits of the answer tokens under the SFT model: [batch, answer width, vocab]."""
-        inputs = (part.input_ids, part.attention_mask, part.width)
+        """Logits of the answer tokens under the SFT model: [answer tokens, vocab]."""
         if self.reference is not None:
-            return answer_logits(self.reference, *inputs)
+            return answer_logits(self.reference, *part.inputs)
         with self.adapted.disable_adapter():
-            return answer_logits(self.actor.engine, *inputs)
+            return answer_logits(self.actor.engine, *part.inputs)
 
 
-def load_models(stage: PpoStage, sft: Path, reward: Path, total_steps: int) -> PpoModels:
+def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, value_steps: int) -> PpoModels:
     """The models of PPO: the policy and its reference from SFT, the value and the reward model from phase 2.
 
     A reward model with another tokenizer than the policy's cannot become the value model, which reads the policy's
     ids: the value model then starts from the SFT model, with a fresh head.
+
+    Args:
+        stage: specification.
+        sft: model folder of phase 1.
+        reward: model folder of phase 2.
+        policy_steps: optimizer steps of the policy, for its schedule.
+        value_steps: optimizer steps of the value model, which trains while the policy waits, too.
 
     Raises:
         UserError: a folder is damaged, or a LoRA pattern matches nothing.
@@ -88,11 +91,11 @@ def load_models(stage: PpoStage, sft: Path, reward: Path, total_steps: int) -> P
     critic = None
     if settings.advantage_estimator == "gae":
         value = _value_model(stage, sft, reward, same_tokens(tokenizer, reward_tokenizer))
-        critic = Trainer(value, settings.critic, engine_settings(stage, "critic"), total_steps)
+        critic = Trainer(value, settings.critic, engine_settings(stage, "critic"), value_steps)
     positions = getattr(scorer.model.config, "max_position_embeddings", None)
     frozen = _frozen(stage, scorer, "critic")
     return PpoModels(
-        actor=Trainer(policy, settings.actor, engine_settings(stage, "actor"), total_steps),
+        actor=Trainer(policy, settings.actor, engine_settings(stage, "actor"), policy_steps),
         critic=critic,
         reference=reference,
         reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings.score_at),
@@ -148,8 +151,8 @@ def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
     config = _frozen_config(stage, role)
     if config is None:
         return model if _offload(stage, role) else model.to(device())
-    engine, *_ = deepspeed.initialize(model=model, config=config)
-    engine.eval()
+    engine: nn.Module = deepspeed.initialize(model=model, config=config)[0]
+    engine.eval()  # returns nothing
     return engine
 
 
@@ -167,11 +170,11 @@ def _offload(stage: PpoStage, role: Role) -> bool:
     return stage.execution.offloads_frozen(role)
 
 
-def _offloaded(stage: PpoStage, reference: nn.Module | None, reward: nn.Module) -> list[nn.Module]:
-    """What is moved to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
+def _offloaded(stage: PpoStage, reference: nn.Module | None, reward: nn.Module) -> list[OffloadedModel]:
+    """What is copied to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
     models: list[tuple[nn.Module | None, Role]] = [(reference, "actor"), (reward, "critic")]
     return [
-        model
+        OffloadedModel(model, device())
         for model, role in models
         if model is not None and _offload(stage, role) and not isinstance(model, deepspeed.DeepSpeedEngine)
     ]

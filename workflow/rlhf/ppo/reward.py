@@ -50,7 +50,7 @@ def reward_scorer(
 
 def same_tokens(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers give the same ids for the same text, and end it alike."""
-    return policy.get_vocab() == reward.get_vocab() and policy.eos_token_id == reward.eos_token_id
+    return bool(policy.get_vocab() == reward.get_vocab() and policy.eos_token_id == reward.eos_token_id)
 
 
 class SameTokens:

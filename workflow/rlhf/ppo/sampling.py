@@ -25,7 +25,7 @@ class Answer:
     finished: bool  # ends with EOS
 
 
-class GumbelNoise(LogitsProcessor):
+class GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers: its classes are Any
     """Turns greedy search into sampling: argmax(logits / T + Gumbel noise) is a draw from softmax(logits / T).
 
     Each row has its own random stream, so an answer does not depend on the batch, or the process, it is drawn in.
@@ -67,7 +67,7 @@ def sample_answers(
         seeds: one per prompt.
         max_new_tokens: longest answer, EOS included.
         temperature: sampling temperature.
-        synced: keep generating until all processes are done, as ZeRO-3 needs.
+        synced: keep generating until all processes are done, as partitioned parameters (ZeRO-3) need.
 
     Returns:
         One answer per prompt.

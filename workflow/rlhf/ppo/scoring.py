@@ -32,7 +32,7 @@ class Scorers:
     """The models that score a rollout, all in evaluation mode."""
 
     policy: nn.Module
-    reference: Callable[[Rectangle], Tensor]  # logits of the answer tokens under the SFT model
+    reference: Callable[[Rectangle], Tensor]  # logits of the answer tokens under the SFT model, [tokens, vocab]
     critic: nn.Module | None
     reward: RewardScorer
 
@@ -70,18 +70,19 @@ def score_samples(
 
 def _token_scores(part: Rectangle, scorers: Scorers, temperature: float) -> Iterator[Tensor]:
     """Log-probabilities, entropy, reference log-probabilities and perhaps values, each [batch, answer width]."""
-    logits = answer_logits(scorers.policy, part.input_ids, part.attention_mask, part.width) / temperature
-    yield token_logprobs(logits, part.answers)
-    yield token_entropy(logits)
+    logits = answer_logits(scorers.policy, *part.inputs) / temperature
+    yield part.table(token_logprobs(logits, part.targets))
+    yield part.table(token_entropy(logits))
     del logits  # a vocabulary wide: not kept beside those of the reference
-    yield token_logprobs(scorers.reference(part) / temperature, part.answers)
+    yield part.table(token_logprobs(scorers.reference(part) / temperature, part.targets))
     if scorers.critic is not None:
         yield answer_values(scorers.critic, part)
 
 
 def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
     """Values before each action, so read one position to its left: [batch, answer width] float32."""
-    return critic(part.input_ids, part.attention_mask)[:, -(part.width + 1) : -1]
+    values: Tensor = critic(part.input_ids, part.attention_mask)
+    return part.table(values.flatten()[part.predicting])
 
 
 def _rectangles(tables: Sequence[np.ndarray], lengths: np.ndarray) -> Iterator[Tensor]:

@@ -26,7 +26,7 @@ class UpdateStatistics:
     squared_log_ratio: float = 0.0
     ratio_max: float = 0.0
     kl_loss: float = 0.0
-    first_ratio_error: float = 0.0
+    first_ratio_error: tuple[float, float] = (0.0, 0.0)  # largest and mean
     value_tokens: float = 0.0
     value_loss: float = 0.0
     ptx_tokens: float = 0.0
@@ -85,7 +85,8 @@ class UpdateStatistics:
             del means["kl_loss"]  # KL is part of the reward
         return means | {
             "ratio_max": max(all_gather(self.ratio_max)),
-            "first_ratio_error": self.first_ratio_error,
+            "first_ratio_error": self.first_ratio_error[0],
+            "first_ratio_mean_error": self.first_ratio_error[1],
             "grad_norm": float(np.mean(self.actor_norms)),
         }
 

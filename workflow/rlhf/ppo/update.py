@@ -14,7 +14,7 @@ from rlhf.config.stages import PpoSettings
 from rlhf.data.batching import MicroBatch, micro_batches
 from rlhf.models.scores import answer_logits, inference_device, token_logprobs
 from rlhf.ppo.average import WeightAverage
-from rlhf.ppo.checks import require_unit_ratio
+from rlhf.ppo.checks import require_unit_ratio, unit_ratio_error
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.kl import token_kl
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
@@ -22,7 +22,7 @@ from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.rollout import Rectangle, Samples
 from rlhf.ppo.scoring import answer_values
 from rlhf.ppo.statistics import UpdateStatistics
-from rlhf.training.distributed import all_gather, all_sum, rank, world_size
+from rlhf.training.distributed import all_sum, rank, world_size
 from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
 
@@ -115,8 +115,8 @@ class PpoUpdate:
     def _policy_losses(
         self, experience: Experience, shares: list[MicroBatch], count: float, statistics: UpdateStatistics, first: bool
     ) -> Iterator[Tensor]:
-        clip_range, error = self._settings.clip_range, 0.0
-        scores = experience.scores
+        clip_range, scores = self._settings.clip_range, experience.scores
+        ratios: list[Tensor] = []
         for micro in shares:
             part, old, ref, advantages = self._inputs(
                 self._actor, experience, micro, scores.logprobs, scores.ref_logprobs, experience.advantages
@@ -126,20 +126,22 @@ class PpoUpdate:
             loss = policy_loss(log_ratios.exp(), advantages, part.mask, clip_range)
             if micro.weight:
                 statistics.add_policy(loss.detach(), log_ratios.detach(), part.mask, clip_range)
-                error = max(error, float((log_ratios.detach().exp() - 1).abs().max()))
+                ratios += [log_ratios.detach().exp()[part.mask == 1]] if first else []
             if self._settings.kl_in == "loss":
-                kl = (token_kl(logprobs, ref, self._settings.kl_estimator) * part.mask).sum()
+                kl = token_kl(logprobs, ref, part.mask, self._settings.kl_estimator).sum()
                 statistics.kl_loss += float(kl.detach()) * micro.weight
                 loss = loss + experience.kl_coefficient * kl
             if first and micro is shares[-1]:
                 # Before the weights move: a failure here must not leave an updated policy behind.
-                statistics.first_ratio_error = max(all_gather(error))
-                require_unit_ratio(statistics.first_ratio_error, self._settings.max_first_ratio_error)
+                statistics.first_ratio_error = unit_ratio_error(ratios)
+                require_unit_ratio(
+                    statistics.first_ratio_error, self._settings.dtype, self._settings.max_first_ratio_error
+                )
             yield loss * (micro.weight / count)
 
     def _logprobs(self, part: Rectangle) -> Tensor:
-        logits = answer_logits(self._actor.engine, part.input_ids, part.attention_mask, part.width)
-        return token_logprobs(logits / self._settings.temperature, part.answers)
+        logits = answer_logits(self._actor.engine, *part.inputs)
+        return part.table(token_logprobs(logits / self._settings.temperature, part.targets))
 
     def _value_losses(
         self,

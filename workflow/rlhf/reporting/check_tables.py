@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rlhf.reporting.collect import Experiment, Row, StageFiles
-from rlhf.reporting.tables import Column, to_markdown
+from rlhf.records.checks import CheckRecord
+from rlhf.reporting.collect import Experiment, StageFiles
+from rlhf.reporting.tables import Column, Row, to_markdown
 
 CHECK_COLUMNS = (
     "id",
@@ -43,49 +44,50 @@ CHECK_NOTE = (
 )
 
 
-def _checked(experiment: Experiment) -> list[StageFiles]:
-    return [stage for stage in experiment.in_order() if stage.checks is not None]
+def _checks(stage: StageFiles) -> list[CheckRecord]:
+    return stage.checks["checks"] if stage.checks is not None else []
 
 
 def check_rows(experiment: Experiment) -> list[Row]:
     """One row per PPO stage and inequality, as in checks.json."""
-    return [{"id": stage.id, **check} for stage in _checked(experiment) for check in (stage.checks or {})["checks"]]
+    return [{"id": stage.id, **check} for stage in experiment.in_order() for check in _checks(stage)]
 
 
 def check_table(experiment: Experiment) -> list[Row]:
     """One row per inequality over all runs; those with a violation come first."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in check_rows(experiment):
-        key = tuple(row[name] for name in ("stage", "phase", "metric", "statistic", "relation", "cause"))
-        groups.setdefault(key, []).append(row)
-    rows = [_summary(rows) for rows in groups.values()]
+    groups: dict[tuple[str, ...], list[CheckRecord]] = {}
+    for check in (check for stage in experiment.in_order() for check in _checks(stage)):
+        place = (check["stage"], check["phase"], check["metric"])
+        groups.setdefault((*place, check["statistic"], check["relation"], check["cause"]), []).append(check)
+    rows = [_summary(checks) for checks in groups.values()]
     return sorted(rows, key=lambda row: row["all_hold"])
 
 
-def _summary(rows: list[Row]) -> Row:
-    bounds = list(dict.fromkeys(f"{row['relation']} {row['bound']:.4g}" for row in rows))
-    values = sorted({row["value"] for row in rows if "value" in row})
+def _summary(checks: list[CheckRecord]) -> Row:
+    first = checks[0]
+    bounds = list(dict.fromkeys(f"{check['relation']} {check['bound']:.4g}" for check in checks))
+    values = sorted({check["value"] for check in checks if "value" in check})
     shown = list(dict.fromkeys(f"{value:.4g}" for value in values[:1] + values[-1:]))
-    held = sum(row["holds"] for row in rows)
+    held = sum(check["holds"] for check in checks)
     return {
-        "stage": _place(rows[0]),
-        "metric": _metric(rows[0]),
-        "statistic": rows[0]["statistic"],
+        "stage": _place(first),
+        "metric": _metric(first),
+        "statistic": first["statistic"],
         "bound": ", ".join(bounds),
         "values": " to ".join(shown) or None,
-        "holds": f"{held} of {len(rows)}",
-        "all_hold": held == len(rows),
-        "kind": "hard" if rows[0]["hard"] else "soft",
-        "cause": rows[0]["cause"],
+        "holds": f"{held} of {len(checks)}",
+        "all_hold": held == len(checks),
+        "kind": "hard" if first["hard"] else "soft",
+        "cause": first["cause"],
     }
 
 
 def warnings_text(experiment: Experiment) -> str:
     """Markdown for the index: how many inequalities were checked, and a table of those that do not hold."""
-    rows = check_rows(experiment)
-    violated = [row for row in rows if not row["holds"]]
-    runs = {stage.id for stage in _checked(experiment)}
-    text = f"{len(rows)} inequalities were checked on {len(runs)} PPO run(s)"
+    checked = {stage.id: _checks(stage) for stage in experiment.in_order() if stage.checks is not None}
+    checks = [check for found in checked.values() for check in found]
+    violated = [check for check in checks if not check["holds"]]
+    text = f"{len(checks)} inequalities were checked on {len(checked)} PPO run(s)"
     if not violated:
         return f"{text}; all hold.\n"
     table = to_markdown(_warning_rows(experiment), WARNING_COLUMNS)
@@ -105,14 +107,14 @@ def _warning_rows(experiment: Experiment) -> list[Row]:
             "cause": check["cause"],
         }
         for run in experiment.runs
-        for check in (experiment.files(run, "ppo").checks or {})["checks"]
+        for check in _checks(experiment.files(run, "ppo"))
         if not check["holds"]
     ]
 
 
-def _place(check: Row) -> str:
+def _place(check: CheckRecord) -> str:
     return check["stage"] if check["phase"] == "train" else f"{check['stage']} ({check['phase']})"
 
 
-def _metric(check: Row) -> str:
+def _metric(check: CheckRecord) -> str:
     return "every metric" if check["metric"] == "*" else check["metric"]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
+from rlhf.config.stages import HALF_PRECISION_RATIO_ERROR
 from rlhf.errors import UserError
+from rlhf.records.checks import CheckRecord, ChecksReport
+from rlhf.records.manifest import Manifest
+from rlhf.records.metrics import MetricsLine
 from rlhf.reporting.inequalities import HALF_PRECISION_NOISE, INEQUALITIES, NATS, Inequality
 
-Metrics = dict[str, list[dict[str, Any]]]
+Metrics = Mapping[str, Sequence[MetricsLine]]  # stage kind -> lines of its metrics.jsonl
 
 RELATIONS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -23,13 +27,13 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
 
 
 def _levels(values: Sequence[float]) -> tuple[float, float]:
-    """Means over the first and the last fifth."""
+    """Means over the first and over the last fifth of the values."""
     part = max(1, len(values) // 5)
     return sum(values[:part]) / part, sum(values[-part:]) / part
 
 
 def _increases(values: Sequence[float]) -> list[float]:
-    """From one line to the next, and from 0 to the first."""
+    """By how much each value is above the one before; the first is compared with 0."""
     return [new - old for old, new in zip([0, *values], values, strict=False)]
 
 
@@ -73,10 +77,10 @@ class Check:
     value: float | None
     holds: bool
 
-    def row(self) -> dict[str, Any]:
+    def record(self) -> CheckRecord:
         """An entry of checks.json; the value of an absent metric is absent."""
         line = self.line
-        row = {
+        record: CheckRecord = {
             "stage": line.stage,
             "phase": line.phase,
             "metric": line.metric,
@@ -87,50 +91,79 @@ class Check:
             "holds": self.holds,
             "cause": line.cause,
         }
-        return row if self.value is None else row | {"value": self.value}
+        if self.value is not None:
+            record["value"] = self.value
+        return record
 
 
-def quantities(manifest: dict[str, Any]) -> dict[str, float]:
+@dataclass(frozen=True)
+class RunSettings:
+    """What bounds and conditions depend on, of the settings that a PPO run's manifest holds; names as there."""
+
+    dtype: str
+    num_train_epochs: int
+    iterations: int | None
+    prompts_per_rollout: int
+    answers_per_prompt: int
+    max_prompt_seq_len: int
+    max_answer_seq_len: int
+    max_sampling_logprob_error: float
+    max_first_ratio_error: float
+    whiten_advantages: bool
+    advantage_estimator: str
+    ptx_coefficient: float
+    kl_in: str
+    kl_target: float | None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """The settings of a run."""
+        given = manifest["spec"]["settings"]
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
+
+
+def quantities(manifest: Manifest) -> dict[str, float]:
     """Bounds that follow from a PPO run's settings and rows.
 
     The smallest KL: answers x are drawn from the policy, so exp(-d(x)) with d = log pi(x) - log pi_SFT(x) has mean 1 or
     less, also over n independent answers; by Markov's inequality their mean d is below -s / n with a probability of
     exp(-s) at most. Rounding of each token's log-probability comes on top.
     """
-    settings = manifest["spec"]["settings"]
-    samples = settings["prompts_per_rollout"] * settings["answers_per_prompt"]
-    answer = settings["max_answer_seq_len"]
-    full = settings["dtype"] == "fp32"
-    rounding = answer * (settings["max_sampling_logprob_error"] if full else HALF_PRECISION_NOISE)
-    prompts = settings["num_train_epochs"] * manifest["rows"]["train"]
+    settings = RunSettings.of(manifest)
+    samples = settings.prompts_per_rollout * settings.answers_per_prompt
+    answer = settings.max_answer_seq_len
+    full = settings.dtype == "fp32"
+    rounding = answer * (settings.max_sampling_logprob_error if full else HALF_PRECISION_NOISE)
+    prompts = settings.num_train_epochs * manifest["rows"]["train"]
     return {
-        "planned_steps": settings["iterations"] or max(1, prompts // settings["prompts_per_rollout"]),
-        "rollout_tokens": samples * (settings["max_prompt_seq_len"] + answer),
-        "max_sampling_logprob_error": settings["max_sampling_logprob_error"],
-        "max_first_ratio_error": settings["max_first_ratio_error"],
+        "planned_steps": settings.iterations or max(1, prompts // settings.prompts_per_rollout),
+        "rollout_tokens": samples * (settings.max_prompt_seq_len + answer),
+        "max_sampling_logprob_error": settings.max_sampling_logprob_error,
+        "max_first_ratio_error": settings.max_first_ratio_error,
+        "max_first_ratio_mean_error": (
+            settings.max_first_ratio_error if full else HALF_PRECISION_RATIO_ERROR[settings.dtype]
+        ),
         "max_answer_seq_len": answer,
         "first_kl": rounding,
         "lowest_kl": -(NATS / samples + rounding),
-        "twice_kl_target": 2 * (settings["kl_target"] or math.inf),
+        "twice_kl_target": 2 * (settings.kl_target or math.inf),
     }
 
 
-def conditions(manifest: dict[str, Any]) -> dict[str, bool]:
-    """What a PPO run has."""
-    settings = manifest["spec"]["settings"]
+def conditions(manifest: Manifest) -> dict[str, bool]:
+    """Name of a condition, as in the table -> whether a PPO run fulfils it."""
+    settings = RunSettings.of(manifest)
     return {
-        "fp32": settings["dtype"] == "fp32",
-        "whitened": settings["whiten_advantages"],
-        "value model": settings["advantage_estimator"] == "gae",
-        "mixed": settings["ptx_coefficient"] > 0,
-        "kl in loss": settings["kl_in"] == "loss",
-        "adaptive KL": settings["kl_target"] is not None,
+        "fp32": settings.dtype == "fp32",
+        "whitened": settings.whiten_advantages,
+        "value model": settings.advantage_estimator == "gae",
+        "mixed": settings.ptx_coefficient > 0,
+        "kl in loss": settings.kl_in == "loss",
+        "adaptive KL": settings.kl_target is not None,
     }
 
 
-def check_metrics(
-    manifest: dict[str, Any], metrics: Metrics, lines: Sequence[Inequality] = INEQUALITIES
-) -> list[Check]:
+def check_metrics(manifest: Manifest, metrics: Metrics, lines: Sequence[Inequality] = INEQUALITIES) -> list[Check]:
     """Compare a PPO run, and the stages it starts from, with the inequalities that apply to it.
 
     Args:
@@ -186,19 +219,19 @@ def describe(check: Check) -> str:
     return f"{what} is {check.value:.6g}, must be {line.relation} {check.bound:.6g}. Usual cause: {line.cause}"
 
 
-def report(checks: Sequence[Check], run: str) -> dict[str, Any]:
+def report(checks: Sequence[Check], run: str) -> ChecksReport:
     """Content of checks.json."""
     return {
         "schema_version": 1,
         "stage": "ppo",
         "id": run,
         "violated": sum(not check.holds for check in checks),
-        "checks": [check.row() for check in checks],
+        "checks": [check.record() for check in checks],
     }
 
 
-def _values(rows: Sequence[dict[str, Any]], line: Inequality) -> list[float]:
-    chosen = [row for row in rows if row["phase"] == line.phase]
-    if line.metric == "*":
-        return [value for row in chosen for value in row.values() if isinstance(value, int | float)]
-    return [row[line.metric] for row in chosen if line.metric in row]
+def _values(lines: Sequence[MetricsLine], inequality: Inequality) -> list[float]:
+    chosen = [line.numbers for line in lines if line.phase == inequality.phase]
+    if inequality.metric == "*":
+        return [value for numbers in chosen for value in numbers.values()]
+    return [numbers[inequality.metric] for numbers in chosen if inequality.metric in numbers]

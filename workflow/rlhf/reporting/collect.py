@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import read_json, read_jsonl
+from rlhf.files import JsonObject
+from rlhf.records.benchmark import Benchmark, read_benchmark
+from rlhf.records.checks import ChecksReport, read_checks
+from rlhf.records.evaluation import EvaluationRecord, read_evaluation
+from rlhf.records.experiment import ExperimentRun, Provenance, RunStages, StageCode, StageId
+from rlhf.records.manifest import MANIFEST, Manifest, read_manifest
+from rlhf.records.memory import MEMORY, MemoryReport, ProcessMemory, read_memory
+from rlhf.records.metrics import METRICS, MetricsLine, read_metrics
+from rlhf.records.plan import MEMORY_PLAN, MemoryPlan, read_plan
 
-MODEL_ROLES = ("policy", "reward_model")
 TRAINED = ("sft", "reward", "ppo")
 EVALUATED = ("evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo")
 STAGE_ORDER = (
@@ -26,21 +33,6 @@ STAGE_ORDER = (
     "evaluate_ppo",
 )
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ExperimentRun:
-    """One seed at one point of the sweep: sweep key -> value, and stage kind -> stage ID."""
-
-    point: dict[str, Any]
-    seed: int
-    stages: dict[str, str]
-
-    def stage(self, role: str) -> tuple[str, str]:
-        """(stage kind, ID); the roles `policy` and `reward_model` are both of kind `model`."""
-        return ("model" if role in MODEL_ROLES else role), self.stages[role]
-
 
 @dataclass(frozen=True)
 class StageFiles:
@@ -49,13 +41,32 @@ class StageFiles:
     kind: str
     id: str
     folder: Path
-    manifest: Row | None = None
-    evaluation: Row | None = None
-    memory: Row | None = None
-    plan: Row | None = None
-    benchmark: Row | None = None
-    checks: Row | None = None
-    metrics: list[Row] = field(default_factory=list)
+    manifest: Manifest | None = None
+    evaluation: EvaluationRecord | None = None
+    memory: MemoryReport | None = None
+    plan: MemoryPlan | None = None
+    benchmark: Benchmark | None = None
+    checks: ChecksReport | None = None
+    metrics: list[MetricsLine] = field(default_factory=list)
+
+    @property
+    def processes(self) -> list[ProcessMemory]:
+        """What was measured of each process; empty where nothing was."""
+        return self.memory.get("processes", []) if self.memory is not None else []
+
+    @property
+    def execution(self) -> JsonObject:
+        """How the stage ran, by its manifest or its evaluation; empty where neither tells."""
+        if self.manifest:
+            return cast(JsonObject, self.manifest.get("spec", {}).get("execution", {}))
+        return self.evaluation.get("execution", {}) if self.evaluation else {}
+
+    @property
+    def slurm_job_id(self) -> str | None:
+        """The Slurm job that made the stage; None outside of Slurm."""
+        if self.manifest:
+            return self.manifest.get("slurm_job_id")
+        return self.evaluation.get("slurm_job_id") if self.evaluation else None
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class Experiment:
         """The folder of a stage, relative to the project."""
         return stage.folder.relative_to(self.root).as_posix()
 
-    def label(self, point: dict[str, Any]) -> str:
+    def label(self, point: Mapping[str, Any]) -> str:
         """A short name of a sweep point for legends and headings; the experiment's name where nothing is swept."""
         names = short_names(point)
         return ", ".join(f"{names[key]} = {value}" for key, value in point.items()) or self.name
@@ -99,28 +110,12 @@ def short_names(point: Iterable[str]) -> dict[str, str]:
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
-def read_runs(path: Path) -> list[ExperimentRun]:
-    """The runs of an experiment from a list of `{"point": {...}, "seed": int, "stages": {kind: id}}`.
-
-    Raises:
-        UserError: the file is missing, is not of this form, or names no run.
-    """
-    rows = read_json(path)
-    try:
-        runs = [ExperimentRun(row["point"], int(row["seed"]), row["stages"]) for row in rows]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: each run needs point, seed and stages ({error!r}); run snakemake again") from None
-    if not runs:
-        raise UserError(f"{path}: names no run; check `seeds` and `sweep` of the experiment")
-    return runs
-
-
 def read_experiment(name: str, runs: list[ExperimentRun], root: Path) -> Experiment:
     """Read the files of all stages of the runs; a stage shared by several runs is read once.
 
     Args:
         name: of the experiment.
-        runs: as `read_runs` gives them.
+        runs: as `rlhf.records.experiment.read_runs` gives them.
         root: project folder with results/, resources/ and benchmarks/.
 
     Raises:
@@ -140,37 +135,23 @@ def _read_stage(root: Path, kind: str, identifier: str) -> StageFiles:
     if kind not in STAGE_ORDER:
         raise UserError(f"stage kind {kind!r} of {identifier} is not known; known: {', '.join(STAGE_ORDER)}")
     folder = stage_folder(root, kind, identifier)
-    benchmarks = _optional_rows(root / "benchmarks" / kind / f"{identifier}.jsonl")
-    metrics = folder / "metrics.jsonl"
+    has = {name: (folder / name).exists() for name in (MANIFEST, MEMORY, MEMORY_PLAN)}
+    trained = kind in TRAINED
     return StageFiles(
         kind,
         identifier,
         folder,
-        manifest=_optional(folder / "manifest.json"),
-        evaluation=read_json(folder / "evaluation.json") if kind in EVALUATED else None,
-        memory=_optional(folder / "memory.json"),
-        plan=_optional(folder / "memory_plan.json") if kind in TRAINED else None,
-        benchmark=benchmarks[-1] if benchmarks else None,
-        checks=read_json(root / "results/check_ppo" / identifier / "checks.json") if kind == "ppo" else None,
-        metrics=_required_rows(metrics) if kind in TRAINED else _optional_rows(metrics),
+        manifest=read_manifest(folder) if has[MANIFEST] else None,
+        evaluation=read_evaluation(folder) if kind in EVALUATED else None,
+        memory=read_memory(folder) if has[MEMORY] else None,
+        plan=read_plan(folder / MEMORY_PLAN) if trained and has[MEMORY_PLAN] else None,
+        benchmark=read_benchmark(root / "benchmarks" / kind / f"{identifier}.jsonl"),
+        checks=read_checks(root / "results/check_ppo" / identifier / "checks.json") if kind == "ppo" else None,
+        metrics=read_metrics(folder / METRICS) if trained else [],
     )
 
 
-def _optional(path: Path) -> Row | None:
-    return read_json(path) if path.exists() else None
-
-
-def _optional_rows(path: Path) -> list[Row]:
-    return read_jsonl(path) if path.exists() else []
-
-
-def _required_rows(path: Path) -> list[Row]:
-    if not path.exists():
-        raise UserError(f"{path}: file not found; run the step that makes it (`snakemake -n` names it)")
-    return read_jsonl(path)
-
-
-def provenance(experiment: Experiment, code_hash: str) -> Row:
+def provenance(experiment: Experiment, code_hash: str) -> Provenance:
     """Content of stages.json: what each run is made of, and which stages other code than the present made.
 
     Args:
@@ -182,8 +163,10 @@ def provenance(experiment: Experiment, code_hash: str) -> Row:
         has no manifest. `made_by_older_code` lists those that differ.
     """
     stages = [_stage_entry(experiment, stage, code_hash) for stage in experiment.in_order()]
-    older = [{"stage": entry["stage"], "id": entry["id"]} for entry in stages if entry.get("same_code") is False]
-    runs = [
+    older: list[StageId] = [
+        {"stage": entry["stage"], "id": entry["id"]} for entry in stages if entry.get("same_code") is False
+    ]
+    runs: list[RunStages] = [
         {
             "point": run.point,
             "seed": run.seed,
@@ -204,7 +187,9 @@ def provenance(experiment: Experiment, code_hash: str) -> Row:
     }
 
 
-def _stage_entry(experiment: Experiment, stage: StageFiles, code_hash: str) -> Row:
-    entry: Row = {"stage": stage.kind, "id": stage.id, "path": experiment.path(stage)}
-    made_by = ((stage.manifest or {}).get("code") or {}).get("hash")
-    return {**entry, "same_code": made_by == code_hash} if made_by else entry
+def _stage_entry(experiment: Experiment, stage: StageFiles, code_hash: str) -> StageCode:
+    entry: StageCode = {"stage": stage.kind, "id": stage.id, "path": experiment.path(stage)}
+    code = (stage.manifest or {}).get("code")
+    if code and code.get("hash"):
+        entry["same_code"] = code["hash"] == code_hash
+    return entry

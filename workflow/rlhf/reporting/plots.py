@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -13,10 +13,13 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from rlhf.reporting.collect import Experiment, ExperimentRun, Row, StageFiles
+from rlhf.records.experiment import ExperimentRun
+from rlhf.records.metrics import Phase
+from rlhf.reporting.collect import Experiment, StageFiles
 from rlhf.reporting.style import NEUTRAL, SETTINGS, colours, empty_figure, legend_below, panels, to_svg
 
 FloatArray = npt.NDArray[np.float64]
+Judgement = Literal["score", "gold"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def learning_curves(experiment: Experiment) -> str:
 
 
 def _has(experiment: Experiment, panel: Panel) -> bool:
-    return any(panel.key in line for run in experiment.runs for line in experiment.files(run, panel.stage).metrics)
+    stages = [experiment.files(run, panel.stage) for run in experiment.runs]
+    return any(panel.key in line.values for stage in stages for line in stage.metrics)
 
 
 def groups(experiment: Experiment) -> list[Group]:
@@ -99,10 +103,10 @@ def groups_of_stage(experiment: Experiment, role: str, points: list[Group]) -> l
     return points
 
 
-def curve(stage: StageFiles, phase: str, key: str, x: str = "step") -> Curve:
-    """A metric along the training of a stage; lines without it are skipped."""
-    lines = [line for line in stage.metrics if line["phase"] == phase and key in line and x in line]
-    return Curve(np.array([line[x] for line in lines], float), np.array([line[key] for line in lines], float))
+def curve(stage: StageFiles, phase: Phase, key: str) -> Curve:
+    """A metric along the steps of a stage; lines without it are skipped."""
+    lines = [line for line in stage.metrics if line.phase == phase and key in line.values]
+    return Curve(np.array([line.step for line in lines], float), np.array([line.values[key] for line in lines], float))
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -115,10 +119,11 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 def _draw_group(axis: Axes, stages: list[StageFiles], key: str, colour: Any) -> None:
     """Thin lines for seeds, a thick one for their mean; dashed with dots where measured on unseen data."""
-    for phase, style in (
-        ("train", {"linestyle": "-"}),
-        ("eval", {"linestyle": "--", "marker": "o", "markersize": 3.5}),
-    ):
+    styles: dict[Phase, dict[str, Any]] = {
+        "train": {"linestyle": "-"},
+        "eval": {"linestyle": "--", "marker": "o", "markersize": 3.5},
+    }
+    for phase, style in styles.items():
         curves = [one for one in (curve(stage, phase, key) for stage in stages) if one.x.size]
         if not curves:
             continue
@@ -136,7 +141,7 @@ def _curve_legend(experiment: Experiment, points: list[Group], shared: bool) -> 
     if any(len(group.runs) > 1 for group in points):
         handles.append(Line2D([], [], color="grey", linewidth=0.7, alpha=0.6, label="single seeds (thick: mean)"))
     stages = [experiment.files(run, role) for run in experiment.runs for role in ("sft", "reward", "ppo")]
-    if any(line["phase"] == "eval" for stage in stages for line in stage.metrics):
+    if any(line.phase == "eval" for stage in stages for line in stage.metrics):
         handles.append(Line2D([], [], color="grey", linestyle="--", marker="o", markersize=3.5, label="unseen data"))
     return handles
 
@@ -146,8 +151,8 @@ def reward_vs_kl(experiment: Experiment) -> str:
 
     The gold panel is left out where no gold reward is defined. Diamonds are the final policy on unseen prompts.
     """
-    judges = [("score", "Reward-model score")]
-    if any("gold" in line for run in experiment.runs for line in experiment.files(run, "ppo").metrics):
+    judges: list[tuple[Judgement, str]] = [("score", "Reward-model score")]
+    if any("gold" in line.values for run in experiment.runs for line in experiment.files(run, "ppo").metrics):
         judges.append(("gold", "Gold reward"))
     with mpl.rc_context(SETTINGS):
         figure, axes = panels(len(judges), columns=2, width=4.4, height=3.6)
@@ -168,7 +173,7 @@ def root_of_kl(kl: npt.ArrayLike) -> FloatArray:
     return np.sqrt(np.maximum(np.asarray(kl, dtype=np.float64), 0.0))
 
 
-def _draw_trajectory(axis: Axes, stages: list[StageFiles], key: str, colour: Any) -> None:
+def _draw_trajectory(axis: Axes, stages: list[StageFiles], key: Judgement, colour: Any) -> None:
     kl = [curve(stage, "train", "kl") for stage in stages]
     judged = [curve(stage, "train", key) for stage in stages]
     pairs = [(x, y) for x, y in zip(kl, judged, strict=True) if x.x.size and np.array_equal(x.x, y.x)]
@@ -181,27 +186,28 @@ def _draw_trajectory(axis: Axes, stages: list[StageFiles], key: str, colour: Any
     axis.plot(root_of_kl(mean_kl.y), mean_judged.y, color=colour)
 
 
-def best_of_n_curve(stages: Sequence[StageFiles], key: str) -> Curve:
+def best_of_n_curve(stages: Sequence[StageFiles], key: Judgement) -> Curve:
     """Best-of-n of the SFT model: sqrt(KL) and the mean over seeds of `key`, for every n that all seeds have."""
-    tables = [
-        {row["n"]: row for row in (stage.evaluation or {}).get("best_of_n", []) if key in row} for stage in stages
-    ]
+    found = [stage.evaluation.get("best_of_n", []) if stage.evaluation else [] for stage in stages]
+    tables = [{row["n"]: row for row in rows if key in row} for rows in found]
     common = sorted(set.intersection(*(set(table) for table in tables)))
     kl = root_of_kl([tables[0][n]["kl"] for n in common])
     return Curve(kl, np.array([np.mean([table[n][key] for table in tables]) for n in common], float))
 
 
-def _draw_best_of_n(axis: Axes, stages: list[StageFiles], key: str, colour: Any) -> None:
+def _draw_best_of_n(axis: Axes, stages: list[StageFiles], key: Judgement, colour: Any) -> None:
     reference = best_of_n_curve(stages, key)
     axis.plot(reference.x, reference.y, color=colour, linestyle=":", marker=".", markersize=5)
 
 
-def _draw_final(axis: Axes, stages: list[StageFiles], key: str, colour: Any) -> None:
-    found: list[Row] = [stage.evaluation for stage in stages if stage.evaluation and f"{key}_mean" in stage.evaluation]
-    if not found:
+def _draw_final(axis: Axes, stages: list[StageFiles], key: Judgement, colour: Any) -> None:
+    found = [stage.evaluation for stage in stages if stage.evaluation]
+    means = [(row["kl"], row.get("score_mean") if key == "score" else row.get("gold_mean")) for row in found]
+    points = [(kl, mean) for kl, mean in means if mean is not None]
+    if not points:
         return
-    kl = float(root_of_kl(math.fsum(row["kl"] for row in found) / len(found)))
-    judged = math.fsum(row[f"{key}_mean"] for row in found) / len(found)
+    kl = float(root_of_kl(math.fsum(kl for kl, _ in points) / len(points)))
+    judged = math.fsum(mean for _, mean in points) / len(points)
     axis.plot(
         [kl], [judged], color=colour, marker="D", markersize=7, markeredgecolor="white", linestyle="none", zorder=5
     )

@@ -1,4 +1,7 @@
-"""What Slurm knows of the project's jobs: the queue now, and the use of ended ones. Without Slurm, nothing."""
+"""What Slurm knows of the project's jobs: the queue, and how much of their CPU time ended jobs used.
+
+Without Slurm all functions find nothing.
+"""
 
 from __future__ import annotations
 

@@ -6,20 +6,24 @@ wait for a cluster's nodes, or have only just got them, by Slurm's queue.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from rlhf.files import tail
+from rlhf.records.evaluation import peek_evaluation
+from rlhf.records.manifest import MANIFEST, Manifest, peek_manifest
+from rlhf.records.memory import peek_memory
+from rlhf.records.metrics import METRICS, last_lines
+from rlhf.records.progress import PROGRESS, Progress, read_progress
 from rlhf.reporting.slurm import Job, job_log
 from rlhf.runtime.progress import format_seconds
 
 STALLED_AFTER_SECONDS = 120.0
-TAIL_BYTES = 65536
 STAGE_ORDER = ("tokens", "sft", "evaluate_sft", "reward", "evaluate_reward", "baseline", "ppo", "evaluate_ppo")
 
 
@@ -34,7 +38,7 @@ class StageStatus:
     total_steps: int | None = None
     speed: float | None = None
     seconds: float | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
     job: str = ""  # Slurm's job ID
     node: str = ""
@@ -58,14 +62,14 @@ def read_status(
     present = time.time() if now is None else now
     found: dict[tuple[str, str], StageStatus] = {}
     finished_at: dict[tuple[str, str], float] = {}
-    for file in root.glob("results/*/*/manifest.json"):
-        manifest = _read(file)
+    for file in root.glob(f"results/*/*/{MANIFEST}"):
+        manifest = peek_manifest(file.parent)
         if manifest is not None:
             place = (file.parent.parent.name, file.parent.name)
             found[place] = _finished(file, manifest)
             finished_at[place] = _timestamp(manifest.get("finished"))
-    for file in root.glob("state/*/*/progress.json"):
-        progress = _read(file)
+    for file in root.glob(f"state/*/*/{PROGRESS}"):
+        progress = read_progress(file.parent)
         place = (file.parent.parent.name, file.parent.name)
         if progress is not None and not _is_older(progress, finished_at.get(place)):
             found[place] = _started(root, *place, progress, present)
@@ -87,67 +91,42 @@ def _rank(stage: str) -> int:
     return STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Content of a JSON file; None if it vanished meanwhile, empty if it is broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _timestamp(text: str | None) -> float:
     return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
-def _is_older(progress: dict[str, Any], finished: float | None) -> bool:
+def _is_older(progress: Progress, finished: float | None) -> bool:
     """Whether a progress file is a leftover of the run whose manifest was written at `finished`."""
     return finished is not None and (progress.get("status") == "done" or progress.get("updated", 0.0) <= finished)
 
 
-def _finished(manifest_file: Path, manifest: dict[str, Any]) -> StageStatus:
+def _finished(manifest_file: Path, manifest: Manifest) -> StageStatus:
     folder = manifest_file.parent
     stage, identifier = folder.parent.name, folder.name
     if not manifest:
         return StageStatus(stage, identifier, "unreadable", note=f"{manifest_file} is not valid JSON")
-    metrics = _read(folder / "evaluation.json") or _last_lines(folder / "metrics.jsonl")
+    memory = peek_memory(folder)
     return StageStatus(
         stage,
         identifier,
         "done",
         seconds=manifest.get("wall_seconds"),
-        metrics=metrics,
+        metrics=peek_evaluation(folder) or _last_metrics(folder),
         job=manifest.get("slurm_job_id", ""),
         node=manifest.get("host", ""),
-        peak_rss=(_read(folder / "memory.json") or {}).get("peak_rss"),
+        peak_rss=memory.get("peak_rss") if memory else None,
         mem_mb=manifest.get("spec", {}).get("execution", {}).get("mem_mb"),
     )
 
 
-def _last_lines(path: Path) -> dict[str, Any]:
-    """The last training metrics, overlaid with the last ones on unseen data; only the end of the file is read."""
-    last: dict[str, dict[str, Any]] = {}
-    for line in _tail(path):
-        try:
-            row = json.loads(line)
-        except ValueError:  # the first line of the tail is cut
-            continue
-        if isinstance(row, dict):
-            last[row.get("phase", "train")] = row
-    return {**last.get("train", {}), **last.get("eval", {})}
+def _last_metrics(folder: Path) -> dict[str, float]:
+    """The last training metrics, overlaid with the last ones on unseen data."""
+    last = last_lines(folder / METRICS)
+    train, unseen = last.get("train"), last.get("eval")
+    return {**(train.values if train else {}), **(unseen.values if unseen else {})}
 
 
-def _tail(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        return stream.read().decode("utf-8", errors="replace").splitlines()
-
-
-def _started(root: Path, stage: str, identifier: str, progress: dict[str, Any], now: float) -> StageStatus:
+def _started(root: Path, stage: str, identifier: str, progress: Progress, now: float) -> StageStatus:
     if not progress:
         return StageStatus(stage, identifier, "unreadable", note=f"state/{stage}/{identifier}/progress.json is broken")
     status, note = _judge(progress, now)
@@ -169,7 +148,7 @@ def _started(root: Path, stage: str, identifier: str, progress: dict[str, Any], 
     )
 
 
-def _judge(progress: dict[str, Any], now: float) -> tuple[str, str]:
+def _judge(progress: Progress, now: float) -> tuple[str, str]:
     """(status, why): a stage that says it runs is stalled if its process is gone or it has been silent too long."""
     status = progress.get("status", "running")
     if status != "running":
@@ -196,7 +175,7 @@ def _is_alive(pid: int | None) -> bool:
 
 def _log_note(root: Path, stage: str, identifier: str) -> str:
     """The last line of the stage's log, and where to read on: there, and in the log of its Slurm job."""
-    lines = [line.strip() for line in _tail(root / "logs" / stage / f"{identifier}.log") if line.strip()]
+    lines = [line.strip() for line in tail(root / "logs" / stage / f"{identifier}.log") if line.strip()]
     if not lines:
         return ""
     logs = [f"logs/{stage}/{identifier}.log", job_log(root, stage, identifier)]

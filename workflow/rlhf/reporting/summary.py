@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+from rlhf.records.experiment import STAGES, Provenance, provenance_text
 from rlhf.reporting.check_tables import (
     CHECK_COLUMNS,
     CHECK_NOTE,
@@ -14,37 +14,38 @@ from rlhf.reporting.check_tables import (
     check_table,
     warnings_text,
 )
-from rlhf.reporting.collect import Experiment, Row, provenance
-from rlhf.reporting.efficiency import EFFICIENCY_COLUMNS, EFFICIENCY_NOTE, efficiency_rows, jobs_of
-from rlhf.reporting.memory_figure import memory
-from rlhf.reporting.memory_table import (
+from rlhf.reporting.collect import Experiment, provenance
+from rlhf.reporting.memory import (
     COMPARISON_COLUMNS,
     COMPARISON_CSV,
     COMPARISON_NOTE,
     comparison_rows,
+    memory,
     memory_text,
 )
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
-from rlhf.reporting.reward_figure import reward_model
-from rlhf.reporting.reward_table import COLUMNS as REWARD_COLUMNS
-from rlhf.reporting.reward_table import NOTE as REWARD_NOTE
-from rlhf.reporting.reward_table import reward_rows
-from rlhf.reporting.samples import samples_html, samples_markdown
-from rlhf.reporting.slurm import cpu_use
-from rlhf.reporting.tables import (
-    MEMORY_COLUMNS,
+from rlhf.reporting.quality import (
     QUALITY_NOTE,
-    RESOURCE_COLUMNS,
-    memory_rows,
     quality_csv,
     quality_table,
-    resource_rows,
     run_columns,
     run_rows,
-    to_csv,
-    to_html,
-    to_markdown,
+    samples_html,
+    samples_markdown,
 )
+from rlhf.reporting.resources import (
+    EFFICIENCY_COLUMNS,
+    EFFICIENCY_NOTE,
+    MEMORY_COLUMNS,
+    RESOURCE_COLUMNS,
+    efficiency_rows,
+    jobs_of,
+    memory_rows,
+    resource_rows,
+)
+from rlhf.reporting.reward import REWARD_COLUMNS, REWARD_NOTE, reward_model, reward_rows
+from rlhf.reporting.slurm import cpu_use
+from rlhf.reporting.tables import to_csv, to_html, to_markdown
 
 DESCRIPTIONS = {
     "quality": "every metric of each sweep point: mean, standard deviation and 95 % interval over seeds",
@@ -85,7 +86,7 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
         "reward_vs_kl.svg": reward_vs_kl(experiment),
         "reward_model.svg": reward_model(experiment),
         "memory.svg": memory(experiment),
-        "stages.json": json.dumps(links, indent=2, allow_nan=False) + "\n",
+        STAGES: provenance_text(links),
         "index.md": _index(experiment, links, output),
     }
 
@@ -124,7 +125,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def _index(experiment: Experiment, links: Row, output: Path) -> str:
+def _index(experiment: Experiment, links: Provenance, output: Path) -> str:
     """The page to start from: where models, tables and figures are."""
     rows, columns = quality_table(experiment)
     parts = [
@@ -133,6 +134,7 @@ def _index(experiment: Experiment, links: Row, output: Path) -> str:
         f"## Checks\n\n{warnings_text(experiment)}",
         f"## Memory\n\n{memory_text(experiment)}",
         "## Models\n\nHugging Face folders (safetensors and tokenizer) that any tool can load.\n",
+        *_merge_text(experiment),
         "| run | seed | policy after PPO | SFT model | reward model |\n| --- | --- | --- | --- | --- |",
         *(_model_line(experiment, index, output) for index in range(len(experiment.runs))),
         "\n## Tables\n",
@@ -161,7 +163,24 @@ def _model_line(experiment: Experiment, index: int, output: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _provenance_text(links: Row) -> str:
+def _merge_text(experiment: Experiment) -> list[str]:
+    """Models that must not be loaded in half precision, and what they would lose."""
+    lines = [
+        f"- {experiment.path(stage)}/{folder}: {merge['error']:.0%} ({merge['dtype']})"
+        for stage in experiment.in_order()
+        for folder, merge in (stage.manifest or {}).get("merge", {}).items()
+        if merge["error"] is not None and merge["error"] > merge["limit"]
+    ]
+    if not lines:
+        return []
+    text = (
+        "**Load these in float32**, as their `config.json` says (or the model before them with `adapter/`). Rounded to "
+        "half precision, their weights would be off by this share of the change that LoRA has made:\n"
+    )
+    return [text, *lines, ""]
+
+
+def _provenance_text(links: Provenance) -> str:
     older = links["made_by_older_code"]
     if not older:
         return "All stages with a manifest were made by the present code.\n"

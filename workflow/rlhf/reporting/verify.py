@@ -1,25 +1,17 @@
-"""`rlhf-verify`: are the outputs of an experiment what they were when they were made?
+"""Are the outputs of stages what they were when they were made?
 
 Every finished stage lists the hashes of its files in its manifest; they are computed again and compared.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import track
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import sha256_file
-from rlhf.runtime.logging import run_script
-
-TRAINED = ("sft", "reward", "ppo")
+from rlhf.records.experiment import MODEL_ROLES, STAGES, read_provenance
+from rlhf.records.manifest import MANIFEST, changes
+from rlhf.reporting.collect import TRAINED
 
 
 @dataclass(frozen=True)
@@ -47,30 +39,24 @@ def stage_folders(root: Path, experiment: str | None) -> list[Path]:
         if not found:
             raise UserError(f"{root.resolve()}: no finished stage here; run snakemake, or name the folder with --root")
         return sorted(found)
-    links = root / "results/experiments" / experiment / "stages.json"
+    links = root / "results/experiments" / experiment / STAGES
     if not links.is_file():
-        known = sorted(path.parent.name for path in root.glob("results/experiments/*/stages.json"))
+        known = sorted(path.parent.name for path in root.glob(f"results/experiments/*/{STAGES}"))
         raise UserError(f"{experiment}: no such finished experiment; there are: {', '.join(known) or 'none'}")
-    runs = json.loads(links.read_text(encoding="utf-8"))["runs"]
-    used = {(kind, stage["id"]) for run in runs for kind, stage in run["stages"].items()}
-    models = {root / "resources/models" / id for kind, id in used if kind in ("policy", "reward_model")}
-    stages = {root / "results" / kind / id for kind, id in used if kind in TRAINED}
+    used = {(role, stage["id"]) for run in read_provenance(links)["runs"] for role, stage in run["stages"].items()}
+    models = {root / "resources/models" / id for role, id in used if role in MODEL_ROLES}
+    stages = {root / "results" / role / id for role, id in used if role in TRAINED}
     return sorted(models | stages)
 
 
 def check(folder: Path) -> Damage | None:
     """Hash a stage's files again; None where all are as its manifest says."""
-    file = folder / "manifest.json"
+    if not (folder / MANIFEST).exists():
+        return Damage(folder, (f"{MANIFEST} is missing: the stage was not finished",))
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        outputs: dict[str, str] = manifest["outputs"]
-    except FileNotFoundError:
-        return Damage(folder, ("manifest.json is missing: the stage was not finished",))
-    except (ValueError, KeyError, TypeError):
-        return Damage(folder, ("manifest.json is broken",))
-    missing = tuple(name for name in outputs if not (folder / name).is_file())
-    present = (name for name in outputs if name not in missing)
-    changed = tuple(name for name in present if sha256_file(folder / name) != outputs[name])
+        missing, changed = changes(folder)
+    except UserError:
+        return Damage(folder, (f"{MANIFEST} is broken",))
     problems = (*(f"{name} is missing" for name in missing), *(f"{name} has changed" for name in changed))
     return Damage(folder, problems, missing) if problems else None
 
@@ -85,42 +71,4 @@ def discard(damage: Damage) -> None:
         stand_in = damage.folder / name
         stand_in.parent.mkdir(parents=True, exist_ok=True)
         stand_in.touch()
-    (damage.folder / "manifest.json").unlink(missing_ok=True)
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="rlhf-verify", description="Compare the files of finished stages with the hashes in their manifests."
-    )
-    parser.add_argument("experiment", nargs="?", help="name of an experiment (default: everything in the folder)")
-    parser.add_argument("--root", type=Path, default=Path("."), help="project folder (default: the present one)")
-    parser.add_argument("--discard", action="store_true", help="mark damaged stages as unfinished, for snakemake")
-    return parser.parse_args(arguments)
-
-
-def verify(args: argparse.Namespace) -> None:
-    """Print what was found.
-
-    Raises:
-        UserError: a stage is damaged and was not discarded, or there is nothing to verify.
-    """
-    console = Console(stderr=True)
-    folders = stage_folders(args.root, args.experiment)
-    found = [check(folder) for folder in track(folders, "hashing", console=console, transient=True)]
-    damaged = [damage for damage in found if damage is not None]
-    print(f"{len(folders) - len(damaged)} of {len(folders)} stages are as they were made")
-    for damage in damaged:
-        print(f"{damage.folder}: {'; '.join(damage.problems)}")
-        if args.discard:
-            discard(damage)
-    if damaged and not args.discard:
-        raise UserError(
-            f"{len(damaged)} stage(s) are damaged; `rlhf-verify --discard` marks them as unfinished, and the next "
-            "snakemake makes them again, and only them"
-        )
-
-
-def main() -> None:
-    """Entry point of the console script `rlhf-verify`."""
-    run_script(lambda: verify(parse_args()))
+    (damage.folder / MANIFEST).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""What every stage needs to run: atomic files, logging, seeds, progress and the manifest."""
+"""What every stage needs to run: its lease, attempts, signals, logs, seeds, progress and manifest."""

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rlhf.config.planned import STEPS_FILE, out_of_memory_failures
 from rlhf.errors import Interrupted
+from rlhf.records.attempts import FAILURES, out_of_memory_failures, write_failure, write_memory_steps
 from rlhf.runtime.failure import explain
-from rlhf.runtime.files import write_json
 from rlhf.runtime.logging import LOG_DATES, LOG_FORMAT, PACKAGE
 
 
@@ -32,7 +31,7 @@ class Attempt:
 
     def __init__(self, state: Path, rank: int = 0) -> None:
         self._state, self._rank = state, rank
-        self._logs, self._failures = state / "logs", state / "failures"
+        self._logs = state / "logs"
         self._handler: logging.Handler | None = None
         self.number = 0
 
@@ -43,8 +42,8 @@ class Attempt:
             self._handler = logging.FileHandler(self._logs / f"attempt-{self.number}.log", encoding="utf-8")
             self._handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATES))
             logging.getLogger(PACKAGE).addHandler(self._handler)
-            write_json(self._state / STEPS_FILE, {"failures": out_of_memory_failures(self._state)})
-            shutil.rmtree(self._failures, ignore_errors=True)
+            write_memory_steps(self._state, {"failures": out_of_memory_failures(self._state)})
+            shutil.rmtree(self._state / FAILURES, ignore_errors=True)
         return self
 
     def __exit__(
@@ -63,7 +62,14 @@ class Attempt:
     def _record(self, error: BaseException) -> None:
         failure = explain(error)
         logging.getLogger(PACKAGE).error("rank %d: %s", self._rank, failure)
-        entry = {"cause": failure.cause, "message": str(failure), "rank": self._rank, "time": time.time()}
-        write_json(
-            self._failures / f"rank-{self._rank}.json", entry | {"host": socket.gethostname(), "pid": os.getpid()}
+        write_failure(
+            self._state,
+            {
+                "cause": failure.cause,
+                "message": str(failure),
+                "rank": self._rank,
+                "time": time.time(),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+            },
         )

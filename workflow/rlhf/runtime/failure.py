@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlhf.errors import UserError
+from rlhf.errors import PeerFailed, UserError
+from rlhf.records.attempts import DEVICE_MEMORY
 
-OUT_OF_MEMORY = ("out_of_device_memory", "out_of_host_memory")
+OUT_OF_MEMORY = (DEVICE_MEMORY, "out_of_host_memory")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ def explain(error: BaseException) -> Failure:
     """The cause of an exception, found by its type and text."""
     if isinstance(error, UserError):
         return Failure("user_error", str(error))
+    if isinstance(error, PeerFailed):  # its text may name any cause, which is the other process's to report
+        return Failure("lost_process", str(error))
     for cause, applies, remedy in _RULES:
         if applies(error):
             return Failure(cause, _line(error), remedy)
@@ -65,13 +68,14 @@ def _has_errno(error: BaseException, *numbers: int) -> bool:
 
 
 def _is_lost_peer(error: BaseException) -> bool:
-    text = "gloo|NCCL|Connection (reset|closed) by peer|collective|process group|Timed out waiting|Broken pipe"
+    text = "gloo|NCCL|Connection (reset|closed) by peer|Connection was likely closed|"
+    text += "collective|process group|Timed out waiting|Broken pipe"
     return isinstance(error, RuntimeError) and re.search(text, str(error), re.IGNORECASE) is not None
 
 
 _RULES: tuple[tuple[str, Callable[[BaseException], bool], str], ...] = (
     (
-        "out_of_device_memory",
+        DEVICE_MEMORY,
         _is_device_memory,
         "lower the per-device batch sizes, or set gradient checkpointing, a higher ZeRO stage or offload in the "
         "stage's `execution`; none of them changes the result",

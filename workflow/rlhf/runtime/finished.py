@@ -11,14 +11,13 @@ import shutil
 from pathlib import Path
 
 from rlhf.config.specification import AnySpecification
-from rlhf.errors import UserError
-from rlhf.runtime.files import atomic_directory, read_json, sha256_file
+from rlhf.records.manifest import MANIFEST, is_whole, read_manifest
+from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
 
 FOLDER = "finished"
-MANIFEST = "manifest.json"
 KEPT = (FOLDER, "lease")
 
 
@@ -29,7 +28,7 @@ def set_aside(output: Path, state: Path) -> None:
         output: results/STAGE/ID, complete.
         state: state/STAGE/ID.
     """
-    names = [*read_json(output / MANIFEST)["outputs"], MANIFEST]
+    names = [*read_manifest(output)["outputs"], MANIFEST]
     try:
         with atomic_directory(state / FOLDER) as folder:
             for name in names:
@@ -56,7 +55,7 @@ def bring_back(output: Path, state: Path, spec: AnySpecification) -> bool:
     folder = state / FOLDER
     if not folder.is_dir():
         return False
-    if not _is_whole(folder, spec):
+    if not (is_whole(folder) and _is_of(folder, spec)):
         logger.warning("%s: damaged, or of another specification; not used", folder)
         return False
     output.mkdir(parents=True, exist_ok=True)
@@ -72,10 +71,7 @@ def bring_back(output: Path, state: Path, spec: AnySpecification) -> bool:
     return True
 
 
-def _is_whole(folder: Path, spec: AnySpecification) -> bool:
-    try:
-        manifest = read_json(folder / MANIFEST)
-        same = {**manifest["spec"], "execution": None} == {**spec.identity(), "execution": None}
-        return same and all(sha256_file(folder / name) == digest for name, digest in manifest["outputs"].items())
-    except (UserError, OSError, KeyError, TypeError):
-        return False
+def _is_of(folder: Path, spec: AnySpecification) -> bool:
+    """Whether results are of a specification; how they were made is no part of it."""
+    made = read_manifest(folder).get("spec", {})
+    return {**made, "execution": None} == {**spec.identity(), "execution": None}

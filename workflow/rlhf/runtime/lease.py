@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import SoftFileLease, Timeout
 
 from rlhf.errors import UserError
-from rlhf.runtime.files import write_json
+from rlhf.records.attempts import Holder, read_holder, write_holder
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -33,7 +31,6 @@ class StateLease:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._holder_file = folder / "holder.json"
         self._lease = SoftFileLease(folder / "lease", lease_duration=LEASE_SECONDS, thread_local=False)
 
     def acquire(self) -> None:
@@ -47,17 +44,17 @@ class StateLease:
             self._lease.acquire(timeout=0)
         except Timeout:
             self._wait()
-        write_json(self._holder_file, _this_process())
+        write_holder(self._folder, _this_process())
 
     def _wait(self) -> None:
-        holder = self._holder()
+        holder = read_holder(self._folder)
         if holder.get("host") == socket.gethostname():
             raise UserError(self._refusal(holder))
         logger.info("waiting up to %.0f s: %s", 1.5 * LEASE_SECONDS, self._refusal(holder))
         try:
             self._lease.acquire(timeout=1.5 * LEASE_SECONDS)
         except Timeout:
-            raise UserError(self._refusal(self._holder())) from None
+            raise UserError(self._refusal(read_holder(self._folder))) from None
 
     def require(self) -> None:
         """Make sure that the claim still holds, before something is written for good.
@@ -66,30 +63,24 @@ class StateLease:
             UserError: another process has taken over, because this one was silent for too long.
         """
         if self._lease.compromise is not None:
+            taker = _describe(read_holder(self._folder))
             raise UserError(
-                f"{self._folder}: another process has taken over ({_describe(self._holder())}), because this one gave "
-                "no sign of life for a minute; nothing more is written here"
+                f"{self._folder}: another process has taken over ({taker}), because this one gave no sign of life for "
+                "a minute; nothing more is written here"
             )
 
     def release(self) -> None:
         """Give the lease back."""
         self._lease.release()
 
-    def _holder(self) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads(self._holder_file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # it is being written, or was written by a process that died
-            return {}
-        return content
-
-    def _refusal(self, holder: dict[str, Any]) -> str:
+    def _refusal(self, holder: Holder) -> str:
         return (
             f"{self._folder}: this stage is being computed by another job ({_describe(holder)}); wait for it, or "
             "cancel it and start again"
         )
 
 
-def _this_process() -> dict[str, Any]:
+def _this_process() -> Holder:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -98,7 +89,7 @@ def _this_process() -> dict[str, Any]:
     }
 
 
-def _describe(holder: dict[str, Any]) -> str:
+def _describe(holder: Holder) -> str:
     if not holder:
         return "unknown process"
     job = f"job {holder['job']}, " if holder.get("job") else ""

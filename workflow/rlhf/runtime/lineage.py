@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rlhf.config.sources import DatasetSource, ModelSource
 from rlhf.config.specfile import read_spec
 from rlhf.config.specification import (
     DatasetSpecification,
     ModelSpecification,
-    PpoUpstream,
     ResolvedSft,
-    RewardUpstream,
     SftUpstream,
     Specification,
     SpecificationT,
     SplitSpecification,
+    TrainingUpstream,
 )
+from rlhf.records.manifest import BaseModel, DataSource, Lineage
 
 RESULTS = Path("results")
 
 
-def lineage(upstream: SftUpstream | RewardUpstream | PpoUpstream, results: Path = RESULTS) -> dict[str, Any]:
+def lineage(upstream: TrainingUpstream, results: Path = RESULTS) -> Lineage:
     """The model that a stage starts from, and its data.
 
     Names of a hub are in the specifications of models and datasets, which lie in the project. Names of local files stay
@@ -33,12 +32,11 @@ def lineage(upstream: SftUpstream | RewardUpstream | PpoUpstream, results: Path 
         results: the project's results/. A stage run by hand elsewhere lacks it, and then knows IDs only.
 
     Returns:
-        `base_model` with `stage`, `id`, `path` (relative to the project) and `hub` (or None), and for each dataset
-        `split` (its ID), and where known `dataset`, `hub`, `data_split` and `split_seed`.
+        For each dataset, only its split where the project's specifications are not there.
     """
     kind, identifier = upstream.start
     folder = "resources/models" if kind == "model" else "results/sft"
-    base = {
+    base: BaseModel = {
         "stage": kind,
         "id": identifier,
         "path": f"{folder}/{identifier}/model",
@@ -55,7 +53,7 @@ def _base_on_hub(results: Path, kind: str, identifier: str) -> str | None:
     return _hub(model.settings.source) if model else None
 
 
-def _dataset(results: Path, split: str) -> dict[str, Any]:
+def _dataset(results: Path, split: str) -> DataSource:
     spec = _spec(SplitSpecification, results, "split", split)
     if spec is None:
         return {"split": split}
@@ -63,7 +61,8 @@ def _dataset(results: Path, split: str) -> dict[str, Any]:
     dataset = _spec(DatasetSpecification, results, "dataset", identifier)
     return {
         "split": split,
-        **spec.settings.model_dump(mode="json"),
+        "data_split": spec.settings.data_split,
+        "split_seed": spec.settings.split_seed,
         "dataset": identifier,
         "hub": _hub(dataset.settings.source) if dataset else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -12,13 +13,16 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
 from rlhf.config.specification import AnySpecification
-from rlhf.runtime.files import leftovers, sha256_file, sha256_tree, write_json
+from rlhf.files import sha256_file, sha256_tree
+from rlhf.records.manifest import MANIFEST, Facts, Manifest, SlurmJob, write_manifest
+from rlhf.records.plan import MEMORY_PLAN
+from rlhf.runtime.folders import leftovers
 
 WORKFLOW = Path(__file__).resolve().parents[2]
-NOT_OUTPUTS = ("manifest.json", "spec.yaml", "memory_plan.json")  # the last may be made anew
+NOT_OUTPUTS = (MANIFEST, "spec.yaml", MEMORY_PLAN)  # the last may be made anew
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "peft", "tokenizers", "numpy", "pandas", "snakemake")
 
 
@@ -35,29 +39,29 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def slurm_job() -> dict[str, str]:
-    """The ID of the Slurm job around this process, under the key `slurm_job_id`; empty outside of one."""
+def slurm_job() -> SlurmJob:
+    """The Slurm job around this process."""
     return {"slurm_job_id": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
 
 
-def write_manifest(
-    folder: Path, started: datetime, spec: AnySpecification, inputs: dict[str, str], **facts: Any
+def seal(
+    folder: Path, started: datetime, spec: AnySpecification, inputs: dict[str, str], **facts: Unpack[Facts]
 ) -> None:
-    """Write `manifest.json` into a finished stage's folder.
+    """Write `manifest.json` into a folder that holds all outputs of a stage: it is then finished.
 
     Args:
         folder: results/<stage>/<id>/ with all its outputs.
         started: when the stage began.
         spec: the stage's specification.
         inputs: name -> fingerprint of what it read.
-        facts: further entries such as `device`, `dtype`, `world_size`.
+        facts: what else there is to say.
     """
     for leftover in leftovers(folder):  # of attempts that were killed: the stage is this process's alone
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     finished = utc_now()
     outputs = {name: digest for name, digest in sha256_tree(folder).items() if name not in NOT_OUTPUTS}
-    write_json(
-        folder / "manifest.json",
+    write_manifest(
+        folder,
         {
             **describe(spec, inputs, **facts),
             "outputs": outputs,
@@ -69,8 +73,8 @@ def write_manifest(
     )
 
 
-def describe(spec: AnySpecification, inputs: dict[str, str], **facts: Any) -> dict[str, Any]:
-    """The entries of a manifest that are known before there are outputs; arguments as in `write_manifest`."""
+def describe(spec: AnySpecification, inputs: dict[str, str], **facts: Unpack[Facts]) -> Manifest:
+    """The entries of a manifest that are known before there are outputs; arguments as in `seal`."""
     return {
         "schema_version": 1,
         "stage": spec.stage,
@@ -83,12 +87,17 @@ def describe(spec: AnySpecification, inputs: dict[str, str], **facts: Any) -> di
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "command": sys.argv,
-        **facts,
+        **cast(Manifest, facts),  # a part of one
     }
 
 
 def _package_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of the packages that are there: a stage run by hand does not need Snakemake."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _commit() -> str | None:

@@ -10,10 +10,12 @@ import socket
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rlhf.errors import Interrupted
-from rlhf.runtime.files import append_jsonl, read_json, read_jsonl, write_json, write_text
+from rlhf.files import read_json, write_json, write_text
+from rlhf.records.metrics import METRICS, MetricsLine, Phase, append_metrics, read_metrics
+from rlhf.records.progress import Status, write_progress
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -37,13 +39,13 @@ class StageMetrics:
     """
 
     def __init__(self, folder: Path, stage: str, identifier: str, total_steps: int, enabled: bool = True) -> None:
-        self.metrics_file = folder / "metrics.jsonl"
-        self._progress_file = folder / "progress.json"
+        self.metrics_file = folder / METRICS
+        self._folder = folder
         self._stage, self._identifier, self._total_steps = stage, identifier, total_steps
         self._enabled = enabled
         self._start = time.monotonic()
         self._last_logged = self._last_written = -math.inf
-        self._last: dict[str, Any] = {}
+        self._last: MetricsLine | None = None
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file.write_text("")
@@ -56,7 +58,7 @@ class StageMetrics:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._enabled:
-            ended = "interrupted" if isinstance(error, Interrupted) else "failed"
+            ended: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
             self._write_progress(ended if error else "done")
 
     @property
@@ -67,16 +69,16 @@ class StageMetrics:
     def save(self, folder: Path) -> None:
         """Write the metrics so far into a checkpoint."""
         if self._enabled:
-            shutil.copyfile(self.metrics_file, folder / "metrics.jsonl")
+            shutil.copyfile(self.metrics_file, folder / METRICS)
             write_json(folder / "elapsed.json", self.elapsed)
 
     def load(self, folder: Path) -> None:
-        """Go on from the metrics of a checkpoint."""
+        """Take the metrics of a checkpoint as the ones so far, and its time as the time so far."""
         self._start = time.monotonic() - read_json(folder / "elapsed.json")
         if self._enabled:
-            rows = read_jsonl(folder / "metrics.jsonl")
-            self._last = rows[-1] if rows else {}
-            write_text(self.metrics_file, (folder / "metrics.jsonl").read_text(encoding="utf-8"))
+            lines = read_metrics(folder / METRICS)
+            self._last = lines[-1] if lines else None
+            write_text(self.metrics_file, (folder / METRICS).read_text(encoding="utf-8"))
             self._write_progress("running")
 
     def require_complete(self, steps: int) -> None:
@@ -87,14 +89,14 @@ class StageMetrics:
         """
         if not self._enabled:
             return
-        found = [row["step"] for row in read_jsonl(self.metrics_file) if row["phase"] == "train"]
+        found = [line.step for line in read_metrics(self.metrics_file) if line.phase == "train"]
         if found != list(range(1, steps + 1)):
             raise RuntimeError(
                 f"{self._stage} {self._identifier}: {len(found)} training steps are recorded, {steps} were to be done; "
                 "the stage is not complete"
             )
 
-    def record(self, step: int, phase: str, **metrics: float) -> None:
+    def record(self, step: int, phase: Phase, **metrics: float) -> None:
         """Append one line of metrics.
 
         Args:
@@ -113,51 +115,49 @@ class StageMetrics:
             )
         if not self._enabled:
             return
-        elapsed = self.elapsed
-        row = {"step": step, "phase": phase, "time": round(elapsed, 3), **metrics}
-        append_jsonl(self.metrics_file, row)
-        self._last = row
+        line = self._last = MetricsLine(step, phase, round(self.elapsed, 3), metrics)
+        append_metrics(self.metrics_file, line)
         now = time.monotonic()
         if now - self._last_written >= PROGRESS_INTERVAL_SECONDS:
             self._last_written = now
             self._write_progress("running")
         if phase == "eval" or step >= self._total_steps or now - self._last_logged >= LOG_INTERVAL_SECONDS:
             self._last_logged = now
-            logger.info(self._line(row))
+            logger.info(self._text(line))
 
     def _eta(self) -> float | None:
-        done = self._last.get("step", 0)
-        if not done:
+        last = self._last
+        if last is None or not last.step:
             return None
-        return self._last["time"] / done * max(0, self._total_steps - done)
+        return last.time / last.step * max(0, self._total_steps - last.step)
 
-    def _line(self, row: dict[str, Any]) -> str:
-        hidden = {"step", "phase", "time"}
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in hidden)
+    def _text(self, line: MetricsLine) -> str:
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in line.values.items())
         eta = self._eta()
-        left = f"  ETA {format_seconds(eta)}" if eta is not None and row["phase"] == "train" else ""
-        share = row["step"] / max(1, self._total_steps)
-        return f"{row['phase']:5} step {row['step']}/{self._total_steps} ({share:.0%}){left}  {numbers}"
+        left = f"  ETA {format_seconds(eta)}" if eta is not None and line.phase == "train" else ""
+        share = line.step / max(1, self._total_steps)
+        return f"{line.phase:5} step {line.step}/{self._total_steps} ({share:.0%}){left}  {numbers}"
 
-    def _write_progress(self, status: str) -> None:
-        write_json(
-            self._progress_file,
+    def _write_progress(self, status: Status) -> None:
+        last = self._last
+        write_progress(
+            self._folder,
             {
                 "schema_version": 1,
                 "stage": self._stage,
                 "id": self._identifier,
                 "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-                "step": self._last.get("step", 0),
+                "step": last.step if last else 0,
                 "total_steps": self._total_steps,
-                "phase": self._last.get("phase"),
-                "speed": self._last.get("tokens_per_second"),
+                "phase": last.phase if last else None,
+                "speed": last.values.get("tokens_per_second") if last else None,
                 "eta_seconds": self._eta(),
                 "updated": time.time(),
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "peak_rss": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,  # kilobytes on Linux
                 "status": status,
-                "metrics": self._last,
+                "metrics": last.row() if last else {},
             },
         )
 

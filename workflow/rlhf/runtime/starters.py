@@ -17,7 +17,7 @@ def starters() -> list[psutil.Process]:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended, also where nobody has taken note of its end."""
+    """Whether a process has ended, also where its parent has not asked for its exit status yet (a zombie)."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

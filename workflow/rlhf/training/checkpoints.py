@@ -6,8 +6,8 @@ Folder of one checkpoint, below state/<stage>/<id>/checkpoints/:
         engine/ metrics/ random/ ...   what each part saved
         rank-0.json                    hashes of the files that this rank vouches for; written last, by every rank
 
-A checkpoint is whole when every rank's file is there and all hashes agree. Nothing else marks it, so there is no moment
-in which a killed process leaves a broken one that looks whole.
+A checkpoint is whole when every rank's file is there, each file of the parts is in exactly one of them, and all hashes
+agree. Nothing else marks it, so there is no moment in which a killed process leaves a broken one that looks whole.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from typing import Any, Protocol
 
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
-from rlhf.runtime.files import fsync, read_json, sha256_file, write_json
+from rlhf.files import fsync, read_json, sha256_file, write_json
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.logging import get_logger
-from rlhf.training.distributed import all_gather, barrier, rank, world_size
+from rlhf.training.distributed import all_gather, barrier, rank, together, wait_for_all, world_size
 from rlhf.training.random_state import RandomState
 
 logger = get_logger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 
 
@@ -104,7 +104,9 @@ class Checkpoints:
         """
         for name in self._candidates():
             folder = self._folder / name
-            if not all(all_gather(self._is_whole(folder))):
+            with together():
+                whole = self._is_whole(folder)
+            if not all(all_gather(whole)):
                 logger.warning("%s is incomplete or damaged; falling back to the checkpoint before", folder)
                 continue
             record = read_json(folder / "rank-0.json")
@@ -152,19 +154,25 @@ class Checkpoints:
             self._stop()
 
     def finish(self) -> None:
-        """Wait for the last checkpoint's hashes; an error while they were made is raised here."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        """Wait until every process has vouched for the last checkpoint; called by all processes.
+
+        Before that no checkpoint may be removed: the newest is not known to be whole, and others may still read it.
+
+        Raises:
+            Exception: what kept a process from it, in that process; `PeerFailed` in the others.
+        """
+        with together():
+            if self._writer is not None:
+                self._writer.join()
+                self._writer = None
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
 
     def _stop(self) -> None:
         if self._state["step"] and self._state != self._saved:
             self._write()
         self.finish()
-        barrier()
         raise Interrupted(
             f"{self._interruption.reason or 'another process was asked to stop'}: stopped after step "
             f"{self._state['step']}, saved step {self._saved['step']}; the same command goes on from there"
@@ -188,9 +196,10 @@ class Checkpoints:
     def _write(self) -> None:
         start = time.monotonic()
         self.finish()
-        if rank() == 0:
-            self._lease.require()
-            self._prune(KEPT)
+        with together():
+            if rank() == 0:
+                self._lease.require()
+                self._prune(KEPT)
         if not self._has_space():
             self.cost.skipped += 1
             self._saved_at = start
@@ -202,22 +211,31 @@ class Checkpoints:
         barrier()
         for part, holder in self._parts.items():
             holder.save(folder / part)
-        barrier()
-        self._writer = threading.Thread(target=self._vouch, args=(folder, dict(self._state)), name="checkpoint")
+        wait_for_all()
+        duty = folder, self._share(folder), dict(self._state)
+        self._writer = threading.Thread(target=self._vouch, args=duty, name="checkpoint")
         self._writer.start()
         self._saved, self._saved_at = self._state, time.monotonic()
         self._write_seconds = self._saved_at - start
         self.cost.written += 1
         self.cost.seconds += self._write_seconds
 
-    def _vouch(self, folder: Path, state: dict[str, Any]) -> None:
+    @staticmethod
+    def _share(folder: Path) -> list[str]:
+        """The files for which this rank vouches; called by all processes, before any of them does.
+
+        Each rank deals out the same list: what any of them sees, because a shared disk may show new files to some late.
+        """
+        seen = all_gather(_files_of_parts(folder))
+        return sorted(set().union(*seen))[rank() :: world_size()]
+
+    def _vouch(self, folder: Path, share: list[str], state: dict[str, Any]) -> None:
         """Flush and hash this rank's share of the files, then say so. Runs beside the training."""
         try:
-            files = sorted(file for file in folder.rglob("*") if file.is_file())[rank() :: world_size()]
-            for file in files:
-                fsync(file)
-            hashes = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
-            self._bytes = sum(file.stat().st_size for file in files)
+            for name in share:
+                fsync(folder / name)
+            hashes = {name: sha256_file(folder / name) for name in share}
+            self._bytes = sum((folder / name).stat().st_size for name in share)
             record = {"schema_version": 1, "identity": self._identity, "state": state, "files": hashes}
             write_json(folder / f"rank-{rank()}.json", record | {"digest": _digest(record)})
             fsync(folder)
@@ -235,15 +253,17 @@ class Checkpoints:
         return int(newest[0].split("-")[0]) + 1 if newest else 1
 
     def _is_whole(self, folder: Path) -> bool:
-        """Whether all ranks have vouched for the checkpoint, and this rank's files are what it vouched for."""
+        """Whether the ranks have vouched for all that is in the checkpoint, and this rank's files are as they were."""
         try:
             records = [read_json(file) for file in sorted(folder.glob("rank-*.json"))]
             processes = records[0]["identity"]["topology"]["processes"] if records else None
             mine = [record for number, record in enumerate(records) if number % world_size() == rank()]
             intact = all(_digest(record) == record["digest"] for record in records)
+            vouched_for = sorted(name for record in records for name in record["files"])
             return (
                 intact
                 and len(records) == processes
+                and vouched_for == _files_of_parts(folder)
                 and all(
                     (folder / name).is_file() and sha256_file(folder / name) == digest
                     for record in mine
@@ -256,8 +276,9 @@ class Checkpoints:
     def _accepts(self, identity: dict[str, Any], folder: Path) -> bool:
         """Whether a whole checkpoint belongs to this stage as it runs now."""
         if {**identity, "topology": None} != {**self._identity, "topology": None}:
-            aside = self._folder.with_name(f"checkpoints-of-another-specification-{int(time.time())}")
-            logger.warning("%s belongs to another specification; moved to %s, starting anew", folder, aside)
+            owner = "specification" if identity["format"] == FORMAT else "version of this workflow"
+            aside = self._folder.with_name(f"checkpoints-of-another-{owner.replace(' ', '-')}-{int(time.time())}")
+            logger.warning("%s belongs to another %s; moved to %s, starting anew", folder, owner, aside)
             if rank() == 0:
                 self._folder.rename(aside)
             barrier()
@@ -282,15 +303,22 @@ class Checkpoints:
         """Whether the disk can take another checkpoint as large as the last; the older of two is given up for it."""
         needed = int(1.1 * sum(all_gather(self._bytes)))
         enough = True
-        if rank() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(self._folder).free < needed:
-                self._prune(1)
-            free = shutil.disk_usage(self._folder).free
-            enough = free >= needed
-            if not enough:
-                logger.warning("no checkpoint: %s has %d MB, and %d are needed", self._folder, free >> 20, needed >> 20)
+        with together():
+            if rank() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if shutil.disk_usage(self._folder).free < needed:
+                    self._prune(1)
+                free = shutil.disk_usage(self._folder).free
+                enough = free >= needed
+                if not enough:
+                    sizes = free >> 20, needed >> 20
+                    logger.warning("no checkpoint: %s has %d MB, and %d are needed", self._folder, *sizes)
         return bool(all_gather(enough)[0])
+
+
+def _files_of_parts(folder: Path) -> list[str]:
+    """Names of all files that the parts of a checkpoint saved, sorted; what is directly in its folder is not theirs."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.glob("*/**/*") if file.is_file())
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,10 +21,13 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from rlhf.errors import UserError
+from rlhf.errors import PeerFailed, UserError
+from rlhf.runtime.failure import explain
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
+
+LONGEST_PAUSE = 0.5  # seconds between two looks at who has arrived
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def world_size() -> int:
 
 def on_cpu() -> bool:
     """Whether training runs without an accelerator."""
-    return get_accelerator().device_name() == "cpu"
+    return bool(get_accelerator().device_name() == "cpu")
 
 
 def device() -> torch.device:
@@ -110,6 +114,48 @@ def barrier() -> None:
     dist.barrier()
 
 
+def wait_for_all() -> None:
+    """Wait for all processes without a time limit, where one of them may be at work on a disk for hours.
+
+    A collective would end the stage after its timeout. The processes count themselves in the store of their group
+    instead: one that comes last makes the count a multiple of their number. A process that dies meanwhile is the
+    launcher's to notice; the death of the first one takes the store with it, and is an error here.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    everyone = world_size()
+    complete = -(-store.add("arrived", 1) // everyone) * everyone
+    pause = 0.001
+    while store.add("arrived", 0) < complete:
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+    barrier()  # the first process must not leave, with the store, before the others have looked
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Processes leave the block together, however long one of them takes, or all of them fail because one has.
+
+    For what a process does alone, such as writing files: the block must hold no collective, in which the others would
+    wait for one that has failed.
+
+    Raises:
+        Exception: what this process failed of.
+        PeerFailed: another process has failed.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # raised below, when the others know
+        failure = error
+    wait_for_all()
+    said = all_gather(None if failure is None else explain(failure).message)
+    if failure is not None:
+        raise failure
+    for number, message in enumerate(said):
+        if message is not None:
+            raise PeerFailed(f"process {number} has failed: {message}")
+
+
 def _variables_from_slurm() -> None:
     slurm = os.environ
     if "RANK" in slurm or "SLURM_PROCID" not in slurm or int(slurm.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
@@ -135,7 +181,7 @@ def _first_host(nodes: str) -> str:
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
 def _skip_shared_memory_op() -> None:

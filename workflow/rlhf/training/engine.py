@@ -16,6 +16,7 @@ from transformers import get_scheduler
 from rlhf.config.expand import deep_merge
 from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
+from rlhf.records.manifest import EngineFacts
 from rlhf.runtime.logging import get_logger
 from rlhf.training.distributed import device, require_dtype, world_size
 from rlhf.training.recomputation import Recomputation
@@ -89,7 +90,8 @@ class Trainer:
     @property
     def module(self) -> nn.Module:
         """The model as it was given."""
-        return self.engine.module
+        module: nn.Module = self.engine.module
+        return module
 
     def step(self, losses: Iterator[Tensor] | list[Tensor], micro_steps: int) -> float | None:
         """One optimizer step.
@@ -119,7 +121,7 @@ class Trainer:
             return None
         return float(norm if norm is not None else self.engine.get_global_grad_norm())
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> EngineFacts:
         """What the manifest says of this training: whether gradient checkpointing worked, where it was asked for."""
         if self._recomputation is None or self._recomputation.effective is None:
             return {}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.runtime.files import write_json
+from rlhf.records.attempts import NONFINITE, NonFinite, write_nonfinite
 from rlhf.runtime.logging import get_logger
 from rlhf.training.distributed import rank
 
@@ -25,7 +25,7 @@ class FaultCounter:
     """
 
     def __init__(self, folder: Path, dtype: str, on_nonfinite: str) -> None:
-        self._file = folder / "nonfinite.json"
+        self._folder = folder
         self._skips_overflow, self._skips = dtype == "fp16", on_nonfinite == "skip"
 
     def check(self, step: int, loss: float | None, norm: float | None, rows: Sequence[tuple[int, int]]) -> bool:
@@ -50,11 +50,12 @@ class FaultCounter:
             logger.warning("step %d is skipped: its gradients are not finite (loss %s)", step, loss)
             return False
         if rank() == 0:
-            write_json(self._file, {"step": step, "loss": str(loss), "gradient_norm": str(norm), "rows": list(rows)})
+            found: NonFinite = {"step": step, "loss": str(loss), "gradient_norm": str(norm), "rows": list(rows)}
+            write_nonfinite(self._folder, found)
         what = "loss" if lost else "gradient"
         kept = "the step was not applied" if norm is None else "the step was applied: the weights are lost"
         shown = ", ".join(f"{dataset}:{row}" for dataset, row in rows[:8])
         raise FloatingPointError(
             f"the {what} of step {step} is not finite ({kept}); dataset:row of its batch: {shown}"
-            f"{', ...' if len(rows) > 8 else ''} (all of them in {self._file})"
+            f"{', ...' if len(rows) > 8 else ''} (all of them in {self._folder / NONFINITE})"
         )

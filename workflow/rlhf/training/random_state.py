@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.runtime.files import read_json, write_json
+from rlhf.files import read_json, write_json
 from rlhf.training.distributed import on_cpu, rank
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.scores import TokenScorer, inference_device, last_token
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
+from rlhf.training.delivery import reward_delivery
 from rlhf.training.distributed import all_gather, rank, world_size
 from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.sft import engine_settings, load_rows
@@ -91,7 +93,7 @@ class GroupPreference:
         share_prompt: compute the prompt of a group once; not with `token_wise`, which compares padded sequences.
     """
 
-    statistics: tuple[str, ...] = ("right", "pairs")
+    statistics: tuple[str, ...] = ("right", "ties", "pairs")
     capacity: int | None = None
 
     def __init__(self, loss: str = "last_token", margin_coefficient: float = 0.0, share_prompt: bool = False) -> None:
@@ -101,7 +103,8 @@ class GroupPreference:
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of the longest sequence of each group, [rows]."""
-        return corpus.lengths("prompt") + corpus.longest_answers()
+        lengths: np.ndarray = corpus.lengths("prompt") + corpus.longest_answers()
+        return lengths
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
         """Number of groups."""
@@ -121,13 +124,13 @@ class GroupPreference:
         return last_token(model(ids, mask), mask)
 
     def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
-        """Summed loss of the groups, the number of pairs ranked right (ties count one half), and of pairs."""
+        """Summed loss of the groups, the number of pairs ranked right (ties count one half), of ties, and of pairs."""
         device, pairs = inference_device(model), compare(corpus, rows)
         margin = torch.from_numpy(np.nan_to_num(pairs.margin) * np.float32(self._coefficient)).to(device)
         better, worse = (torch.from_numpy(places).to(device) for places in (pairs.better, pairs.worse))
         if self._token_wise:
             ids, mask = answer_inputs(corpus, rows, device)
-            table = model(ids, mask)
+            table: Tensor = model(ids, mask)
             window = difference_window(ids[better], ids[worse], mask[better], mask[worse])
             losses = token_wise_loss(table[better], table[worse], margin, window)
             scores = last_token(table, mask)
@@ -135,12 +138,21 @@ class GroupPreference:
             scores = self.scores(model, corpus, rows)
             losses = pair_loss(scores[better], scores[worse], margin)
         ahead = (scores[better] - scores[worse]).detach()
-        right = (ahead > 0).sum() + 0.5 * (ahead == 0).sum()
-        return (losses * torch.from_numpy(pairs.weights()).to(device)).sum(), [float(right), float(len(ahead))]
+        ties = float((ahead == 0).sum())
+        counts = [float((ahead > 0).sum()) + 0.5 * ties, ties, float(len(ahead))]
+        return (losses * torch.from_numpy(pairs.weights()).to(device)).sum(), counts
+
+    def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
+        """Ids of each prompt with each of its answers, [length] int64, and the tokens of the prompt."""
+        for row in range(len(corpus)):
+            prompt = corpus.prompt(row)
+            for answer in corpus.answers(row):
+                yield np.concatenate([prompt, answer]), len(prompt)
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """Loss in nats per pair, each group counting once, and the share of all pairs that is ranked right."""
-        return {"loss": means["loss"], "accuracy": means["right"] / means["pairs"]}
+        """Loss in nats per pair, each group counting once, and the shares of pairs that are ranked right and tied."""
+        pairs = means["pairs"]
+        return {"loss": means["loss"], "accuracy": means["right"] / pairs, "tie_share": means["ties"] / pairs}
 
 
 def answer_inputs(corpus: Corpus, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -173,7 +185,8 @@ def _scores_after_shared_prompt(model: nn.Module, corpus: Corpus, rows: np.ndarr
     device, dtype = inference_device(model), next(model.parameters()).dtype
     ids, segments, ends = (part.to(device) for part in shared_inputs(corpus, rows))
     table = model(ids, segment_mask(segments, dtype, PROMPT), segment_positions(segments, PROMPT))
-    return table.flatten()[ends]
+    scores: Tensor = table.flatten()[ends]
+    return scores
 
 
 def score_statistics(
@@ -257,14 +270,18 @@ def train_reward(stage: RewardStage, model_folder: Path) -> None:
         require_segments(model, stage.execution, settings.max_seq_len)
         adapted = add_lora(model, settings, "reward")
         steps = settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
-        trainer = Trainer(TokenScorer(model), settings, engine_settings(stage), steps)
+        scorer = TokenScorer(model)
+        trainer = Trainer(scorer, settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
     with stage.memory.phase("normalise"), trainer.evaluation():
         batch_size = stage.execution.per_device_eval_batch_size
-        statistics = score_statistics(trainer.engine, unseen, objective, batch_size)
-        model.config.reward_mean, model.config.reward_std = statistics
-    logger.info("unseen scores: mean %.4f, deviation %.4f", model.config.reward_mean, model.config.reward_std)
+        scorer.mean, scorer.std = score_statistics(trainer.engine, unseen, objective, batch_size)
+        model.config.reward_mean, model.config.reward_std = scorer.mean, scorer.std
+    logger.info("unseen scores: mean %.4f, deviation %.4f", scorer.mean, scorer.std)
+    delivery = reward_delivery(scorer, settings.dtype, objective.questions(unseen))
     inputs = {"tokenizer": train.tokenizer_fingerprint}
     rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts())
+    stage.finish(
+        model, adapted, tokenizer, delivery, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import inference_device, token_logprobs
 from rlhf.runtime.logging import get_logger
+from rlhf.training.delivery import policy_delivery
 from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
 from rlhf.training.stage import SftStage, SupervisedStage
 from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
 from rlhf.training.weights import whole_while_used
 
 logger = get_logger(__name__)
+
+# Not the stage's: runs of different seeds evaluate on the same rows, so that what differs between them is training.
+# Which rows are unseen does not depend on a run's seed either.
+EVALUATION_ROWS_SEED = 0
 
 
 class AnswerLikelihood:
@@ -44,7 +50,8 @@ class AnswerLikelihood:
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of prompt and answer, [rows]."""
-        return corpus.lengths("prompt") + corpus.lengths("chosen")
+        lengths: np.ndarray = corpus.lengths("prompt") + corpus.lengths("chosen")
+        return lengths
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
         """Tokens of the rows that the loss counts."""
@@ -70,6 +77,12 @@ class AnswerLikelihood:
         logits = model(input_ids=ids, use_cache=False, **context).logits
         logprobs = token_logprobs(logits[:, :-1], ids[:, 1:])  # position t - 1 predicts token t
         return -(logprobs * counted[:, 1:]).sum(), []
+
+    def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
+        """Ids of each row, [length] int64, and how many of its first tokens the loss does not count."""
+        for row in range(len(corpus)):
+            prompt = corpus.prompt(row)
+            yield np.concatenate([prompt, corpus.chosen(row)]), 1 if self._all else max(1, len(prompt))
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Loss in nats per counted token, and perplexity."""
@@ -118,7 +131,11 @@ def collate_packed(
 
 
 def load_rows(stage: SupervisedStage, objective: Any, phase: str) -> tuple[Corpus, Corpus]:
-    """Training and unseen rows of a phase; over-long rows are left out and counted in the log."""
+    """Training and unseen rows of a phase; over-long rows are left out and counted in the log.
+
+    Of the unseen rows at most `max_eval_rows` are kept: a random sample of all datasets. It decides when training stops
+    and which weights are best, and is what a reward model's scores are normalised by.
+    """
     settings = stage.settings
     corpora = []
     for split in ("train", "eval"):
@@ -131,7 +148,8 @@ def load_rows(stage: SupervisedStage, objective: Any, phase: str) -> tuple[Corpu
         )
         corpora.append(corpus)
     train, unseen = corpora
-    unseen.keep(np.arange(len(unseen)) < settings.max_eval_rows, f"{phase}.max_eval_rows")
+    chosen = unseen.sample(settings.max_eval_rows, EVALUATION_ROWS_SEED)
+    unseen.keep(np.isin(np.arange(len(unseen)), chosen), f"{phase}.max_eval_rows")
     return train, unseen
 
 
@@ -187,6 +205,9 @@ def train_sft(stage: SftStage, model_folder: Path) -> None:
         trainer = Trainer(model, settings, engine_settings(stage), steps)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
         progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
+    delivery = policy_delivery(trainer.module, settings.dtype, objective.questions(unseen))
     inputs = {"tokenizer": train.tokenizer_fingerprint}
     rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(model, adapted, tokenizer, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts())
+    stage.finish(
+        model, adapted, tokenizer, delivery, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts()
+    )

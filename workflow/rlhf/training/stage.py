@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.specification import (
@@ -19,37 +20,44 @@ from rlhf.config.specification import (
     PlannedPpo,
     PlannedReward,
     PlannedSft,
-    PpoUpstream,
+    PlannedTraining,
     ResolvedPpo,
     ResolvedReward,
     ResolvedSft,
-    RewardUpstream,
-    SftUpstream,
+    TrainingSettings,
+    TrainingUpstream,
 )
 from rlhf.data.corpus import Corpus
+from rlhf.files import JsonObject, write_text
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
+from rlhf.models.loading import DTYPES
+from rlhf.models.merged import MergedAdapters, half_precision_error
 from rlhf.models.saving import sampling_config, write_adapter, write_model
+from rlhf.records.manifest import CheckpointFacts, Facts, Merge
+from rlhf.records.memory import MEMORY, ProcessMemory, write_memory
+from rlhf.records.metrics import METRICS, read_metrics
 from rlhf.runtime.attempts import Attempt
 from rlhf.runtime.failure import OUT_OF_MEMORY, explain
-from rlhf.runtime.files import read_jsonl, write_json, write_text
 from rlhf.runtime.finished import bring_back, set_aside
 from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.manifest import code_hash, describe, utc_now, write_manifest
+from rlhf.runtime.manifest import code_hash, describe, seal, utc_now
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import Checkpoints, Part
-from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, world_size
-from rlhf.training.weights import adapter_weights, plain_weights
+from rlhf.training.delivery import Delivery
+from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, together, world_size
+from rlhf.training.weights import adapter_weights, merged_adapters, plain_weights, with_inherited
 
 logger = get_logger(__name__)
 
-SettingsT = TypeVar("SettingsT", bound=ResolvedSft | ResolvedReward | ResolvedPpo, covariant=True)
-ExecutionT = TypeVar("ExecutionT", bound=PlannedSft | PlannedReward | PlannedPpo, covariant=True)
+MERGE_ERROR = 0.05  # from which on it is said aloud that the model must not be loaded in half precision
+SettingsT = TypeVar("SettingsT", bound=TrainingSettings, covariant=True)
+ExecutionT = TypeVar("ExecutionT", bound=PlannedTraining, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
 
     def __init__(
         self,
-        spec: JobSpecification[SettingsT, SftUpstream | RewardUpstream | PpoUpstream, ExecutionT],
+        spec: JobSpecification[SettingsT, TrainingUpstream, ExecutionT],
         paths: StagePaths,
     ) -> None:
         self.spec, self.paths = spec, paths
@@ -91,6 +99,8 @@ class Stage(Generic[SettingsT, ExecutionT]):
         self._checkpoints: Checkpoints | None = None
         self._started = utc_now()
         self._surroundings = ExitStack()
+        self._merge: dict[str, Merge] = {}  # of each model folder, for the manifest
+        self._delivered: dict[str, JsonObject] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -122,19 +132,20 @@ class Stage(Generic[SettingsT, ExecutionT]):
 
     @property
     def _failed_memory(self) -> Path:
-        return self.paths.state / "memory.json"
+        return self.paths.state / MEMORY
 
-    def _record_memory(self, error: BaseException, process: dict[str, Any]) -> None:
+    def _record_memory(self, error: BaseException, process: ProcessMemory) -> None:
         """Keep what was measured until memory ran out; the first process that fails is the one that tells."""
         found = explain(error)
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
             report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
-            write_json(self._failed_memory, {"stage": self.spec.stage, "id": self.spec.id, **report})
+            write_memory(self.paths.state, {**report, "stage": self.spec.stage, "id": self.spec.id})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
-        found = rank() == 0 and bring_back(self.paths.output, self.paths.state, self.spec)
+        with together():
+            found = rank() == 0 and bring_back(self.paths.output, self.paths.state, self.spec)
         return bool(all_gather(found)[0])
 
     @contextmanager
@@ -165,8 +176,9 @@ class Stage(Generic[SettingsT, ExecutionT]):
         model: PreTrainedModel,
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
+        delivery: Delivery,
         inputs: dict[str, str],
-        **facts: Any,
+        **facts: Unpack[Facts],
     ) -> None:
         """Save the model and its adapters, and write memory.json, metrics.jsonl and, last, manifest.json.
 
@@ -174,26 +186,34 @@ class Stage(Generic[SettingsT, ExecutionT]):
             model: trained Hugging Face model; its parameters may be partitioned by ZeRO-3.
             adapted: PEFT wrapper around it, or None.
             tokenizer: saved beside the weights.
+            delivery: what the saved model is asked.
             inputs: name -> fingerprint of what the stage read.
             facts: further entries of the manifest.
-        """
-        output = self.paths.output
-        if rank() == 0:
-            self._lease.require()
-        with self.memory.phase("save"):
-            self.save(model, adapted, tokenizer, **facts)
-        processes = all_gather(self.memory.stop())
-        if rank() == 0:
-            write_json(output / "memory.json", memory_report(processes, "cpu" if on_cpu() else "cuda"))
-            write_text(output / "metrics.jsonl", (self.paths.state / "metrics.jsonl").read_text())
-            attempts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
-            write_manifest(output, self._started, self.spec, inputs, **self._facts(), **attempts, **facts)
-            if not self.execution.keep_state:
-                set_aside(output, self.paths.state)
-            logger.info("done: %s", output)
-        barrier()
 
-    def _checkpoint_facts(self) -> dict[str, Any]:
+        Raises:
+            UserError: what was saved is not the trained model.
+        """
+        with self.memory.phase("save"):
+            self.save(model, adapted, tokenizer, delivery, **facts)
+        processes = all_gather(self.memory.stop())
+        with together():
+            if rank() == 0:
+                self._write_records(processes, inputs, facts)
+
+    def _write_records(self, processes: list[ProcessMemory], inputs: dict[str, str], facts: Facts) -> None:
+        """What stands beside the model; the manifest, with the hashes of all files, is the last."""
+        output = self.paths.output
+        write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
+        write_text(output / METRICS, (self.paths.state / METRICS).read_text())
+        attempts: Facts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+        saved: Facts = {"delivered": self._delivered, "merge": self._merge}
+        all_facts: Facts = {**self._facts(), **attempts, **saved, **facts}
+        seal(output, self._started, self.spec, inputs, **all_facts)
+        if not self.execution.keep_state:
+            set_aside(output, self.paths.state)
+        logger.info("done: %s", output)
+
+    def _checkpoint_facts(self) -> CheckpointFacts:
         """What checkpoints cost the last attempt, and where it went on."""
         if self._checkpoints is None:
             return {}
@@ -212,13 +232,14 @@ class Stage(Generic[SettingsT, ExecutionT]):
         model: PreTrainedModel,
         adapted: Any,
         tokenizer: PreTrainedTokenizerBase,
+        delivery: Delivery,
         averaged: bool = False,
-        **facts: Any,
+        **facts: Unpack[Facts],
     ) -> None:
-        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all.
+        """Write `model/` and, where there are adapters, `adapter/`: whole or not at all, and compared with the trained.
 
         Partitions of ZeRO-3 are gathered one by one; the first process holds the whole model in host memory, and the
-        others nothing of it.
+        others nothing of it. They wait while it writes, however slow its disk is.
 
         Snakemake knows nothing of `adapter/` and `model_ema/`, because a declared output must exist in every stage of a
         rule; the manifest lists their hashes, and the next attempt of a failed stage replaces them.
@@ -227,27 +248,57 @@ class Stage(Generic[SettingsT, ExecutionT]):
             model: trained Hugging Face model.
             adapted: PEFT wrapper around it, or None.
             tokenizer: saved beside the weights.
+            delivery: what the saved model is asked.
             averaged: the weights are an average: written to `model_ema/`, without adapters.
             facts: as in `finish`.
+
+        Raises:
+            UserError: what was saved is not the trained model.
         """
+        with together():
+            if rank() == 0:
+                self._lease.require()
         output, saving = self.paths.output, self.execution.saving
         settings = self.settings
         generation = None if isinstance(settings, ResolvedReward) else sampling_config(model, settings)
         has_adapter = adapted is not None and not averaged
+        expected = delivery.expected()
         weights = plain_weights(model, keep=rank() == 0)
-        adapters = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
-        if rank() == 0:
-            manifest = describe(self.spec, {}, **self._facts(), **facts)
-            metrics = read_jsonl(self.paths.state / "metrics.jsonl")
-            card = model_card(manifest, metrics, saving.license, averaged, has_adapter)
-            folder = output / ("model_ema" if averaged else "model")
-            write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card)
-            if has_adapter:
-                base = manifest["lineage"]["base_model"]["path"]
-                write_adapter(model, adapters, adapted, output / "adapter", base)
-        barrier()
+        merged = merged_adapters(model, keep=rank() == 0)
+        trained = adapter_weights(model, keep=rank() == 0) if has_adapter else {}
+        with together():
+            if rank() == 0:
+                folder, merged = output / ("model_ema" if averaged else "model"), with_inherited(model, merged)
+                self._note_merge(folder, weights, merged)
+                all_facts: Facts = {**self._facts(), **facts}
+                manifest = describe(self.spec, {}, **all_facts)
+                metrics = read_metrics(self.paths.state / METRICS)
+                merge = self._merge.get(folder.name)
+                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge)
+                write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
+                if has_adapter:
+                    base = manifest["lineage"]["base_model"]["path"]
+                    write_adapter(model, trained, adapted, output / "adapter", base)
+                del weights, merged, trained  # the model that is loaded anew needs their place in host memory
+                self._delivered[folder.name] = delivery.require_same(folder, expected)
 
-    def _facts(self) -> dict[str, Any]:
+    def _note_merge(self, folder: Path, weights: dict[str, Tensor], adapters: MergedAdapters) -> None:
+        """Note what a model with merged adapters would lose to a loader that rounds it to the stage's precision."""
+        dtype = self.settings.dtype
+        if not adapters or dtype == "fp32":
+            return
+        error = half_precision_error(weights, adapters, DTYPES[dtype])
+        self._merge[folder.name] = {"dtype": dtype, "error": error, "limit": MERGE_ERROR}
+        if error is not None and error > MERGE_ERROR:
+            logger.warning(
+                "%s: load it in float32, as its config.json says: rounded to %s, its weights would be off by %.0f %% "
+                "of the change that adapters made",
+                folder,
+                dtype,
+                100 * error,
+            )
+
+    def _facts(self) -> Facts:
         """What the manifest says of every training stage."""
         return {
             "world_size": world_size(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from rlhf.data.batching import MicroBatch, epoch_batches, micro_batches
 from rlhf.data.corpus import Corpus
+from rlhf.records.manifest import Steps
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
@@ -61,10 +62,15 @@ class Progress:
     evaluations_without_gain: int = 0
     stopped_early: bool = False
 
-    def summary(self, planned: int) -> dict[str, Any]:
+    def summary(self, planned: int) -> Steps:
         """What the manifest says about the steps."""
-        return {"planned": planned, "done": self.step} | {
-            name: getattr(self, name) for name in ("skipped_steps", "stopped_early", "best_step", "best_loss")
+        return {
+            "planned": planned,
+            "done": self.step,
+            "skipped_steps": self.skipped_steps,
+            "stopped_early": self.stopped_early,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
         }
 
 

@@ -1,0 +1,1 @@
+"""The command line: one file per command, each a parser of arguments around functions of the library."""
