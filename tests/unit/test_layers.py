@@ -38,7 +38,7 @@ DEPENDENCIES: dict[str, set[str]] = {
     "ppo": {"config", "data", "errors", "models", "records", "runtime", "training"},
     "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "records", "runtime", "training"},
     "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
-    "reporting": {"errors", "evaluation", "files", "records", "runtime"},
+    "reporting": {"config", "errors", "evaluation", "files", "records", "runtime"},
     "convert": {"config", "data", "errors"},
     "commands": {"config", "convert", "errors", "memory", "planning", "records", "reporting", "runtime"},
 }

@@ -331,7 +331,7 @@ def test_a_model_of_an_earlier_run_brings_its_adapters_into_the_cache(gpt2_folde
     model = load_policy(gpt2_folder, "bf16")
     add_lora(model, lora(gpt2_folder), "sft")
     folder = deliver(train(model), tmp_path / "model", gpt2_folder)
-    settings = ModelSettings(source={"path": str(folder)}).model_dump()
+    settings = ModelSettings(source={"path": str(folder)})
     cache_model(settings, tmp_path / "cache/mine", "models.mine")
     assert torch.equal(answers(load_policy(tmp_path / "cache/mine/model", "bf16")), answers(model))
     edit_weights(folder, lambda tensors: tensors.update({name: value.bfloat16() for name, value in tensors.items()}))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rlhf.config.stages import PpoExecution
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.offload import OffloadedModel
 from rlhf.ppo import models as ppo_models
@@ -85,7 +86,7 @@ def test_scoring_takes_both_models_to_the_device_and_none_back(
 ) -> None:
     monkeypatch.setattr(ppo_models, "device", lambda: CUDA)
     reference, reward = (load(gpt2_folder).requires_grad_(False) for load in LOADERS.values())
-    stage: Any = SimpleNamespace(execution={"offload_reference_model": True, "offload_reward_model": True})
+    stage: Any = SimpleNamespace(execution=PpoExecution(offload_reference_model=True, offload_reward_model=True))
     unused = dict.fromkeys(("critic", "reward_scorer", "policy", "adapted", "tokenizer"))
     with FakeDevice() as fake:
         offloaded = ppo_models._offloaded(stage, reference, reward)

@@ -88,7 +88,7 @@ def test_parts_of_ppo_hold_what_real_tensors_hold(name: str) -> None:
 @pytest.mark.parametrize("trains", [False, True])
 def test_the_plan_of_a_pass_holds_what_the_stage_holds(trains: bool) -> None:
     """The stage chooses logits by a mask, the plan by columns: the same tables, those of answer tokens alone."""
-    optimization = {"lora_dim": 0, "lora_module_name": "", "dropout": 0.0}
+    optimization = Optimization(dropout=0.0)
     part, plan = rectangle(), Blueprint(opt(vocab_size=4096), "lm", "fp32", optimization)  # logits make the peak
     name = FIRST if trains else SCORE
 
@@ -103,7 +103,7 @@ def test_the_plan_of_a_pass_holds_what_the_stage_holds(trains: bool) -> None:
             if trains:
                 policy_loss(ratio, torch.zeros(part.mask.shape), part.mask, 0.2).backward()
 
-    settings = PpoSettings(**WORKED, temperature=0.7).model_dump(mode="json")
+    settings = PpoSettings(**WORKED, temperature=0.7)
     planned = update_program(part, "policy", settings, False, 0) if trains else scoring_program(part, "reference", 0.7)
     found = [trace(plan.build(device="cpu"), plan, 3, program) for program in (planned, stage)]
     wide, same = (max(peak.kinds[LOGITS] for peak in places.values()) for places in found)

@@ -122,7 +122,7 @@ def test_every_process_has_the_scores_of_all_samples_in_their_order(gpt2_folder,
     critic = TokenScorer(load_reward_backbone(gpt2_folder, "fp32", seed=4, dropout=0.0)).eval()
 
     def reference(part: Any) -> torch.Tensor:
-        return 0.5 * answer_logits(model, part.input_ids, part.attention_mask, part.width)
+        return 0.5 * answer_logits(model, *part.inputs)
 
     scorers = Scorers(model, reference, critic, SameTokens(scorer, pad_id=0))
 

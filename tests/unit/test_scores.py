@@ -34,49 +34,6 @@ def test_half_precision_logits_are_reduced_in_fp32():
     assert torch.allclose(token_entropy(logits).double(), -(exact.exp() * exact).sum(-1), atol=1e-4)
 
 
-class Recorder(torch.nn.Module):
-    """A language model that remembers what it was asked, and gives the number of each position for a logit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: dict = {}
-
-    def forward(self, input_ids, attention_mask, position_ids=None, use_cache=True, logits_to_keep=0):
-        self.asked = {"position_ids": position_ids, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
-        positions = torch.arange(input_ids.shape[1]).float().expand_as(input_ids)
-        return SimpleNamespace(logits=positions[:, -logits_to_keep:, None])
-
-
-class Plain(Recorder):
-    """A family that takes neither positions nor a number of logits."""
-
-    def forward(self, input_ids, attention_mask, use_cache):
-        return super().forward(input_ids, attention_mask, use_cache=use_cache)
-
-
-class Engine(torch.nn.Module):
-    """What stands around a trained model: it takes any argument, and knows the model as `module`."""
-
-    def __init__(self, model) -> None:
-        super().__init__()
-        self.module = model
-
-    def forward(self, *inputs, **kwargs):
-        return self.module(*inputs, **kwargs)
-
-
-def test_logits_are_those_before_each_answer_token_and_no_others_are_computed():
-    ids = torch.arange(12).reshape(2, 6)
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
-    for model in (Recorder(), Plain()):
-        for called in (model, Engine(model)):
-            assert answer_logits(called, ids, mask, 3)[:, :, 0].tolist() == [[2, 3, 4]] * 2
-            assert model.asked["use_cache"] is False
-        if type(model) is Recorder:
-            assert model.asked["logits_to_keep"] == 4
-            assert model.asked["position_ids"].tolist() == [[0, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 4]]
-
-
 def test_token_logprobs_are_fp32_for_half_precision_logits():
     assert token_logprobs(torch.randn(2, 5).bfloat16(), torch.zeros(2, dtype=torch.long)).dtype == torch.float32
 
