@@ -146,7 +146,14 @@ def accuracy(part: Sequence[Pair]) -> dict[str, Any]:
     """Share of pairs ranked right, with its interval."""
     right = [win(pair.better, pair.worse) for pair in part]
     low, high = interval(right, [pair.prompt for pair in part])
-    return {"pairs": len(part), "accuracy": np.mean(right), "accuracy_low": low, "accuracy_high": high}
+    ties = np.mean([pair.better == pair.worse for pair in part])
+    return {
+        "pairs": len(part),
+        "tie_share": ties,
+        "accuracy": np.mean(right),
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
 
 
 def longer(part: Sequence[Pair]) -> float:

@@ -75,7 +75,8 @@ class Preference:
                 losses.append((1 + (margin - ahead).exp()).log().mean())
             groups.append(torch.stack(losses).mean())
         loss = torch.stack(groups).mean()
-        return loss, {"loss": float(loss.detach()), "accuracy": float(np.mean(right))}
+        ties = float(np.mean([share == 0.5 for share in right]))
+        return loss, {"loss": float(loss.detach()), "accuracy": float(np.mean(right)), "tie_share": ties}
 
     def _window(self, row: Row, tables: list[Tensor], better: int, worse: int) -> Tensor:
         """Differences from the first token at which two answers of one length differ."""
