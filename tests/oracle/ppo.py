@@ -154,8 +154,9 @@ class Ppo:
             "response_length": np.mean([len(answer) for answer in rollout.answers]),
             "eos_share": np.mean(rollout.finished),
             "advantage_mean": np.concatenate(advantages).mean(),
-            "learning_rate": self._actor_optimizer.learning_rate(),
         }
+        if self._done >= self.settings["critic_warmup_iterations"]:  # before, the policy takes no step
+            metrics["learning_rate"] = self._actor_optimizer.learning_rate()
         if self._critic_optimizer is not None:
             target, value = np.concatenate(returns), np.concatenate(scored.values)
             metrics["explained_variance"] = 1 - np.var(target - value) / np.var(target)
