@@ -119,12 +119,14 @@ class Workplace:
         """
         stage = self.stage(experiment, kind)
         roles = {"sft": ("policy",), "reward": ("reward_model",), "ppo": ("policy", "reward_model")}[kind]
+        before = ("sft", "reward") if kind == "ppo" else ()
         return _command(
             "plan_memory",
             spec=self._spec(stage, name),
             execution=self._execution(stage, execution),
             memory=json.dumps({"gpu": None, "gpu_memory_gib": None, "on_misfit": "warn"} | gpu),
             model=[self.model(experiment, role) for role in roles],
+            upstream=[self._spec(self.stage(experiment, earlier)) for earlier in before],
             output=self.output(kind, name) / "memory_plan.json",
         )
 
