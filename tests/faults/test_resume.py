@@ -47,11 +47,12 @@ def test_a_stop_between_steps(stage_run, expected, monkeypatch, kind, boundary):
 @pytest.mark.parametrize("call", [1, 2, 5])
 def test_a_stop_inside_an_evaluation_or_a_rollout(stage_run, expected, monkeypatch, kind, call):
     """The step is abandoned; in PPO calls 1 to 4 are generation batches, and later ones scoring."""
-    run = stage_run(kind, per_device_eval_batch_size=32)
+    execution = {} if kind == "ppo" else {"per_device_eval_batch_size": 32}
+    run = stage_run(kind, **execution)
     with monkeypatch.context() as patch:
         at_call(patch, Checkpoints, "interrupt_point", call, request_stop)
         assert run.is_stopped()
-    assert_same(run.start(), expected(kind, per_device_eval_batch_size=32))
+    assert_same(run.start(), expected(kind, **execution))
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])
