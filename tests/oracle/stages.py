@@ -198,7 +198,7 @@ def run(
         "state": output / "state",
         **folders,
     }
-    script = kind if kind.startswith("evaluate_") else f"evaluate_{kind}" if kind == "baseline" else f"train_{kind}"
+    script = kind if kind.startswith("evaluate_") else f"sample_{kind}" if kind == "baseline" else f"train_{kind}"
     with pytest.MonkeyPatch.context() as patch:
         witness = Witness.of(patch)
         call(script, **arguments)

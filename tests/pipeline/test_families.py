@@ -20,7 +20,7 @@ from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.rollout import collate
 from rlhf.training.reward import train_reward
 from rlhf.training.sft import EVALUATION_ROWS_SEED, AnswerLikelihood, train_sft
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
 from tests.specifications import specification_of
@@ -61,14 +61,14 @@ class Trained:
             folder / "reward/model",
         )
 
-    def _stage(self, kind: str, settings: dict[str, Any], execution: dict[str, Any]) -> Stage:
+    def _stage(self, kind: str, settings: dict[str, Any], execution: dict[str, Any]) -> TrainingStage:
         stage = self._project.plan.stages[kind, self._project.results(kind).name]
         adapters = dict.fromkeys(("actor", "critic"), self._lora) if kind == "ppo" else {}
         precision = {"dtype": self.dtype}
         spec = specification_of(stage, deep_merge(settings | precision, adapters), execution)
         output = self.folder / kind
         output.mkdir()
-        return Stage(spec, self._paths(spec.upstream, output))
+        return TrainingStage(spec, self._paths(spec.upstream, output))
 
     def _paths(self, upstream: Any, output: Path) -> StagePaths:
         results = self._project.folder / "results"

@@ -24,7 +24,7 @@ from rlhf.ppo.rollout import generate
 from rlhf.records.metrics import read_metrics
 from rlhf.reporting.checks import check_metrics, require_hard
 from rlhf.training.engine import Trainer
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.project import Project
 from tests.specifications import specification_of
 
@@ -45,7 +45,7 @@ def run(project: Project, output: Path, spec: PpoSpecification, reward: Path | N
         output / "state",
     )
     output.mkdir()
-    with Stage(spec, paths) as stage:
+    with TrainingStage(spec, paths) as stage:
         train_ppo(stage, project.results("sft") / "model", reward or project.results("reward") / "model")
     folders = {"ppo": output, "sft": project.results("sft"), "reward": project.results("reward")}
     metrics = {kind: read_metrics(folder / "metrics.jsonl") for kind, folder in folders.items()}

@@ -18,7 +18,7 @@ from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_reward
 from rlhf.models.scores import TokenScorer
 from rlhf.training.reward import train_reward
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.specifications import specification
 from tests.unit.conftest import make_model
 
@@ -64,7 +64,7 @@ def train(data: Path, output: Path, execution: dict[str, Any] | None = None, **s
     """Run the reward stage; returns its folder."""
     paths = StagePaths([data / "tokens"], [data / "split"], output, output / "state")
     output.mkdir()
-    with Stage(specification("reward", SETTINGS | settings, execution), paths) as stage:
+    with TrainingStage(specification("reward", SETTINGS | settings, execution), paths) as stage:
         train_reward(stage, data / "model")
     return output
 

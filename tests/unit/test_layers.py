@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.phases import RULES as KINDS
+
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflow"
 LIBRARY = WORKFLOW / "rlhf"
 SCRIPTS = sorted((WORKFLOW / "scripts").glob("*.py"))
@@ -35,10 +37,10 @@ DEPENDENCIES: dict[str, set[str]] = {
     "data": {"config", "errors", "files", "functions", "phases", "runtime"},
     "models": {"config", "errors", "files", "records", "runtime"},
     "training": {"config", "data", "errors", "files", "memory", "models", "records", "runtime"},
-    "ppo": {"config", "data", "errors", "models", "records", "runtime", "training"},
+    "ppo": {"config", "data", "errors", "functions", "models", "records", "runtime", "training"},
     "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "records", "runtime", "training"},
     "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
-    "reporting": {"config", "errors", "evaluation", "files", "records", "runtime"},
+    "reporting": {"config", "errors", "evaluation", "files", "phases", "records", "runtime"},
     "convert": {"config", "data", "errors"},
     "commands": {"config", "convert", "errors", "memory", "planning", "records", "reporting", "runtime"},
 }
@@ -134,6 +136,18 @@ def test_rules_import_the_configuration_and_errors_only() -> None:
     pattern = re.compile(r"^\s*(?:from|import)\s+rlhf\.?(\S*)", re.MULTILINE)
     found = {module for file in RULES for module in pattern.findall(file.read_text())}
     assert found == {"config", "errors"}
+
+
+def test_every_kind_of_stage_has_its_rule_and_script() -> None:
+    """`RULES` names the rule that writes below results/KIND/ or resources/, and a script has its rule's name."""
+    bodies = dict(
+        re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", "\n".join(map(Path.read_text, RULES)), re.DOTALL | re.M)
+    )
+    scripts = {script.stem for script in SCRIPTS}
+    for kind, rule in KINDS.items():
+        outputs = bodies[rule].partition("output:")[2].partition("log:")[0]
+        assert re.search(rf'"(results/{kind}|resources/{kind}s)/{{\w+}}', outputs), rule
+        assert rule in scripts
 
 
 def test_modules_are_named_by_the_configuration_in_one_place_only() -> None:

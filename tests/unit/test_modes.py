@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.ppo import loop
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.oracle.conftest import Start, starts  # noqa: F401  (a fixture)
 from tests.oracle.stages import Outcome, run
 from tests.specifications import specification
@@ -64,7 +64,7 @@ def test_libraries_draw_from_the_seed_of_the_stage(tmp_path, group):
     for number, seed in enumerate((1, 1, 2)):
         torch.manual_seed(99)
         paths = StagePaths([], [], tmp_path / f"output-{number}", tmp_path / f"state-{number}")
-        with Stage(specification("sft", seed=seed), paths):
+        with TrainingStage(specification("sft", seed=seed), paths):
             drawn.append((float(torch.rand(1)), float(np.random.rand()), random.random()))
     assert drawn[0] == drawn[1]
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))

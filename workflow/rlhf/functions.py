@@ -8,6 +8,9 @@ from typing import Any
 
 from rlhf.errors import UserError
 
+# A gold reward: (prompt, answer, whether the answer ends with EOS) -> float.
+Judge = Callable[[str, str, bool], float]
+
 
 def load_function(reference: str, key: str) -> Callable[..., Any]:
     """The function behind `module:function`.
@@ -30,8 +33,8 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def load_judge(reference: str | None) -> Callable[[str, str, bool], float] | None:
-    """The gold reward (prompt, answer, finished) -> float that an experiment names, or None where it names none.
+def load_judge(reference: str | None) -> Judge | None:
+    """The gold reward that an experiment names, or None where it names none.
 
     Raises:
         UserError: the function cannot be loaded.

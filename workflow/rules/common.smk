@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from rlhf.config import (
+    RULES,
     Fingerprints,
     Plan,
     Stage,

@@ -11,6 +11,7 @@ from rlhf.config.planned import planned_execution, planned_memory
 from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
+from rlhf.phases import RULES
 from rlhf.records.plan import read_plan
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Configuration",
     "Fingerprints",
     "Plan",
+    "RULES",
     "Requirement",
     "Run",
     "Stage",

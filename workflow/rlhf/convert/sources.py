@@ -34,7 +34,7 @@ def model(path: str) -> Section:
     return {"source": {"hub": path} if _is_hub(path) else {"path": path}}
 
 
-def short_names(paths: Iterable[str]) -> dict[str, str]:
+def names_of_paths(paths: Iterable[str]) -> dict[str, str]:
     """Path -> a name for it, its last part in lower case; later ones of equal names get a number."""
     found: dict[str, str] = {}
     for path in paths:

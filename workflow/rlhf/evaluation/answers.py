@@ -27,7 +27,7 @@ from rlhf.training.distributed import device
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedSamples:
     """Answers with what reward model and gold reward say; arrays are [answers]."""
 
     samples: Samples
@@ -49,7 +49,7 @@ class Judged:
         return sample
 
 
-def evaluate_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
+def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
     """Answers of the SFT model: one to compare the policy with, and `best_of_n` more to choose the best from."""
     corpus, chosen = unseen_prompts(evaluation)
     count = evaluation.settings.best_of_n
@@ -158,7 +158,9 @@ def _sample(
     return Samples(prompts, [answers[place] for place in range(len(rows))])
 
 
-def _judge(evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judged:
+def _judge(
+    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> JudgedSamples:
     model = load_reward(folder, "fp32")
     positions = getattr(model.config, "max_position_embeddings", None)
     scorer = TokenScorer.normalised(model).eval().to(device())
@@ -171,10 +173,10 @@ def _judge(evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokeni
     texts = decode(tokenizer, [answer.ids for answer in samples.answers])
     judge = load_judge(evaluation.settings.gold_reward)
     if judge is None:
-        return Judged(samples, texts, score, None)
+        return JudgedSamples(samples, texts, score, None)
     prompts = decode(tokenizer, samples.prompts)
     gold = [judge(*item) for item in zip(prompts, texts, samples.finished.tolist(), strict=True)]
-    return Judged(samples, texts, score, np.array(gold))
+    return JudgedSamples(samples, texts, score, np.array(gold))
 
 
 def _kl(

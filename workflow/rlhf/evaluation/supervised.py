@@ -24,10 +24,9 @@ from rlhf.evaluation.preferences import (
     gold_agreement,
     longer_accuracy,
 )
-from rlhf.functions import load_judge
+from rlhf.functions import Judge, load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
-from rlhf.ppo.experience import Judge
 from rlhf.records.evaluation import GoldAgreement, RewardEvaluation
 from rlhf.training.distributed import device
 from rlhf.training.reward import GroupPreference

@@ -50,7 +50,7 @@ UNREADABLE = (
     StrictDataclassError,
 )
 OPTIONAL = {"_raise_exceptions_for_missing_entries": False}  # of a file that may be absent
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def cache_model(
@@ -147,9 +147,9 @@ def _from_source(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **_where(source)}
     if source.hub and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
         raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
-    if source.path and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+    if source.path and not any((Path(name) / file).exists() for file in VOCABULARY_FILES):
         # transformers would make up an empty tokenizer of the model's family
-        raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); {_remedy(source)}")
+        raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(VOCABULARY_FILES)}); {_remedy(source)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except UNREADABLE as error:

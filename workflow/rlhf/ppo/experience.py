@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.stages import PpoSettings
+from rlhf.functions import Judge
 from rlhf.ppo.advantages import (
     final_score,
     generalised_advantages,
@@ -22,8 +22,6 @@ from rlhf.ppo.advantages import (
 from rlhf.ppo.kl import token_kl
 from rlhf.ppo.rollout import Samples
 from rlhf.ppo.scoring import Scores
-
-Judge = Callable[[str, str, bool], float]
 
 
 @dataclass(frozen=True)

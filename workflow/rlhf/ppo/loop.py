@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from rlhf.data.batching import MicroBatch, shuffled_rows
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
+from rlhf.functions import Judge
 from rlhf.ppo.average import WeightAverage
 from rlhf.ppo.checks import require_same_distribution, sampling_error
-from rlhf.ppo.experience import Judge, judge_samples, make_experience, rollout_kl, rollout_metrics
+from rlhf.ppo.experience import judge_samples, make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.kl import KlController
 from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.models import PpoModels, load_models
@@ -29,7 +30,7 @@ from rlhf.records.manifest import Facts
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.checkpoints import Part
+from rlhf.training.checkpoints import CheckpointPart
 from rlhf.training.delivery import policy_delivery
 from rlhf.training.faults import FaultCounter
 from rlhf.training.recomputation import checkpoint_activations
@@ -90,7 +91,7 @@ class Ppo:
             checkpoints.finish()
             metrics.require_complete(self._iterations)
 
-    def _parts(self, metrics: StageMetrics) -> dict[str, Part]:
+    def _parts(self, metrics: StageMetrics) -> dict[str, CheckpointPart]:
         """What has a state that a checkpoint must hold."""
         parts = {
             "actor": self._models.actor,

@@ -37,7 +37,7 @@ FORMAT = 2
 KEPT = 2
 
 
-class Part(Protocol):
+class CheckpointPart(Protocol):
     """Something whose state belongs to a checkpoint; all ranks call both together."""
 
     def save(self, folder: Path) -> None:
@@ -73,14 +73,14 @@ class Checkpoints:
         self,
         folder: Path,
         identity: Mapping[str, Any],
-        parts: Mapping[str, Part],
+        parts: Mapping[str, CheckpointPart],
         execution: TrainingExecution,
         interruption: Interruption,
         lease: StateLease,
     ) -> None:
         self._folder, self._identity = folder, {"format": FORMAT, **identity}
         self._random = RandomState()
-        self._parts: dict[str, Part] = {**parts, "random": self._random}
+        self._parts: dict[str, CheckpointPart] = {**parts, "random": self._random}
         self._every_steps, self._every_minutes = execution.checkpoint_steps, execution.checkpoint_minutes
         self._interruption, self._lease = interruption, lease
         self.cost = CheckpointCost()

@@ -48,7 +48,7 @@ from rlhf.runtime.manifest import code_hash, describe, seal, utc_now
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
-from rlhf.training.checkpoints import Checkpoints, Part
+from rlhf.training.checkpoints import CheckpointPart, Checkpoints
 from rlhf.training.delivery import Delivery
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, together, world_size
 from rlhf.training.weights import adapter_weights, merged_adapters, plain_weights, with_inherited
@@ -74,7 +74,7 @@ class StagePaths:
         return Corpus(self.tokens, self.splits, split, phase, weights)
 
 
-class Stage(Generic[SettingsT, ExecutionT]):
+class TrainingStage(Generic[SettingsT, ExecutionT]):
     """What a training loop needs of its surroundings.
 
     Used as a context manager it holds the lease of its state folder, takes signals as requests to stop, and leaves a
@@ -155,7 +155,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         with writer:
             yield writer
 
-    def checkpoints(self, parts: Mapping[str, Part], **topology: Any) -> Checkpoints:
+    def checkpoints(self, parts: Mapping[str, CheckpointPart], **topology: Any) -> Checkpoints:
         """Checkpoints of this stage.
 
         Args:
@@ -308,7 +308,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         }
 
 
-SftStage = Stage[ResolvedSft, PlannedSft]
-RewardStage = Stage[ResolvedReward, PlannedReward]
-SupervisedStage = Stage[ResolvedSft | ResolvedReward, PlannedSft | PlannedReward]
-PpoStage = Stage[ResolvedPpo, PlannedPpo]
+SftStage = TrainingStage[ResolvedSft, PlannedSft]
+RewardStage = TrainingStage[ResolvedReward, PlannedReward]
+SupervisedStage = TrainingStage[ResolvedSft | ResolvedReward, PlannedSft | PlannedReward]
+PpoStage = TrainingStage[ResolvedPpo, PlannedPpo]

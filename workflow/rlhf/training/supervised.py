@@ -15,7 +15,7 @@ from rlhf.records.manifest import Steps
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.checkpoints import Part
+from rlhf.training.checkpoints import CheckpointPart
 from rlhf.training.distributed import all_sum, rank, world_size
 from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
@@ -50,7 +50,7 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 @dataclass
-class Progress:
+class SupervisedProgress:
     """How far a training is; part of its checkpoints."""
 
     step: int = 0  # optimizer steps done, skipped ones included
@@ -107,15 +107,15 @@ class SupervisedTraining:
         self._epoch_steps = steps_per_epoch(train.rows_per_epoch, self._settings.global_batch_size)
         self._steps = self._settings.num_train_epochs * self._epoch_steps
         self._best = WeightCopy(trainer.module, device="cpu") if self._settings.keep_best else None
-        self._progress = Progress()
+        self._progress = SupervisedProgress()
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
         self._faults = FaultCounter(stage.paths.state, self._settings.dtype, self._settings.on_nonfinite)
-        parts: dict[str, Part] = {"engine": trainer, "metrics": metrics}
+        parts: dict[str, CheckpointPart] = {"engine": trainer, "metrics": metrics}
         if self._best is not None:
             parts["best"] = self._best
         self._checkpoints = stage.checkpoints(parts, zero_stage=self._execution.zero_stage)
 
-    def run(self) -> Progress:
+    def run(self) -> SupervisedProgress:
         """Train to the end; returns what was done.
 
         Raises:
@@ -124,7 +124,7 @@ class SupervisedTraining:
         """
         restored = self._checkpoints.restore()
         if restored is not None:
-            self._progress = Progress(**restored)
+            self._progress = SupervisedProgress(**restored)
         progress = self._progress
         while True:
             self._checkpoints.boundary(asdict(progress))
