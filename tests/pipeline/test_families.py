@@ -18,8 +18,9 @@ from rlhf.models.loading import DTYPES, load_policy, load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
 from rlhf.ppo.loop import train_ppo
 from rlhf.ppo.rollout import collate
+from rlhf.training.frame import EVALUATION_ROWS_SEED
 from rlhf.training.reward import train_reward
-from rlhf.training.sft import EVALUATION_ROWS_SEED, AnswerLikelihood, train_sft
+from rlhf.training.sft import AnswerLikelihood, train_sft
 from rlhf.training.stage import StagePaths, TrainingStage
 from rlhf.training.supervised import mean_loss
 from tests.project import Project

@@ -14,7 +14,8 @@ from rlhf.data.tokens import ANSWER
 from rlhf.errors import UserError
 from rlhf.evaluation.frame import Evaluation, unseen_prompts
 from rlhf.files import read_json, write_json
-from rlhf.training.sft import AnswerLikelihood, load_rows
+from rlhf.training.frame import load_corpora
+from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.stage import StagePaths
 from tests.specifications import specification
 
@@ -257,7 +258,7 @@ def unseen_rows(tmp_path):
         settings = {"data_weights": [1.0] * len(rows), "max_seq_len": 9, "max_eval_rows": limit}
         paths = StagePaths(folders, folders, tmp_path, tmp_path)
         stage = SimpleNamespace(settings=specification("sft", settings).settings, seed=seed, paths=paths)
-        _, unseen = load_rows(stage, AnswerLikelihood(), "sft")
+        unseen = load_corpora(stage, AnswerLikelihood(), "sft").unseen
         names = list(rows)
         return [(names[dataset], row) for dataset, row in map(unseen.place, range(len(unseen)))]
 

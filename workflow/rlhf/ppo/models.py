@@ -91,11 +91,11 @@ def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, val
     critic = None
     if settings.advantage_estimator == "gae":
         value = _value_model(stage, sft, reward, same_tokens(tokenizer, reward_tokenizer))
-        critic = Trainer(value, settings.critic, engine_settings(stage, "critic"), value_steps)
+        critic = Trainer(value, settings.critic, ppo_engine(stage, "critic"), value_steps)
     positions = getattr(scorer.model.config, "max_position_embeddings", None)
     frozen = _frozen(stage, scorer, "critic")
     return PpoModels(
-        actor=Trainer(policy, settings.actor, engine_settings(stage, "actor"), policy_steps),
+        actor=Trainer(policy, settings.actor, ppo_engine(stage, "actor"), policy_steps),
         critic=critic,
         reference=reference,
         reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings.score_at),
@@ -106,8 +106,8 @@ def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, val
     )
 
 
-def engine_settings(stage: PpoStage, role: Role) -> EngineSettings:
-    """Engine settings of the `actor` or the `critic`."""
+def ppo_engine(stage: PpoStage, role: Role) -> EngineSettings:
+    """How the engine of the `actor` or the `critic` runs."""
     execution = stage.execution
     return EngineSettings(
         zero_stage=execution.zero_stage(role),
@@ -142,7 +142,7 @@ def _value_model(stage: PpoStage, sft: Path, reward: Path, same: bool) -> TokenS
 
 
 def _trained_loading(stage: PpoStage, role: Role) -> dict[str, Any] | None:
-    return partitioned_loading(stage.settings.optimization(role), engine_settings(stage, role))
+    return partitioned_loading(stage.settings.optimization(role), ppo_engine(stage, role))
 
 
 def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
@@ -158,7 +158,7 @@ def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
 
 def _frozen_config(stage: PpoStage, role: Role) -> dict[str, Any] | None:
     """The DeepSpeed configuration of a model for scoring only; None where it needs no engine."""
-    config = partitioned_loading(stage.settings.optimization(role), engine_settings(stage, role))
+    config = partitioned_loading(stage.settings.optimization(role), ppo_engine(stage, role))
     if config is None:
         return None
     zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}

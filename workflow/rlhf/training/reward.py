@@ -25,9 +25,9 @@ from rlhf.runtime.seeds import derive_seed
 from rlhf.training.delivery import reward_delivery
 from rlhf.training.distributed import all_gather, rank, world_size
 from rlhf.training.engine import Trainer, partitioned_loading
-from rlhf.training.sft import engine_settings, load_rows
+from rlhf.training.frame import load_corpora, supervised_engine, train_supervised
 from rlhf.training.stage import RewardStage
-from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
+from rlhf.training.supervised import total_steps
 from rlhf.training.weights import whole_while_used
 
 logger = get_logger(__name__)
@@ -261,27 +261,21 @@ def train_reward(stage: RewardStage, model_folder: Path) -> None:
     settings = stage.settings
     objective = GroupPreference(settings.loss, settings.margin_coefficient, stage.execution.share_prompt)
     with stage.memory.phase("load"):
-        train, unseen = load_rows(stage, objective, "reward")
-        require_margins(train, settings.margin_coefficient)
+        corpora = load_corpora(stage, objective, "reward")
+        require_margins(corpora.train, settings.margin_coefficient)
         tokenizer = load_tokenizer(model_folder)
         head_seed = derive_seed(stage.seed, "score head")
-        zero3 = partitioned_loading(settings, engine_settings(stage))
+        zero3 = partitioned_loading(settings, supervised_engine(stage))
         model = load_reward_backbone(model_folder, settings.dtype, head_seed, settings.dropout, zero3)
         require_segments(model, stage.execution, settings.max_seq_len)
         adapted = add_lora(model, settings, "reward")
-        steps = settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
         scorer = TokenScorer(model)
-        trainer = Trainer(scorer, settings, engine_settings(stage), steps)
-    with stage.memory.phase("train"), stage.metrics(steps) as metrics:
-        progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
+        trainer = Trainer(scorer, settings, supervised_engine(stage), total_steps(corpora.train, settings))
+    facts = train_supervised(stage, trainer, objective, corpora)
     with stage.memory.phase("normalise"), trainer.evaluation():
         batch_size = stage.execution.per_device_eval_batch_size
-        scorer.mean, scorer.std = score_statistics(trainer.engine, unseen, objective, batch_size)
+        scorer.mean, scorer.std = score_statistics(trainer.engine, corpora.unseen, objective, batch_size)
         model.config.reward_mean, model.config.reward_std = scorer.mean, scorer.std
     logger.info("unseen scores: mean %.4f, deviation %.4f", scorer.mean, scorer.std)
-    delivery = reward_delivery(scorer, settings.dtype, objective.questions(unseen))
-    inputs = {"tokenizer": train.tokenizer_fingerprint}
-    rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(
-        model, adapted, tokenizer, delivery, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts()
-    )
+    delivery = reward_delivery(scorer, settings.dtype, objective.questions(corpora.unseen))
+    stage.finish(model, adapted, tokenizer, delivery, corpora.inputs, **facts)

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from rlhf.config.stages import SupervisedSettings
 from rlhf.data.batching import MicroBatch, epoch_batches, micro_batches
 from rlhf.data.corpus import Corpus
 from rlhf.records.manifest import Steps
@@ -47,6 +48,11 @@ class Objective(Protocol):
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     """Optimizer steps of one pass."""
     return -(-rows // batch_size)
+
+
+def total_steps(train: Corpus, settings: SupervisedSettings) -> int:
+    """Optimizer steps of the whole run, if nothing stops it early."""
+    return settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
 
 
 @dataclass
@@ -105,7 +111,7 @@ class SupervisedTraining:
         self._train, self._unseen = train, unseen
         self._lengths = objective.lengths(train)
         self._epoch_steps = steps_per_epoch(train.rows_per_epoch, self._settings.global_batch_size)
-        self._steps = self._settings.num_train_epochs * self._epoch_steps
+        self._steps = total_steps(train, self._settings)
         self._best = WeightCopy(trainer.module, device="cpu") if self._settings.keep_best else None
         self._progress = SupervisedProgress()
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
