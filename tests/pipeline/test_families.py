@@ -17,7 +17,7 @@ from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import DTYPES, load_policy, load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
 from rlhf.ppo.loop import train_ppo
-from rlhf.ppo.rollout import collate
+from rlhf.ppo.samples import collate
 from rlhf.training.frame import EVALUATION_ROWS_SEED
 from rlhf.training.reward import train_reward
 from rlhf.training.sft import AnswerLikelihood, train_sft

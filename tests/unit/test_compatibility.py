@@ -22,8 +22,7 @@ from rlhf.models.scores import TokenScorer
 from rlhf.ppo.experience import make_experience
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
 from rlhf.ppo.reward import ReEncodedText, SameTokens
-from rlhf.ppo.rollout import Samples
-from rlhf.ppo.sampling import Answer
+from rlhf.ppo.samples import Answer, Partition, Samples
 from rlhf.ppo.scoring import Scores
 
 PRESET = PRESETS["deepspeed_chat"]
@@ -187,7 +186,14 @@ def test_rewards_advantages_and_returns_follow_its_loops() -> None:
     logprobs, ref, values = (torch.randn(3, ANSWER, generator=generator) for _ in range(3))
     score = torch.tensor([0.7, -9.0, 6.0])  # two of them are clipped
     settings = PpoSettings.model_validate(PRESET["ppo"])
-    scores = Scores(logprobs * mask, ref * mask, torch.zeros(3, ANSWER), values * mask, score)
+    scores = Scores(
+        logprobs=logprobs * mask,
+        ref_logprobs=ref * mask,
+        entropy=torch.zeros(3, ANSWER),
+        values=values * mask,
+        score=score,
+        partition=Partition([]),
+    )
     experience = make_experience(SAMPLES, scores, settings, settings.kl_coefficient)
     before = [0.0] * (PROMPT - 1)  # what lies in the prompt plays no part
     for row in range(3):

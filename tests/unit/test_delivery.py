@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,10 @@ def test_the_check_works_on_every_engine_and_leaves_it_as_it_was(
 ) -> None:
     """Also in the middle of a training: the next steps are those that would have been made without it."""
     objective, weights = AnswerLikelihood(), []
+
+    def mean_of_four(trainer: Trainer) -> torch.Tensor:
+        return objective.loss(trainer.engine, list_corpus, np.arange(4))[0] / 20
+
     for checked in (True, False):
         settings = lora(gpt2_folder, learning_rate=1e-2, lora_learning_rate=1e-2, num_warmup_steps=0, dropout=0.0)
         partitioned = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
@@ -123,8 +128,7 @@ def test_the_check_works_on_every_engine_and_leaves_it_as_it_was(
         add_lora(model, settings, "sft")
         trainer = Trainer(model, settings, engine, 3)
         for number in range(3):
-            loss, _ = objective.loss(trainer.engine, list_corpus, np.arange(4))
-            trainer.step([loss / 20], 1)
+            trainer.step([partial(mean_of_four, trainer)])
             if checked and number < 2:
                 delivery = policy_delivery(trainer.module, dtype, objective.questions(list_corpus))
                 expected = delivery.expected()

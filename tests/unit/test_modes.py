@@ -13,6 +13,7 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.ppo import loop
+from rlhf.ppo.checks import SamplingError
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.stage import StagePaths, TrainingStage
@@ -91,9 +92,9 @@ def test_a_rollout_is_sampled_and_scored_in_evaluation_mode(starts, tmp_path, gr
         modes["generate"] = [model.training]
         return generate(model, *args)
 
-    def scored(samples: Any, shares: Any, scorers: Any, *args: Any) -> Any:
+    def scored(samples: Any, partition: Any, scorers: Any, *args: Any) -> Any:
         modes["score"] = [engine.module.training for engine in (scorers.policy, scorers.critic)]
-        return score(samples, shares, scorers, *args)
+        return score(samples, partition, scorers, *args)
 
     monkeypatch.setattr(loop, "generate", generated)
     monkeypatch.setattr(loop, "score_samples", scored)
@@ -108,7 +109,7 @@ def test_a_rollout_that_sampling_and_training_see_differently_is_not_trained_on(
     group,
     monkeypatch,
 ):
-    monkeypatch.setattr(loop, "sampling_error", lambda *args: (1.0, 0.5))
+    monkeypatch.setattr(loop, "sampling_error", lambda *args: SamplingError(1.0, 0.5))
     with pytest.raises(UserError, match=r"log-probabilities of the same tokens differ by up to 1\.00"):
         optimise(tmp_path / "ppo", starts["gpt2"])
     assert not (tmp_path / "ppo/model").exists()

@@ -16,7 +16,7 @@ from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
-from rlhf.ppo.checks import require_same_distribution, require_unit_ratio
+from rlhf.ppo.checks import RatioError, SamplingError, require_same_distribution, require_unit_ratio
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
@@ -79,9 +79,9 @@ def a_loss_that_is_not_finite() -> str:
 
 def numbers_that_do_not_fit_together() -> list[str]:
     return [
-        message(lambda: require_same_distribution((0.03, 0.0), "fp32", 1e-4)),
-        message(lambda: require_unit_ratio((2e-6, 1e-9), "fp32", 1e-6)),
-        message(lambda: require_unit_ratio((0.9, 0.3123), "bf16", 1e-6)),
+        message(lambda: require_same_distribution(SamplingError(0.03, 0.0), "fp32", 1e-4)),
+        message(lambda: require_unit_ratio(RatioError(2e-6, 1e-9), "fp32", 1e-6)),
+        message(lambda: require_unit_ratio(RatioError(0.9, 0.3123), "bf16", 1e-6)),
     ]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.section import Section
 from rlhf.config.specification import JobSpecification, ResolvedAnswers
@@ -82,13 +81,6 @@ def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
     chosen = corpus.sample(settings.prompts, derive_seed(evaluation.spec.seed, "unseen prompts"))
     logger.info("%d of %d unseen prompts; %d are too long", len(chosen), len(corpus), dropped)
     return corpus, chosen
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
-    """Texts of id sequences, special tokens left out."""
-    ids = [sequence.tolist() for sequence in sequences]
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
 
 
 def require_same_prompts(rows: list[BaselineSample], prompts: list[int], path: Path) -> None:

@@ -13,7 +13,7 @@ from rlhf.config.specification import ResolvedRewardEvaluation, ResolvedSftEvalu
 from rlhf.data.batching import micro_batches
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
-from rlhf.evaluation.frame import Evaluation, decode
+from rlhf.evaluation.frame import Evaluation
 from rlhf.evaluation.preferences import (
     JudgedPairs,
     accuracy,
@@ -27,8 +27,9 @@ from rlhf.evaluation.preferences import (
 from rlhf.functions import Judge, load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
+from rlhf.models.tokenizers import decode
 from rlhf.records.evaluation import GoldAgreement, RewardEvaluation
-from rlhf.training.distributed import device
+from rlhf.training.distributed import device, gather_rows, rank, world_size
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.supervised import mean_loss
@@ -72,15 +73,17 @@ def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_fold
 
 def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.ndarray:
     """Scores of all answers of all rows, one after the other: [answers] float64."""
-    objective, rows = GroupPreference(), np.arange(len(corpus))
-    scores: list[np.ndarray] = [np.empty(0)] * len(corpus)
-    with torch.no_grad():
-        for micro in micro_batches(rows, objective.lengths(corpus), batch_size, rank=0, world_size=1):
-            counts = [len(corpus.judgements(row)) for row in micro.rows]
-            parts = torch.split(objective.scores(model, corpus, micro.rows), counts)
-            for row, part in zip(micro.rows, parts, strict=True):
-                scores[row] = part.double().cpu().numpy()
-    return np.concatenate(scores)
+    objective = GroupPreference()
+
+    @torch.no_grad()
+    def scores(rows: np.ndarray) -> list[np.ndarray]:
+        counts = [len(corpus.judgements(row)) for row in rows]
+        parts = torch.split(objective.scores(model, corpus, rows), counts)
+        return [part.double().cpu().numpy() for part in parts]
+
+    lengths = objective.lengths(corpus)
+    shares = micro_batches(np.arange(len(corpus)), lengths, batch_size, rank(), world_size())
+    return np.concatenate(gather_rows(shares, scores))
 
 
 def judged_pairs(corpus: Corpus, scores: np.ndarray) -> JudgedPairs:

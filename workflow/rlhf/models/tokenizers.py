@@ -1,10 +1,11 @@
-"""Tokenizers for models that start from scratch, and the special tokens every model needs."""
+"""Tokenizers for models that start from scratch, the special tokens every model needs, and texts of ids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -85,3 +86,10 @@ def _known(tokenizer: PreTrainedTokenizerBase, token: str, key: str) -> str:
     if token not in tokenizer.get_vocab():
         raise UserError(f"{key}: {token!r} is not one of this model's {len(tokenizer)} tokens; see its tokenizer.json")
     return token
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
+    """Texts of id sequences, special tokens left out."""
+    ids = [sequence.tolist() for sequence in sequences]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts

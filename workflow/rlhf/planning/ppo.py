@@ -33,7 +33,7 @@ from rlhf.planning.supervised import Forecast, make_engine, micro_batch_shape, r
 from rlhf.planning.traces import Traces
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
 from rlhf.ppo.models import adapters_off
-from rlhf.ppo.rollout import Rectangle, collate
+from rlhf.ppo.samples import Rectangle, collate
 from rlhf.ppo.scoring import answer_values
 from rlhf.training.sft import AnswerLikelihood
 
@@ -252,7 +252,7 @@ def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
                 answer_values(run.model, own)
             else:
                 logits = _answer_logits(run.model, own) / temperature
-                own.table(token_logprobs(logits, own.targets))
+                own.logprobs(logits)
                 if role == "policy":
                     own.table(token_entropy(logits))
 
@@ -280,8 +280,8 @@ def update_program(part: Rectangle, role: str, settings: PpoSettings, accumulate
             values = answer_values(run.model, own)
             return value_loss(values, table, table, own.mask, settings.value_clip_range)
         logits = _answer_logits(run.model, own)
-        logprobs = token_logprobs(logits / settings.temperature, own.targets)
-        ratio = log_ratio(own.table(logprobs), table, own.mask).exp()
+        logprobs = own.logprobs(logits / settings.temperature)
+        ratio = log_ratio(logprobs, table, own.mask).exp()
         return policy_loss(ratio, table, own.mask, settings.clip_range)
 
     def program(run: DryRun) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.stages import PpoSettings
 from rlhf.functions import Judge
+from rlhf.models.tokenizers import decode
 from rlhf.ppo.advantages import (
     final_score,
     generalised_advantages,
@@ -20,7 +21,7 @@ from rlhf.ppo.advantages import (
     whiten,
 )
 from rlhf.ppo.kl import token_kl
-from rlhf.ppo.rollout import Samples
+from rlhf.ppo.samples import Samples
 from rlhf.ppo.scoring import Scores
 
 
@@ -100,6 +101,6 @@ def _value_metrics(experience: Experience) -> dict[str, float]:
 
 def judge_samples(samples: Samples, tokenizer: PreTrainedTokenizerBase, judge: Judge) -> list[float]:
     """Gold reward of each sample's text."""
-    prompts = tokenizer.batch_decode(samples.prompts, skip_special_tokens=True)
-    answers = tokenizer.batch_decode([answer.ids for answer in samples.answers], skip_special_tokens=True)
+    prompts = decode(tokenizer, samples.prompts)
+    answers = decode(tokenizer, [answer.ids for answer in samples.answers])
     return [judge(*item) for item in zip(prompts, answers, samples.finished.tolist(), strict=True)]

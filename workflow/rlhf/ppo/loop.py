@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from rlhf.data.batching import MicroBatch, shuffled_rows
+from rlhf.data.batching import shuffled_rows
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
 from rlhf.functions import Judge
-from rlhf.ppo.average import WeightAverage
 from rlhf.ppo.checks import require_same_distribution, sampling_error
 from rlhf.ppo.experience import judge_samples, make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.kl import KlController
 from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.models import PpoModels, load_models
-from rlhf.ppo.rollout import Samples, generate
+from rlhf.ppo.rollout import generate
+from rlhf.ppo.samples import Partition, Samples
 from rlhf.ppo.scoring import score_samples
-from rlhf.ppo.update import PpoUpdate, minibatches
+from rlhf.ppo.update import PpoUpdate
 from rlhf.records.manifest import Facts
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
@@ -35,6 +35,7 @@ from rlhf.training.delivery import policy_delivery
 from rlhf.training.faults import FaultCounter
 from rlhf.training.recomputation import checkpoint_activations
 from rlhf.training.stage import PpoStage
+from rlhf.training.weights import WeightAverage
 
 logger = get_logger(__name__)
 
@@ -133,11 +134,9 @@ class Ppo:
         with _timed() as generating, memory.phase("generate"):
             rows = [next(self._order) for _ in range(settings.prompts_per_rollout)]
             samples = self._rollout(iteration, rows, interrupt_point)
-        partitions = self._partitions(samples, iteration)
+        partition = self._partition(samples, iteration)
         with _timed() as scoring, memory.phase("score"), self._models.scoring() as scorers:
-            # With the micro-batches of the first epoch, whose ratio is then exactly 1.
-            first_epoch = list(itertools.chain.from_iterable(partitions[0]))
-            scores = score_samples(samples, first_epoch, scorers, settings.temperature, interrupt_point)
+            scores = score_samples(samples, partition, scorers, settings.temperature, interrupt_point)
         experience = make_experience(samples, scores, settings, self._kl.coefficient)
         error = sampling_error(samples.answers, scores.logprobs, experience.mask)
         require_same_distribution(error, settings.dtype, settings.max_sampling_logprob_error)
@@ -145,7 +144,7 @@ class Ppo:
         rates = self._learning_rates(warm)
         with _timed() as training, memory.phase("train"):
             places = [self._prompts.place(row) for row in rows]
-            statistics = self._update.run(experience, partitions, iteration + 1, places, train_policy=warm)
+            statistics = self._update.run(experience, iteration + 1, places, train_policy=warm)
         self._kl.observe(rollout_kl(experience), len(samples))
         self._tokens += int(samples.lengths.sum())
         return {
@@ -153,7 +152,7 @@ class Ppo:
             **self._gold(samples),
             **statistics.metrics(),
             **rates,
-            "sampling_logprob_error": error[0],
+            "sampling_logprob_error": error.largest_logprob,
             "time_generate": generating.seconds,
             "time_score": scoring.seconds,
             "time_train": training.seconds,
@@ -174,13 +173,10 @@ class Ppo:
                 interrupt_point,
             )
 
-    def _partitions(self, samples: Samples, iteration: int) -> list[list[list[MicroBatch]]]:
-        """For each PPO epoch, each minibatch's micro-batches of this process."""
-        size = self._execution.per_device_training_batch_size
-        return [
-            minibatches(samples, self._settings, size, derive_seed(self._stage.seed, "minibatches", iteration, epoch))
-            for epoch in range(self._settings.ppo_epochs)
-        ]
+    def _partition(self, samples: Samples, iteration: int) -> Partition:
+        epochs = range(self._settings.ppo_epochs)
+        seeds = [derive_seed(self._stage.seed, "minibatches", iteration, epoch) for epoch in epochs]
+        return Partition.draw(samples, self._settings, self._execution.per_device_training_batch_size, seeds)
 
     def _learning_rates(self, train_policy: bool) -> dict[str, float]:
         rates = {"learning_rate": self._models.actor.learning_rate()} if train_policy else {}

@@ -18,7 +18,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.offload import OffloadedModel
 from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo.reward import RewardScorer, reward_scorer, same_tokens
-from rlhf.ppo.rollout import Rectangle
+from rlhf.ppo.samples import Rectangle
 from rlhf.ppo.scoring import Scorers
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed

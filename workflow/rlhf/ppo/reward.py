@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.data.batching import pad
 from rlhf.data.tokens import encode_answers, encode_prompts
 from rlhf.models.scores import inference_device, last_token
-from rlhf.ppo.rollout import Rectangle, Samples
+from rlhf.ppo.samples import Rectangle, Samples
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -206,13 +207,12 @@ class SupervisedTraining:
         share = micro_batches(batch, self._lengths, micro_size, rank(), world_size(), objective.capacity)
         sums = _Sums(objective)
 
-        def losses() -> Iterator[Tensor]:
-            for micro in share:
-                loss, statistics = objective.loss(trainer.engine, corpus, micro.rows)
-                sums.add(micro, loss, statistics)
-                yield loss * (micro.weight / count)
+        def loss_of(micro: MicroBatch) -> Tensor:
+            loss, statistics = objective.loss(trainer.engine, corpus, micro.rows)
+            sums.add(micro, loss, statistics)
+            return loss * (micro.weight / count)
 
-        norm = trainer.step(losses(), len(share))
+        norm = trainer.step([partial(loss_of, micro) for micro in share])
         means = sums.means(count)
         rows = [corpus.place(row) for row in batch]
         if not self._faults.check(self._progress.step + 1, means["loss"], norm, rows) or norm is None:
