@@ -13,8 +13,8 @@ import torch
 
 from rlhf.config import Plan, dumped, resolve
 from rlhf.config.compatibility import PRESETS
-from rlhf.config.consistency import HYBRID_ENGINE
 from rlhf.config.expand import deep_merge
+from rlhf.config.requirements import HYBRID_ENGINE
 from rlhf.config.stages import PpoSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_reward_backbone, load_tokenizer

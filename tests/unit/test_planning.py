@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf.commands.memory import main
 from rlhf.config import resolve
-from rlhf.config.memory import MemorySettings
+from rlhf.config.schema import MemorySettings
 from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettings, SftSection
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import Blueprint, Counts, count_parameters

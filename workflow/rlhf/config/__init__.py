@@ -4,10 +4,9 @@ from rlhf.config.cluster import check_cluster, require_no_jobs, stand_before_slu
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.finished import accept_finished, remove_recorded_states
-from rlhf.config.launch import cluster_resources
+from rlhf.config.launch import cluster_resources, planned_execution, planned_memory
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage, dumped
-from rlhf.config.planned import planned_execution, planned_memory
 from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf.config.memory import MemorySettings
 from rlhf.config.requirements import Requirement
+from rlhf.config.schema import MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.stages import JobExecution
 from rlhf.phases import PHASES

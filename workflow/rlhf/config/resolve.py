@@ -11,13 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf.config.consistency import require_consistency
 from rlhf.config.expand import deep_merge, expand, parse
 from rlhf.config.identity import slug, stage_id
-from rlhf.config.memory import MemorySettings
 from rlhf.config.plan import Plan, Run, Stage, dumped
-from rlhf.config.requirements import policy_requirements, reward_requirements
-from rlhf.config.schema import Configuration, ExperimentSettings
+from rlhf.config.requirements import policy_requirements, require_consistency, reward_requirements
+from rlhf.config.schema import Configuration, ExperimentSettings, MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.sources import DatasetSection, ModelSection
 from rlhf.config.specification import (
