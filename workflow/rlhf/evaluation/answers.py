@@ -28,7 +28,7 @@ from rlhf.training.distributed import device
 
 @dataclass(frozen=True)
 class JudgedSamples:
-    """Answers with what reward model and gold reward say; arrays are [answers]."""
+    """Answers with their scores by the reward model and, where there is one, the gold reward; arrays are [answers]."""
 
     samples: Samples
     texts: list[str]
@@ -36,7 +36,7 @@ class JudgedSamples:
     gold: np.ndarray | None
 
     def sample(self, index: int) -> AnswerSample:
-        """One answer as samples.jsonl has it."""
+        """One answer with its scores, as samples.jsonl has it."""
         answer = self.samples.answers[index]
         sample: AnswerSample = {
             "text": self.texts[index],
@@ -50,7 +50,15 @@ class JudgedSamples:
 
 
 def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
-    """Answers of the SFT model: one to compare the policy with, and `best_of_n` more to choose the best from."""
+    """Sample the SFT model: for each unseen prompt one answer that the policy is compared with, and `best_of_n` more.
+
+    From those the best by the reward model is chosen, which is what PPO has to beat at equal KL.
+
+    Args:
+        evaluation: specification and paths.
+        sft: model folder of the SFT stage.
+        reward: model folder of the reward stage.
+    """
     corpus, chosen = unseen_prompts(evaluation)
     count = evaluation.settings.best_of_n
     rows = np.repeat(chosen, count + 1)

@@ -84,7 +84,7 @@ def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
 
 
 def require_same_prompts(rows: list[BaselineSample], prompts: list[int], path: Path) -> None:
-    """The policy must answer the prompts that the SFT model answered.
+    """Refuse a baseline of other prompts: policy and SFT model are compared prompt by prompt.
 
     Raises:
         UserError: they are others.

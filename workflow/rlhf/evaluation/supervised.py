@@ -36,7 +36,7 @@ from rlhf.training.supervised import mean_loss
 
 
 def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Path) -> None:
-    """Loss in nats per answer token and perplexity on unseen rows."""
+    """Write the SFT model's loss on unseen rows, in nats per answer token, and its perplexity."""
     objective = AnswerLikelihood()
     corpus = evaluation.paths.corpus("eval", "sft")
     limit = evaluation.settings.max_seq_len
@@ -56,7 +56,7 @@ def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Pa
 
 
 def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_folder: Path) -> None:
-    """How well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
+    """Write how well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
     objective = GroupPreference()
     corpus = evaluation.paths.corpus("eval", "reward")
     limit = evaluation.settings.max_seq_len
@@ -87,7 +87,7 @@ def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.nda
 
 
 def judged_pairs(corpus: Corpus, scores: np.ndarray) -> JudgedPairs:
-    """All comparisons of a corpus with their scores.
+    """All comparisons in a corpus, each with the scores of its two answers.
 
     Args:
         corpus: preferences.

@@ -93,7 +93,7 @@ class Ppo:
             metrics.require_complete(self._iterations)
 
     def _parts(self, metrics: StageMetrics) -> dict[str, CheckpointPart]:
-        """What has a state that a checkpoint must hold."""
+        """What changes from one iteration to the next, and so must be in a checkpoint, beside what `_state` holds."""
         parts = {
             "actor": self._models.actor,
             "critic": self._models.critic,
@@ -121,7 +121,7 @@ class Ppo:
             self._mix.skip(state["mixed_batches"])
 
     def iteration(self, iteration: int, interrupt_point: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Rollout, scoring and training; returns the metrics.
+        """One iteration: rollout, scoring and training; returns its metrics.
 
         Args:
             iteration: its number, from 0.
@@ -192,7 +192,7 @@ class Ppo:
 
 @contextmanager
 def generation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Switch gradient checkpointing off while generating: it excludes the KV cache."""
+    """Gradient checkpointing is off in the block: with it, models generate without a KV cache."""
     checkpointing = model.is_activation_checkpointing
     if checkpointing:
         model.activation_checkpointing_disable()
@@ -254,13 +254,13 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
 
 
 def ended_prompts(prompts: Corpus) -> Iterator[tuple[np.ndarray, int]]:
-    """Ids of each prompt followed by EOS, [length] int64, of which the first is context only."""
+    """Questions to a delivered policy: ids of prompt and EOS, [length] int64, of which the first is context only."""
     for row in range(len(prompts)):
         yield np.append(prompts.prompt(row), prompts.eos_token_id), 1
 
 
 def trained_iterations(iterations: int, critic_warmup: int) -> int:
-    """Iterations in which the policy trains; its learning-rate schedule spans their steps, and reaches its end.
+    """Iterations in which the policy trains; its learning-rate schedule spans their steps, so that it reaches its end.
 
     Raises:
         UserError: there are none, because the value model warms up in all of them.

@@ -27,7 +27,7 @@ class MixedBatch:
 
 
 class PretrainingMix:
-    """Batches of SFT rows, in a new random order in each pass.
+    """Batches of SFT rows for the policy's steps, in a new random order in each pass over the rows.
 
     The loss is coefficient x mean negative log-likelihood per answer token of a batch, added to the PPO loss, which is
     a mean per answer token too. InstructGPT's 27.8 belongs to its own ratio of batch sizes.

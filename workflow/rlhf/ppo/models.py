@@ -31,7 +31,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class PpoModels:
-    """The policy and perhaps a value model, which train, and what scores answers."""
+    """All models of a run: policy and perhaps value model, which train, and those that only score answers."""
 
     actor: Trainer
     critic: Trainer | None
@@ -44,7 +44,7 @@ class PpoModels:
 
     @contextmanager
     def scoring(self) -> Iterator[Scorers]:
-        """All models in evaluation mode, where they are needed."""
+        """In the block all models are in evaluation mode, and those that rest on the host are on the device."""
         critic = self.critic
         with ExitStack() as stack:
             for model in self.offloaded:
@@ -120,7 +120,10 @@ def ppo_engine(stage: PpoStage, role: Role) -> EngineSettings:
 
 
 def adapters_off(settings: PpoSettings) -> bool:
-    """Whether the reference is the policy without its adapters: only then do no other weights move."""
+    """Whether the reference is the policy with its adapters off, and not a second model.
+
+    It can be where adapters alone train: without them the policy is then the SFT model still.
+    """
     only_adapters = settings.actor.lora_dim > 0 and settings.actor.only_optimize_lora
     return settings.reference != "separate" and only_adapters
 
@@ -171,7 +174,7 @@ def _offload(stage: PpoStage, role: Role) -> bool:
 
 
 def _offloaded(stage: PpoStage, reference: nn.Module | None, reward: nn.Module) -> list[OffloadedModel]:
-    """What is copied to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
+    """The frozen models that are copied from the host to the device to score; under ZeRO-3 DeepSpeed does that."""
     models: list[tuple[nn.Module | None, Role]] = [(reference, "actor"), (reward, "critic")]
     return [
         OffloadedModel(model, device())

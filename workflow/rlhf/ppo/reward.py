@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 
 
 class RewardScorer(Protocol):
-    """Scores some samples at their last token."""
+    """Scores answers as the reward model's training did: at the last token of prompt and answer, in its own tokens."""
 
     pad_id: int  # of the policy's tokenizer
 
@@ -49,7 +49,7 @@ def reward_scorer(
 
 
 def same_tokens(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give the same ids for the same text, and end it alike."""
+    """Whether two tokenizers give the same ids for the same text and end it with the same EOS."""
     return bool(policy.get_vocab() == reward.get_vocab() and policy.eos_token_id == reward.eos_token_id)
 
 
@@ -76,7 +76,15 @@ class SameTokens:
 
 
 def without_eos(mask: Tensor, finished: Tensor) -> Tensor:
-    """The attention mask with the last token of finished answers left out: [batch, seq] int64, [batch] bool."""
+    """The attention mask without the EOS of finished answers, so that the score is read at the token before it.
+
+    Args:
+        mask: [batch, seq] int64.
+        finished: whether the answer ends with EOS, [batch] bool.
+
+    Returns:
+        [batch, seq] int64.
+    """
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1, keepdim=True)
     return mask.scatter(1, last, (~finished).to(mask.dtype).unsqueeze(1))
 

@@ -1,7 +1,8 @@
 """A rollout: sampling answers whose randomness belongs to the sample, and all of them on every process.
 
 Answers are short compared with weights, so each process samples its share and receives all of it. What follows
-(whitening, minibatches) is then the same computation everywhere, whatever the number of processes.
+(whitening, minibatches) is then the same computation everywhere, whatever the number of processes. Shape suffixes are
+those of `rlhf.models.scores`.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # mypy does not follo
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Noisy scores [batch, vocab]; remembers the log-probability [batch] of the token they make greedy."""
-        logits = scores.float() / self._temperature
-        uniform = torch.stack([torch.rand(logits.shape[1], generator=stream) for stream in self._streams])
-        gumbel = -torch.log(-torch.log(uniform.clamp_min(TINY)))
-        noisy = logits + gumbel.to(logits.device)
-        self.logprobs.append(token_logprobs(logits, noisy.argmax(-1)))
-        return noisy
+        logits_BV = scores.float() / self._temperature
+        uniform_BV = torch.stack([torch.rand(logits_BV.shape[1], generator=stream) for stream in self._streams])
+        gumbel_BV = -torch.log(-torch.log(uniform_BV.clamp_min(TINY)))
+        noisy_BV = logits_BV + gumbel_BV.to(logits_BV.device)
+        self.logprobs.append(token_logprobs(logits_BV, noisy_BV.argmax(-1)))
+        return noisy_BV
 
 
 @torch.no_grad()
@@ -101,7 +102,7 @@ def sample_answers(
         seeds: one per prompt.
         max_new_tokens: longest answer, EOS included.
         temperature: sampling temperature.
-        synced: keep generating until all processes are done, as partitioned parameters (ZeRO-3) need.
+        synced: keep generating until all processes are done: under ZeRO-3 every token gathers weights from all of them.
 
     Returns:
         One answer per prompt.
@@ -110,7 +111,7 @@ def sample_answers(
     padded = pad(prompts, config.pad_token_id, "left")
     device = inference_device(model)
     noise = GumbelNoise(seeds, temperature)
-    sequences = model.generate(
+    sequences_BS = model.generate(
         input_ids=torch.from_numpy(padded.input_ids).to(device),
         attention_mask=torch.from_numpy(padded.attention_mask).to(device),
         generation_config=GenerationConfig(
@@ -123,12 +124,13 @@ def sample_answers(
         logits_processor=LogitsProcessorList([noise]),
         synced_gpus=synced,
     )
-    drawn = sequences[:, padded.input_ids.shape[1] :].cpu().numpy()
-    logprobs = torch.stack(noise.logprobs, dim=1).cpu().numpy()
-    return [_cut(ids, row, config.eos_token_id) for ids, row in zip(drawn, logprobs, strict=True)]
+    drawn_BT = sequences_BS[:, padded.input_ids.shape[1] :].cpu().numpy()
+    logprobs_BT = torch.stack(noise.logprobs, dim=1).cpu().numpy()
+    return [_cut(ids, logprobs, config.eos_token_id) for ids, logprobs in zip(drawn_BT, logprobs_BT, strict=True)]
 
 
 def _cut(ids: np.ndarray, logprobs: np.ndarray, eos_token_id: int) -> Answer:
+    """A row as an answer: what follows its first EOS was drawn for other rows of the batch that had not ended."""
     ends = np.flatnonzero(ids == eos_token_id)
     length = int(ends[0]) + 1 if len(ends) else len(ids)
     return Answer(ids[:length].copy(), logprobs[:length].copy(), bool(len(ends)))

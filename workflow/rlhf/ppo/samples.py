@@ -19,7 +19,7 @@ from rlhf.training.distributed import rank, world_size
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer: ids up to and including the first EOS, and the log-probability of each draw."""
+    """One sampled answer: its ids up to and including the first EOS, with the log-probability of each draw."""
 
     ids: np.ndarray  # [length] int64
     logprobs: np.ndarray  # [length] float32, at the sampling temperature
@@ -28,10 +28,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Some samples, each answer right behind its prompt, padded on the right to the longest sample.
+    """Some samples in one tensor, each answer right behind its prompt, padded on the right to the longest sample.
 
-    So padding is what a sample lacks to the longest one, and samples of like length need hardly any. What models say of
-    answer tokens comes without padding, one number per token, and is then laid out in a table.
+    So padding is what a sample lacks to the longest one, and samples of like length need hardly any. Models say one
+    thing per answer token, row by row and without padding (N); `table` lays that out by sample and place in the answer
+    (B x T). The letters are those of `rlhf.models.scores`.
 
     Attributes:
         input_ids: [batch, seq] int64.
@@ -56,8 +57,9 @@ class Rectangle:
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """What `answer_logits` needs beside the model: ids, mask, and which positions predict answer tokens (bool)."""
-        predicting = torch.zeros_like(self.input_ids, dtype=torch.bool).flatten().index_fill(0, self.predicting, True)
-        return self.input_ids, self.attention_mask, predicting.view_as(self.input_ids)
+        flat = torch.zeros_like(self.input_ids, dtype=torch.bool).flatten()
+        predicting_BS = flat.index_fill(0, self.predicting, True).view_as(self.input_ids)
+        return self.input_ids, self.attention_mask, predicting_BS
 
     @property
     def targets(self) -> Tensor:
@@ -83,7 +85,7 @@ class Rectangle:
 def collate(
     prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], pad_id: int, device: torch.device
 ) -> Rectangle:
-    """Prompts and answers in one rectangle; masks follow from the lengths.
+    """Prompts and answers in one rectangle. Masks follow from the lengths, because an answer may hold the filler id.
 
     Raises:
         UserError: a prompt has no token, so that nothing predicts the first one of its answer.
@@ -91,18 +93,27 @@ def collate(
     if not all(map(len, prompts)):
         raise UserError("a prompt has no token, so nothing can follow it; leave such rows out of the dataset")
     padded = pad([np.concatenate(sample) for sample in zip(prompts, answers, strict=True)], pad_id, "right")
-    starts = np.array([len(prompt) for prompt in prompts])
-    lengths = np.array([len(answer) for answer in answers])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    rows, columns = np.nonzero(mask)
-    predicting = rows * padded.input_ids.shape[1] + starts[rows] + columns - 1
-    tensors = (padded.input_ids, padded.attention_mask, mask.astype(np.float32), predicting, np.flatnonzero(mask))
-    return Rectangle(*(torch.from_numpy(array).to(device) for array in tensors))
+    starts_B = np.array([len(prompt) for prompt in prompts])
+    lengths_B = np.array([len(answer) for answer in answers])
+    mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
+    rows_N, columns_N = np.nonzero(mask_BT)
+    predicting_N = rows_N * padded.input_ids.shape[1] + starts_B[rows_N] + columns_N - 1
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Rectangle(
+        input_ids=tensor(padded.input_ids),
+        attention_mask=tensor(padded.attention_mask),
+        mask=tensor(mask_BT.astype(np.float32)),
+        predicting=tensor(predicting_N),
+        places=tensor(np.flatnonzero(mask_BT)),
+    )
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Prompts with one answer each."""
+    """A rollout, or part of one: prompts, each with one answer; a prompt that gets several stands as often."""
 
     prompts: list[np.ndarray]
     answers: list[Answer]

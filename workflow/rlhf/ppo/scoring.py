@@ -1,4 +1,7 @@
-"""What the models say about a rollout, on every process alike."""
+"""What the models say about sampled answers, on every process alike. Shape suffixes are those of `rlhf.models.scores`.
+
+Used by the loop, which scores a rollout before it trains on it, and by the evaluation.
+"""
 
 from __future__ import annotations
 
@@ -116,12 +119,12 @@ def score_samples(
 
 def token_scores(part: Rectangle, scorers: Scorers, temperature: float) -> TokenScores:
     """What the models say about the answer tokens of some samples, [batch, answer width] on the models' device."""
-    logits = answer_logits(scorers.policy, *part.inputs) / temperature
-    logprobs, entropy = part.logprobs(logits), part.table(token_entropy(logits))
-    del logits  # a vocabulary wide: not kept beside those of the reference
-    ref_logprobs = part.logprobs(scorers.reference(part) / temperature)
-    values = None if scorers.critic is None else answer_values(scorers.critic, part)
-    return TokenScores(logprobs=logprobs, ref_logprobs=ref_logprobs, entropy=entropy, values=values)
+    logits_NV = answer_logits(scorers.policy, *part.inputs) / temperature
+    logprobs_BT, entropy_BT = part.logprobs(logits_NV), part.table(token_entropy(logits_NV))
+    del logits_NV  # a vocabulary wide: not kept beside those of the reference
+    ref_BT = part.logprobs(scorers.reference(part) / temperature)
+    values_BT = None if scorers.critic is None else answer_values(scorers.critic, part)
+    return TokenScores(logprobs=logprobs_BT, ref_logprobs=ref_BT, entropy=entropy_BT, values=values_BT)
 
 
 def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
@@ -134,8 +137,8 @@ def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
     Returns:
         [batch, answer width] float32, 0 behind an answer.
     """
-    values: Tensor = critic(part.input_ids, part.attention_mask)
-    return part.table(values.flatten()[part.predicting])
+    values_BS: Tensor = critic(part.input_ids, part.attention_mask)
+    return part.table(values_BS.flatten()[part.predicting])
 
 
 def answer_scores(samples: Samples, shares: Sequence[MicroBatch], reward: RewardScorer) -> np.ndarray:
@@ -149,8 +152,8 @@ def answer_scores(samples: Samples, shares: Sequence[MicroBatch], reward: Reward
 
     @torch.no_grad()
     def score(rows: np.ndarray) -> list[float]:
-        scores: list[float] = reward(samples, rows, samples.rectangle(rows, reward.pad_id, device())).tolist()
-        return scores
+        scores_B: list[float] = reward(samples, rows, samples.rectangle(rows, reward.pad_id, device())).tolist()
+        return scores_B
 
     return np.array(gather_rows(shares, score))
 
@@ -179,8 +182,10 @@ def answer_kl(
     @torch.no_grad()
     def kl(rows: np.ndarray) -> list[float]:
         part = samples.rectangle(rows, pad_id, inference_device(policy))
-        own, other = (part.logprobs(answer_logits(model, *part.inputs) / temperature) for model in (policy, reference))
-        sums: list[float] = token_kl(own, other, part.mask, "k1").sum(1).tolist()
-        return sums
+        own_BT, other_BT = (
+            part.logprobs(answer_logits(model, *part.inputs) / temperature) for model in (policy, reference)
+        )
+        kl_B: list[float] = token_kl(own_BT, other_BT, part.mask, "k1").sum(1).tolist()
+        return kl_B
 
     return np.array(gather_rows(shares, kl))

@@ -1,4 +1,4 @@
-"""PPO's optimisation of policy and value model on one rollout."""
+"""PPO's optimisation of policy and value model on one rollout. Shape suffixes are those of `rlhf.models.scores`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class PpoUpdate:
         critic: trainer of the value model, or None.
         settings: `PpoSettings`.
         pad_id: filler id.
-        faults: judges steps whose gradients are not finite.
-        mix: SFT rows mixed into the policy's steps, or None.
-        average: of the policy's weights, or None.
+        faults: decides what becomes of a step whose gradients are not finite.
+        mix: SFT rows whose loss is added in each of the policy's steps, or None.
+        average: of the policy's weights, moved after each of its steps, or None.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class PpoUpdate:
         ratios: list[Tensor] = []  # of this process's answer tokens
 
         def loss_of(micro: MicroBatch) -> Tensor:
-            return self._policy_loss(experience, micro, statistics, ratios) * (micro.weight / count)
+            loss = self._policy_loss(experience, micro, statistics, ratios if first else None)
+            return loss * (micro.weight / count)
 
         def require_first_ratios() -> None:
             statistics.first_ratio_error = unit_ratio_error(ratios)
@@ -105,24 +106,30 @@ class PpoUpdate:
         return norm
 
     def _policy_loss(
-        self, experience: Experience, micro: MicroBatch, statistics: UpdateStatistics, ratios: list[Tensor]
+        self, experience: Experience, micro: MicroBatch, statistics: UpdateStatistics, ratios: list[Tensor] | None
     ) -> Tensor:
-        """Summed loss of a micro-batch; counts it in the statistics, and adds its ratios, unless it is a filler."""
+        """Summed loss of a micro-batch; adds it to the statistics, and its ratios to a list, unless it is a filler."""
         settings, scores = self._settings, experience.scores
         part = self._rectangle(self._actor, experience, micro)
-        logprobs = part.logprobs(answer_logits(self._actor.engine, *part.inputs) / settings.temperature)
-        log_ratios = log_ratio(logprobs, _rows(scores.logprobs, micro, part), part.mask)
-        advantages = _rows(experience.advantages, micro, part)
-        loss = policy_loss(log_ratios.exp(), advantages, part.mask, settings.clip_range)
+        logprobs_BT = self._logprobs(part)
+        log_ratios_BT = log_ratio(logprobs_BT, _rows(scores.logprobs, micro, part), part.mask)
+        advantages_BT = _rows(experience.advantages, micro, part)
+        loss = policy_loss(log_ratios_BT.exp(), advantages_BT, part.mask, settings.clip_range)
         if micro.weight:
-            statistics.add_policy(loss.detach(), log_ratios.detach(), part.mask, settings.clip_range)
-            ratios.append(log_ratios.detach().exp()[part.mask == 1])
+            statistics.add_policy(loss.detach(), log_ratios_BT.detach(), part.mask, settings.clip_range)
+            if ratios is not None:
+                ratios.append(log_ratios_BT.detach().exp()[part.mask == 1])
         if settings.kl_in == "loss":
-            ref_logprobs = _rows(scores.ref_logprobs, micro, part)
-            kl = token_kl(logprobs, ref_logprobs, part.mask, settings.kl_estimator).sum()
+            ref_BT = _rows(scores.ref_logprobs, micro, part)
+            kl = token_kl(logprobs_BT, ref_BT, part.mask, settings.kl_estimator).sum()
             statistics.add_kl(kl.detach(), micro.weight)
             loss = loss + experience.kl_coefficient * kl
         return loss
+
+    def _logprobs(self, part: Rectangle) -> Tensor:
+        """Log-probabilities under the policy; a function, so that logits, a vocabulary wide, do not outlive it."""
+        logits_NV = answer_logits(self._actor.engine, *part.inputs)
+        return part.logprobs(logits_NV / self._settings.temperature)
 
     def _value_losses(
         self,
@@ -137,9 +144,9 @@ class PpoUpdate:
 
         def loss_of(micro: MicroBatch) -> Tensor:
             part = self._rectangle(critic, experience, micro)
-            old, returns = _rows(old_values, micro, part), _rows(all_returns, micro, part)
-            values = answer_values(critic.engine, part)
-            loss = value_loss(values, old, returns, part.mask, self._settings.value_clip_range)
+            old_BT, returns_BT = _rows(old_values, micro, part), _rows(all_returns, micro, part)
+            values_BT = answer_values(critic.engine, part)
+            loss = value_loss(values_BT, old_BT, returns_BT, part.mask, self._settings.value_clip_range)
             statistics.add_value(loss.detach(), part.mask, micro.weight)
             return loss * (micro.weight / count)
 

@@ -38,7 +38,7 @@ KEPT = 2
 
 
 class CheckpointPart(Protocol):
-    """Something whose state belongs to a checkpoint; all ranks call both together."""
+    """Something with a state that a checkpoint must hold; both methods are called by all ranks together."""
 
     def save(self, folder: Path) -> None:
         """Write the state of this rank into a folder that exists and that all ranks share."""
@@ -49,7 +49,7 @@ class CheckpointPart(Protocol):
 
 @dataclass
 class CheckpointCost:
-    """What checkpoints cost this attempt, on this rank."""
+    """How often this attempt has written a checkpoint, or had no space for one, and the time that training waited."""
 
     written: int = 0
     skipped: int = 0
@@ -188,7 +188,7 @@ class Checkpoints:
 
     @staticmethod
     def _agree(*flags: bool) -> list[bool]:
-        """Whether any rank says so: all ranks must take the same way."""
+        """Each flag as any rank sees it: all ranks must stop, or save, at the same step."""
         if world_size() == 1:
             return list(flags)
         return [any(column) for column in zip(*all_gather(flags), strict=True)]
@@ -292,7 +292,7 @@ class Checkpoints:
         return True
 
     def _prune(self, kept: int) -> None:
-        """Remove all but the newest complete checkpoints, and whatever was never completed."""
+        """Remove all but the newest of the complete checkpoints, and those that were never completed."""
         names = sorted((path.name for path in self._folder.glob("*-step-*")), reverse=True)
         complete = [name for name in names if len(list((self._folder / name).glob("rank-*.json"))) == world_size()]
         for name in names:

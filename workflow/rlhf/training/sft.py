@@ -1,4 +1,4 @@
-"""Phase 1: supervised fine-tuning on prompt + chosen answer."""
+"""Phase 1: supervised fine-tuning on prompt + chosen answer. Shape suffixes are those of `rlhf.models.scores`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AnswerLikelihood:
         return lengths
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
-        """Tokens of the rows that the loss counts."""
+        """Tokens of the rows that are learnt: what their summed loss is divided by."""
         if self._all:
             return int(self.lengths(corpus)[rows].sum()) - len(rows)
         return int(corpus.lengths("chosen")[rows].sum())
@@ -57,22 +57,22 @@ class AnswerLikelihood:
         pairs = [(corpus.prompt(row), corpus.chosen(row)) for row in rows]
         if self.capacity is None:
             batch = collate_answers(pairs, corpus.pad_token_id)
-            ids, mask, answer = (part.to(inference_device(model)) for part in batch)
-            context, counted = {"attention_mask": mask}, mask if self._all else answer
+            ids_BS, mask_BS, answer_BS = (part.to(inference_device(model)) for part in batch)
+            context, counted_BS = {"attention_mask": mask_BS}, mask_BS if self._all else answer_BS
         else:
             batch = collate_packed(pairs, corpus.pad_token_id, self.capacity)
-            ids, segments, answer = (part.to(inference_device(model)) for part in batch)
-            positions = segment_positions(segments)
-            mask = segment_mask(segments, next(model.parameters()).dtype)
-            context = {"attention_mask": mask, "position_ids": positions}
+            ids_BS, segments_BS, answer_BS = (part.to(inference_device(model)) for part in batch)
+            positions_BS = segment_positions(segments_BS)
+            mask_B1SS = segment_mask(segments_BS, next(model.parameters()).dtype)
+            context = {"attention_mask": mask_B1SS, "position_ids": positions_BS}
             # A first token has no context; what stands before it belongs to another row.
-            counted = (positions > 0) & ((segments != PADDING) if self._all else answer)
-        logits = model(input_ids=ids, use_cache=False, **context).logits
-        logprobs = token_logprobs(logits[:, :-1], ids[:, 1:])  # position t - 1 predicts token t
-        return -(logprobs * counted[:, 1:]).sum(), []
+            counted_BS = (positions_BS > 0) & ((segments_BS != PADDING) if self._all else answer_BS)
+        logits_BSV = model(input_ids=ids_BS, use_cache=False, **context).logits
+        logprobs = token_logprobs(logits_BSV[:, :-1], ids_BS[:, 1:])  # position t - 1 predicts token t
+        return -(logprobs * counted_BS[:, 1:]).sum(), []
 
     def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
-        """Ids of each row, [length] int64, and how many of its first tokens the loss does not count."""
+        """Questions to a delivered model: ids of each row, [length] int64, and how many of its first are not learnt."""
         for row in range(len(corpus)):
             prompt = corpus.prompt(row)
             yield np.concatenate([prompt, corpus.chosen(row)]), 1 if self._all else max(1, len(prompt))
@@ -124,7 +124,7 @@ def collate_packed(
 
 
 def _require_packing(model: PreTrainedModel, capacity: int | None) -> None:
-    """Refuse packed rows where the family cannot keep them apart."""
+    """Refuse packed rows where the model family cannot keep attention of one row from the others of its sequence."""
     if capacity is None:
         return
     with whole_while_used(model):

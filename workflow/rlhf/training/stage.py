@@ -70,7 +70,13 @@ class StagePaths:
     state: Path
 
     def corpus(self, split: str, phase: str, weights: list[float] | None = None) -> Corpus:
-        """The rows of one split and phase; `weights`: how often an epoch sees those of each dataset."""
+        """The rows of one split and phase.
+
+        Args:
+            split: `train` or `eval`.
+            phase: whose rows: `sft`, `reward` or `ppo`.
+            weights: how often an epoch sees the rows of each dataset; None: once.
+        """
         return Corpus(self.tokens, self.splits, split, phase, weights)
 
 
@@ -135,7 +141,7 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
         return self.paths.state / MEMORY
 
     def _record_memory(self, error: BaseException, process: ProcessMemory) -> None:
-        """Keep what was measured until memory ran out; the first process that fails is the one that tells."""
+        """Write what was measured until memory ran out; of several processes, the first that fails does."""
         found = explain(error)
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
@@ -201,7 +207,7 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
                 self._write_records(processes, inputs, facts)
 
     def _write_records(self, processes: list[ProcessMemory], inputs: dict[str, str], facts: Facts) -> None:
-        """What stands beside the model; the manifest, with the hashes of all files, is the last."""
+        """Write the records beside the model; the manifest comes last, because it has the hashes of all other files."""
         output = self.paths.output
         write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
         write_text(output / METRICS, (self.paths.state / METRICS).read_text())
@@ -214,7 +220,7 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
         logger.info("done: %s", output)
 
     def _checkpoint_facts(self) -> CheckpointFacts:
-        """What checkpoints cost the last attempt, and where it went on."""
+        """What checkpoints cost the last attempt, and the step at which it went on from an earlier one's."""
         if self._checkpoints is None:
             return {}
         cost = self._checkpoints.cost

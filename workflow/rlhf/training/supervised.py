@@ -28,7 +28,7 @@ logger = get_logger(__name__)
 
 
 class Objective(Protocol):
-    """What is optimised: a sum over rows, and the count it is divided by."""
+    """What is optimised: the loss summed over rows, and the count that a whole batch's sum is divided by."""
 
     statistics: tuple[str, ...]
     capacity: int | None  # tokens of a sequence into which rows are packed; None: each row is a sequence of its own
@@ -47,7 +47,7 @@ class Objective(Protocol):
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Optimizer steps of one pass."""
+    """Optimizer steps of one pass over the rows; the last batch may be smaller."""
     return -(-rows // batch_size)
 
 
@@ -58,7 +58,7 @@ def total_steps(train: Corpus, settings: SupervisedSettings) -> int:
 
 @dataclass
 class SupervisedProgress:
-    """How far a training is; part of its checkpoints."""
+    """How far a training is: what a checkpoint holds of the loop itself."""
 
     step: int = 0  # optimizer steps done, skipped ones included
     tokens: int = 0
@@ -200,7 +200,7 @@ class SupervisedTraining:
         return self._epoch[1]
 
     def _optimise(self, batch: np.ndarray) -> dict[str, float]:
-        """One optimizer step; returns its metrics, which for a skipped one are the count of those."""
+        """One optimizer step; returns its metrics. Of a skipped step nothing is known but how many there have been."""
         trainer, objective, corpus = self._trainer, self._objective, self._train
         count = objective.count(corpus, batch)
         micro_size = self._execution.per_device_train_batch_size
@@ -247,7 +247,7 @@ def mean_loss(
 
 
 class _Sums:
-    """Weighted sums of the loss and the statistics over micro-batches."""
+    """Sums of the loss and the statistics over this process's micro-batches, in which fillers weigh nothing."""
 
     def __init__(self, objective: Objective) -> None:
         self._names = ("loss", *objective.statistics)
