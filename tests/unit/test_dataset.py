@@ -11,6 +11,7 @@ import pytest
 
 from rlhf.config.specification import ResolvedDataset
 from rlhf.data.dataset import cache_dataset, load_cached
+from rlhf.data.mappings import mapped_source
 from rlhf.data.split import split_dataset
 from rlhf.errors import UserError
 from rlhf.files import read_json
@@ -64,6 +65,12 @@ def test_a_row_without_the_key_that_keeps_rows_together_is_bad(tmp_path):
     rows.append({"prompt": "a", "chosen": " b", "rejected": " c"})
     report = read_json(cached(tmp_path, rows, columns={"group": "thread"}) / "report.json")
     assert report["splits"]["train"]["bad_rows"] == {"missing field": {"count": 1, "first_rows": [100]}}
+
+
+def test_a_share_to_hold_out_is_refused_where_a_ready_mapping_knows_unseen_rows():
+    settings = ResolvedDataset(source={"hub": "Anthropic/hh-rlhf", "eval_share": 0.2})
+    with pytest.raises(UserError, match=r"datasets.mine.source.eval_share: no effect .* its split 'test'"):
+        mapped_source(settings, "datasets.mine")
 
 
 def test_a_prompt_for_all_leaves_nothing_to_hold_out(tmp_path):

@@ -56,7 +56,7 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
         UserError: the source cannot be read, a mapped column does not exist, nothing is left, or the share of unusable
             rows is above `max_bad_share`.
     """
-    source = mapped_source(settings)
+    source = mapped_source(settings, place)
     rows = load_rows(source, f"{place}.source")
     kept, report = _read(rows.train, settings, place)
     if rows.eval is None:
