@@ -69,7 +69,7 @@ def test_a_row_without_the_key_that_keeps_rows_together_is_bad(tmp_path):
 
 def test_a_share_to_hold_out_is_refused_where_a_ready_mapping_knows_unseen_rows():
     settings = ResolvedDataset(source={"hub": "Anthropic/hh-rlhf", "eval_share": 0.2})
-    with pytest.raises(UserError, match=r"datasets.mine.source.eval_share: no effect .* its split 'test'"):
+    with pytest.raises(UserError, match=r"datasets.mine.source.eval_share: no effect .* split 'test'"):
         mapped_source(settings, "datasets.mine")
 
 

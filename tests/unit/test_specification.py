@@ -45,7 +45,7 @@ IDS = {
     "baseline": "gpt2-scratch-s1-66a85282",
     "evaluate_ppo": "gpt2-scratch-s1-989fdb47",
 }
-SPLIT, TOKENS = "reviews-14ea3826", "reviews-gpt2-scratch-87291445"
+SPLIT, TOKENS = "reviews-08ad469e", "reviews-gpt2-scratch-19c7919c"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

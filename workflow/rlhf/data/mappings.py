@@ -126,7 +126,7 @@ def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
     source, known = settings.source, _mapping(settings).eval_split
     if known is not None and source.eval_share != DatasetSource.model_fields["eval_share"].default:
         raise UserError(
-            f"{place}.source.eval_share: no effect on {source.hub}, whose unseen rows are its split {known!r}; leave it out"
+            f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known!r}; leave it out"
         )
     return source.model_copy(update={"eval_split": source.eval_split or _mapping(settings).eval_split})
 
