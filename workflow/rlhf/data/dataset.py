@@ -158,7 +158,7 @@ def _hold_out(
     if not (len(unseen) and len(train)):
         raise UserError(
             f"{place}.source.eval_share: {share} of {len(rows)} rows in {groups.max() + 1} groups that stay together "
-            f"leaves {len(unseen)} unseen rows and {len(train)} training rows; both are needed"
+            f"leaves {len(unseen)} unseen rows and {len(train)} training rows; both are needed ({place}.keep_together)"
         )
     return [rows[row] for row in train], [rows[row] for row in unseen]
 
