@@ -124,7 +124,7 @@ class SupervisedExecution(TrainingExecution):
         8, ge=1, description="Sequences (SFT) or groups of answers to one prompt (reward) per micro-batch."
     )
     per_device_eval_batch_size: int = Field(16, ge=1, description="The same in evaluation.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; in bf16 and fp16, 0 runs as 1.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; in bf16 and fp16, 0 and 1 run as 2.")
     offload: bool = Field(False, description="Keep optimizer state (and ZeRO-3 parameters) on the host; needs ZeRO.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     saving: Saving = Field(Saving(), description="How the model is saved.")

@@ -135,7 +135,7 @@ def training_parts(
     candidates.append(static("train", names[0], models).add(trained, GRADIENTS, reduction(engine, counts)))
     for part in candidates[:-1]:
         part.add(trained, GRADIENTS, accumulated_gradients(engine, counts, accumulates))
-    backward = max(candidates, key=lambda part: part.total).add(trained, BUFFERS, backward_buffers(engine))
+    backward = max(candidates, key=lambda part: part.total).add(trained, BUFFERS, backward_buffers(engine, counts))
     step = static("train", names[1], models).add(trained, GRADIENTS, step_gradients(engine, counts))
     return [backward, step.add(trained, BUFFERS, step_extra(engine, counts))]
 

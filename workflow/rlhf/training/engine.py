@@ -18,6 +18,7 @@ from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.records.manifest import EngineFacts
 from rlhf.runtime.logging import get_logger
+from rlhf.training.accumulation import add_up_on_host, sums_on_host, with_fp32_sums
 from rlhf.training.distributed import device, require_dtype, world_size
 from rlhf.training.recomputation import Recomputation
 from rlhf.training.weights import is_matrix
@@ -43,12 +44,13 @@ class EngineSettings:
 
     @property
     def engine_stage(self) -> int:
-        """ZeRO stage that DeepSpeed is told: in half precision at least 1 (deepspeed 0.19.8).
+        """ZeRO stage that DeepSpeed is told: in half precision at least 2 (deepspeed 0.19.8).
 
         Its optimizers for half precision without ZeRO start Adam with a step on zero gradients, and divide fp16
-        gradients by a loss scale that the loss was not multiplied with.
+        gradients by a loss scale that the loss was not multiplied with. Under ZeRO 1 sums of gradients are exact only
+        until they are reduced (`rlhf.training.accumulation`).
         """
-        return self.zero_stage if self.dtype == "fp32" else max(1, self.zero_stage)
+        return self.zero_stage if self.dtype == "fp32" else max(2, self.zero_stage)
 
 
 class Trainer:
@@ -81,13 +83,16 @@ class Trainer:
         )
         scheduler = get_scheduler(optimization.lr_scheduler_type, optimizer, optimization.num_warmup_steps, total_steps)
         self._measures_norm = settings.engine_stage == 0
+        config = deepspeed_config(optimization, settings)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             lr_scheduler=scheduler,
             model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
-            config=deepspeed_config(optimization, settings),
+            config=config,
         )
+        if settings.dtype != "fp32" and sums_on_host(config):
+            add_up_on_host(self.engine.optimizer)
         self.engine.train()  # a loaded model is in evaluation mode: no dropout, no gradient checkpointing
 
     @property
@@ -198,7 +203,9 @@ def deepspeed_config(optimization: Optimization, settings: EngineSettings) -> di
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         if settings.zero_stage == 3:
             config["zero_optimization"]["offload_param"] = {"device": "cpu"}
-    return deep_merge(config, settings.overrides)
+    config = deep_merge(config, settings.overrides)
+    config["zero_optimization"]["stage"] = settings.engine_stage  # the user's own, where given, is `zero_stage`
+    return config if settings.dtype == "fp32" else with_fp32_sums(config)
 
 
 def partitioned_loading(optimization: Optimization, settings: EngineSettings) -> dict[str, Any] | None:
