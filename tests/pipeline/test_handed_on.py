@@ -26,6 +26,8 @@ from tests.pipeline.handing_on import Chain, merging_into_half_precision, says
 from tests.project import Project
 from tests.snakemake import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Handed:
