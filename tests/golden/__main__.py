@@ -18,7 +18,7 @@ if __name__ == "__main__":
             found = curve(project, stage)
             changes = moved(found, read(stage)) if (FOLDER / f"{stage}.csv").exists() else [(0, "", "all of it", None)]
             for row, name, new, old in changes:
-                print(f"{stage}, row {row}: {name} {new}, was {old}")
+                print(f"{stage}, {row}: {name} {new}, was {old}")
             if changes:
                 write(stage, found)
             else:

@@ -81,11 +81,16 @@ def _text(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.{DIGITS}g}"
 
 
-def moved(found: list[Row], stored: list[Row]) -> list[tuple[int, str, Any, Any]]:
-    """Where two curves differ by more than rounding: (row, column, found, stored), in order; None: not there."""
+def moved(found: list[Row], stored: list[Row]) -> list[tuple[str | float, str, Any, Any]]:
+    """Where two curves differ by more than rounding, in order.
+
+    Returns:
+        For each number: its row (counted from 0, or what the row calls itself), its column, the number found and the
+        one stored; None where it is not there.
+    """
     return [
-        (number, name, row.get(name), old.get(name))
-        for number, (row, old) in enumerate(zip_longest(found, stored, fillvalue={}))
+        ((old or row).get("number", place), name, row.get(name), old.get(name))
+        for place, (row, old) in enumerate(zip_longest(found, stored, fillvalue={}))
         for name in {**old, **row}
         if not _same(row.get(name), old.get(name))
     ]

@@ -55,6 +55,7 @@ def test_rounding_is_no_move_and_everything_else_is() -> None:
         ((found_row, found_name, _, old),) = moved(changed, stored)
         assert (found_row, found_name, old) == (row, name, stored[row][name])
     assert moved(stored[:1], stored) == [(1, "phase", None, "eval"), (1, "loss", None, 3.0)]
+    assert moved([{"number": "kl", "value": 2.0}], [{"number": "kl", "value": 1.0}]) == [("kl", "value", 2.0, 1.0)]
     assert moved([stored[0], {**stored[1], "new": 1.0}], stored) == [(1, "new", 1.0, None)]
     assert moved([{"phase": "train", "loss": 4.0}, stored[1]], stored) == [(0, "accuracy", None, 0.0)]
 
