@@ -14,6 +14,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/asked.smk"
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/plan.smk"
@@ -28,7 +29,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        PLAN.products(),
+        asked,
     localrule: True
 
 
@@ -39,6 +40,7 @@ onstart:
 onsuccess:
     remove_recorded_states()
     print(closing_message(PLAN), file=sys.stderr)
+    require_made()
 
 
 onerror:

@@ -25,7 +25,9 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def snakemake(directory: Path, *arguments: str, timeout: int = 1200) -> subprocess.CompletedProcess[str]:
+def snakemake(
+    directory: Path, *arguments: str, timeout: int = 1200, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run Snakemake with `directory` as its working directory; output and errors are returned together."""
     command = [
         sys.executable,
@@ -39,7 +41,7 @@ def snakemake(directory: Path, *arguments: str, timeout: int = 1200) -> subproce
     ]
     return subprocess.run(
         list(map(str, command)),
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | (environment or {}),
         cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

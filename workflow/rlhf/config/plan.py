@@ -12,6 +12,18 @@ from rlhf.config.stages import JobExecution
 from rlhf.phases import PHASES
 from rlhf.records.experiment import ExperimentRun, runs_text
 
+RESULTS = {  # stage kind -> a file or folder of its results, by the stage's ID
+    "dataset": "resources/datasets/{}/report.json",
+    "model": "resources/models/{}/manifest.json",
+    "tokens": "results/tokens/{}",
+    "split": "results/split/{}/rows",
+    **{kind: f"results/{kind}/{{}}/manifest.json" for kind in PHASES},
+    "evaluate_sft": "results/evaluate_sft/{}/evaluation.json",
+    "evaluate_reward": "results/evaluate_reward/{}/evaluation.json",
+    "baseline": "results/baseline/{}/evaluation.json",
+    "evaluate_ppo": "results/evaluate_ppo/{}/evaluation.json",
+}
+
 
 def dumped(section: Section) -> dict[str, Any]:
     """A section as JSON types."""
@@ -93,10 +105,16 @@ class Plan:
         Snakemake does not miss a file that only finished stages read, so those of models are asked for too: one that
         was damaged and discarded is made again.
         """
-        folders = {"model": "resources/models"} | {kind: f"results/{kind}" for kind in PHASES}
         experiments = dict.fromkeys(f"results/experiments/{run.experiment}/index.md" for run in self.runs)
-        models = [f"{folders[kind]}/{id}/manifest.json" for kind, id in self.stages if kind in folders]
+        models = [RESULTS[kind].format(id) for kind, id in self.stages if kind in ("model", *PHASES)]
         return [*experiments, *models]
+
+    def results(self) -> list[str]:
+        """One file or folder of everything that the workflow makes on its way to the products."""
+        made = [RESULTS[kind].format(id) for kind, id in self.stages if kind in RESULTS]
+        specifications = [f"results/{kind}/{id}/spec.yaml" for kind, id in self.stages if kind != "tokens"]
+        plans = [f"results/{kind}/{id}/memory_plan.json" for kind, id in self.stages if kind in PHASES]
+        return [*specifications, *made, *plans]
 
     def runs_text(self, experiment: str) -> str:
         """Content of an experiment's runs.json."""
