@@ -20,7 +20,7 @@ import pytest
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflow"
 LIBRARY = WORKFLOW / "rlhf"
 SCRIPTS = sorted((WORKFLOW / "scripts").glob("*.py"))
-RULES = [WORKFLOW.parent / "Snakefile", *sorted((WORKFLOW / "rules").glob("*.smk"))]
+RULES = [WORKFLOW / "Snakefile", *sorted((WORKFLOW / "rules").glob("*.smk"))]
 
 # Package or module directly below rlhf -> what it imports of the others: neither more nor less.
 DEPENDENCIES: dict[str, set[str]] = {

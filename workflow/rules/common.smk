@@ -1,5 +1,6 @@
 """The plan of stages that the configuration asks for, and what rules need to know of it."""
 
+import inspect
 import json
 import os
 import sys
@@ -33,7 +34,12 @@ from rlhf.config import (
 )
 from rlhf.errors import UserError
 
-SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
+# Beside the library, wherever the rules were read from: a Snakefile that uses them as a module lies elsewhere.
+HOME = Path(inspect.getfile(Plan)).parents[2]
+SCRIPTS = str(HOME / "scripts")
+# Snakemake (9.27) prints a module's commands with the names of the Snakefile that uses it.
+for modifier in workflow.modifier_stack:
+    modifier.globals.setdefault("SCRIPTS", SCRIPTS)
 
 # Only the two cache rules may reach a hub. Progress bars are for terminals; logs get a line every ten seconds.
 shell.prefix(
@@ -64,7 +70,7 @@ def make_plan() -> Plan:
     except UserError as error:
         raise WorkflowError(str(error)) from None
     fingerprints.save()
-    validate(config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.json"), set_default=False)
+    validate(config, str(HOME / "schemas/config.schema.json"), set_default=False)
     return plan
 
 
