@@ -28,9 +28,11 @@ from rlhf.config import (
     read_plan,
     remove_recorded_states,
     require,
+    require_distinct_keys,
     require_no_jobs,
     resolve,
     stand_before_slurm,
+    with_types,
 )
 from rlhf.errors import UserError
 
@@ -63,14 +65,16 @@ def make_plan() -> Plan:
     """Resolve the configuration; a user's mistake is one message without a traceback."""
     fingerprints = Fingerprints("resources/fingerprints.json")
     try:
-        plan = resolve(config, fingerprints.of)
+        require_distinct_keys(workflow.configfiles)
+        settings = with_types(config, workflow.config_settings.config)
+        plan = resolve(settings, fingerprints.of)
         check_cached_models(plan)
         if workflow.is_main_process:
             check_cluster(plan, submission)
     except UserError as error:
         raise WorkflowError(str(error)) from None
     fingerprints.save()
-    validate(config, str(HOME / "schemas/config.schema.json"), set_default=False)
+    validate(settings, str(HOME / "schemas/config.schema.json"), set_default=False)
     return plan
 
 

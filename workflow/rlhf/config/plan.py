@@ -26,8 +26,22 @@ RESULTS = {  # stage kind -> a file or folder of its results, by the stage's ID
 
 
 def dumped(section: Section) -> dict[str, Any]:
-    """A section as JSON types."""
-    return section.model_dump(mode="json")
+    """A section as JSON types: its keys as they are declared, those that the user chose (such as arguments) sorted.
+
+    So the order in which the keys of a configuration are written does not matter.
+    """
+    return {name: _in_order(getattr(section, name), value) for name, value in section.model_dump(mode="json").items()}
+
+
+def _in_order(value: Any, json: Any) -> Any:
+    """JSON types of a value, with the keys of plain dictionaries sorted."""
+    if isinstance(value, Section):
+        return {name: _in_order(getattr(value, name), item) for name, item in json.items()}
+    if isinstance(json, dict):
+        return {key: _in_order(value[key], json[key]) for key in sorted(json)}
+    if isinstance(json, list):
+        return [_in_order(*pair) for pair in zip(value, json, strict=True)]
+    return json
 
 
 @dataclass(frozen=True)
