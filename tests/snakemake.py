@@ -65,9 +65,11 @@ def write_config(directory: Path, config: dict[str, Any], name: str = "config.ya
     return path
 
 
-def dry_run(directory: Path, config: Path, *arguments: str) -> dict[str, int]:
+def dry_run(
+    directory: Path, config: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> dict[str, int]:
     """Rule -> number of jobs that a dry run would run; empty where there is nothing to do."""
-    result = snakemake(directory, "--dry-run", "--configfile", str(config), *arguments)
+    result = snakemake(directory, "--dry-run", "--configfile", str(config), *arguments, environment=environment)
     assert result.returncode == 0, result.stdout
     if "Nothing to be done" in result.stdout:
         return {}

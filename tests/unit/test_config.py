@@ -257,6 +257,26 @@ def test_an_edited_file_is_another_dataset_and_a_touched_one_is_not(tmp_path: Pa
     assert memory.exists()
 
 
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_an_edit_that_keeps_size_and_time_is_seen(tmp_path: Path, how: str) -> None:
+    file, memory = tmp_path / "pairs.jsonl", tmp_path / "fingerprints.json"
+
+    def hashed() -> str:
+        fingerprints = Fingerprints(memory)
+        found = fingerprints.of(str(file), "key")
+        fingerprints.save()
+        return found
+
+    file.write_text("{1}\n")
+    before, stat = hashed(), file.stat()
+    other = file if how == "written" else tmp_path / "other"
+    other.write_text("{2}\n")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert hashed() != before
+
+
 def test_a_remembered_hash_saves_the_second_reading(tmp_path: Path) -> None:
     file, memory = tmp_path / "pairs.jsonl", tmp_path / "fingerprints.json"
     file.write_text("{}\n")

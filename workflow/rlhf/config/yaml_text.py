@@ -54,7 +54,7 @@ def require_distinct_keys(files: Iterable[str | Path]) -> None:
 
 
 def _is_json(text: str) -> bool:
-    """Whether Snakemake reads it as JSON, which may be indented by tabs, that YAML refuses, and has none in its texts."""
+    """Whether Snakemake reads it as JSON, indented by tabs at times, which YAML refuses; its texts have none."""
     try:
         json.loads(text)
     except ValueError:
