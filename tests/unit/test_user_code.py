@@ -168,7 +168,7 @@ def test_a_declaration_without_its_function_is_refused(home: Path) -> None:
     (home / "pairs.jsonl").write_text("{}")
     config = tiny_config()
     config["datasets"]["reviews"]["source"] = {"path": "pairs.jsonl", "reads": ["pairs.jsonl"]}
-    with pytest.raises(UserError, match=r"reads: it belongs to a generator"):
+    with pytest.raises(UserError, match=r"reads has no effect on a source with `path`"):
         ids(config)
     config = tiny_config()
     del config["datasets"]["reviews"]["gold_reward"]

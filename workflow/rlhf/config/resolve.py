@@ -110,7 +110,7 @@ class _Resolver:
         ]
         policy_data = {"tokens": self._tokens(settings.data_path, datasets, policy), "split": splits}
         reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
-        gold = self._gold(settings.data_path)
+        gold = self._gold(settings.data_path, proportions)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
         weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
         ids["sft"] = self._train(
@@ -304,15 +304,25 @@ class _Resolver:
         identifier = stage_id(_label(subject), kind, {**dumped(settings), "seed": seed}, dumped(upstream))
         return self._plan.add(Stage(kind, identifier, settings, upstream, seed, evaluation.execution))
 
-    def _gold(self, names: list[str]) -> dict[str, Any]:
-        """What stages know of the gold reward: its name, and hashes of its code and of what it reads."""
-        sections = {name: self._configuration.datasets[name] for name in names}
-        found = {section.gold_reward for section in sections.values()}
+    def _gold(self, names: list[str], proportions: list[str]) -> dict[str, Any]:
+        """What judges the answers to all prompts, with hashes of its code and of what it reads.
+
+        A dataset that only SFT sees has no prompts that are answered.
+        """
+        judged = {
+            name: self._configuration.datasets[name]
+            for name, split in zip(names, proportions, strict=True)
+            if any(map(float, split.split(",")[1:]))
+        }
+        found = {section.gold_reward for section in judged.values()}
         if len(found) > 1:
-            return {"gold_reward": None}
+            each = ", ".join(f"{name}: {section.gold_reward or 'none'}" for name, section in judged.items())
+            raise UserError(
+                f"{self._place}.data_path: give all of these datasets the same gold_reward, or none ({each})"
+            )
         content = [
             hashed
-            for name, section in sections.items()
+            for name, section in judged.items()
             for hashed in self._code(
                 f"datasets.{name}", "gold_reward", section.gold_reward, "gold_reward_reads", section.gold_reward_reads
             )

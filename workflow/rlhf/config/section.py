@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _GPU_TYPE = r"^[A-Za-z0-9_.]+$"
@@ -78,7 +78,7 @@ def mistakes(error: ValidationError) -> list[tuple[str, str]]:
     return found
 
 
-def _said(item: ErrorDetails) -> str:
+def _said(item: Mapping[str, Any]) -> str:
     """A mistake in plain words, where pydantic has those of a programmer."""
     kind, given = item["type"], item["input"]
     if kind == "string_type" and item["loc"][-1:] == (OF_A_KEY,):
