@@ -24,8 +24,10 @@ def with_types(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         config: the whole configuration; not changed.
         given: what `--config` gave, which is a part of it.
     """
-    typed = copy.deepcopy(config)
     texts = dict(_texts(given))
+    if not texts:
+        return config
+    typed = copy.deepcopy(config)
     for path, text in texts.items():
         _put(typed, path, _scalar(text), instead_of=text)
     for path in _wanted_as_text(typed):

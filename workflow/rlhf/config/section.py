@@ -90,7 +90,7 @@ def _said(item: Mapping[str, Any]) -> str:
         return ALLOWED.get(pattern, f"it must match {pattern}")
     if kind in ("model_type", "dict_type"):
         return "it is empty; write `{}`, or keys below it" if given is None else "it must be keys with values below it"
-    return item["msg"].removeprefix("Value error, ")
+    return str(item["msg"]).removeprefix("Value error, ")
 
 
 def _shown(value: Any) -> str:
