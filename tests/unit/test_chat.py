@@ -2,6 +2,7 @@
 
 import copy
 import json
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -258,3 +259,16 @@ def test_a_cached_dataset_becomes_the_tokens_of_its_conversations(tokenizer, tmp
         assert store.prompt(place).tolist() == expected
         assert tokenizer.decode(store.chosen(place)) == f"{row}!<|im_end|>"
     assert not np.any(store.lengths("rejected"))
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %Y, day %j", "100%%d on %x at %H:%M:%S %p"])
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day(tokenizer, monkeypatch, form, own):
+    """Also in a macro of its own, and where the template begins with a line break."""
+    clock = "\n{% macro day() %}{{ strftime_now('" + form + "') if strftime_now is defined else 'no' }}{% endmacro %}"
+    today = clock + "It is {{ day() }}." + PLAIN
+    fixed = f"\nIt is {datetime(2024, 7, 26).strftime(form)}." + PLAIN
+    if own:
+        monkeypatch.setattr(tokenizer, "chat_template", today)
+    written = encode(tokenizer, "tokenizer" if own else today, user("Hi"), "Yes.")
+    assert written == encode(tokenizer, fixed, user("Hi"), "Yes.")

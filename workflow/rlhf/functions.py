@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,22 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{key}: module {module_name!r} has no function {name!r}")
     return function
+
+
+def require_arguments(function: Callable[..., Any], arguments: dict[str, Any], reference: str, key: str) -> None:
+    """Refuse keyword arguments that a function does not take, before it is called: what fails in it is its own.
+
+    Raises:
+        UserError: one is unknown or missing.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C, it tells nothing
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{key}: {reference} does not take them: {error}; its arguments are {signature}") from None
 
 
 def load_judge(reference: str | None) -> Judge | None:

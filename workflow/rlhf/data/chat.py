@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.clock import without_clock
 from rlhf.data.groups import answer_groups, grouped_ids
 from rlhf.data.special import OrdinaryText
 from rlhf.errors import UserError
@@ -43,6 +44,10 @@ class Chat:
         name = tokenizer.name_or_path
         if self._template is None and not tokenizer.chat_template:
             raise UserError(f"{name}: the tokenizer has no chat template; write one as chat_template of the dataset")
+        try:
+            self._template = without_clock(tokenizer.get_chat_template(self._template))
+        except ValueError as error:  # it has several, and none is the default
+            raise UserError(f"{name}: {error}; write the one that you mean as chat_template of the dataset") from None
         if not tokenizer.is_fast:
             raise UserError(f"{name}: chat_template needs a tokenizer with a tokenizer.json (a fast one)")
         self._ordinary = OrdinaryText(tokenizer)
