@@ -56,7 +56,7 @@ def evaluate_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) ->
     rows = np.repeat(chosen, count + 1)
     model, tokenizer = load_policy(sft, "fp32").eval().to(device()), load_tokenizer(sft)
     samples = _sample(evaluation, model, corpus, rows, "baseline")
-    judged = _judge(evaluation, samples, reward, tokenizer)
+    judged = _judge(evaluation, samples, reward, tokenizer, corpus)
     shape = (len(chosen), count + 1)
     score = judged.score.reshape(shape)
     gold = None if judged.gold is None else judged.gold.reshape(shape)
@@ -97,7 +97,7 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     require_same_prompts(before, chosen.tolist(), baseline)
     model, tokenizer = load_policy(policy, "fp32").eval().to(device()), load_tokenizer(policy)
     samples = _sample(evaluation, model, corpus, chosen, "policy")
-    judged = _judge(evaluation, samples, reward, tokenizer)
+    judged = _judge(evaluation, samples, reward, tokenizer, corpus)
     reference = load_policy(sft, "fp32").eval().to(device())
     kl, kl_error = mean_and_error(_kl(evaluation, samples, model, reference, corpus.pad_token_id))
     first = [row["answers"][0] for row in before]
@@ -155,14 +155,16 @@ def _sample(
             settings.temperature,
         )
         answers |= dict(zip(micro.rows.tolist(), drawn, strict=True))
-    return Samples(prompts, [answers[place] for place in range(len(rows))])
+    return Samples(prompts, [answers[place] for place in range(len(rows))], rows.tolist())
 
 
-def _judge(evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judged:
+def _judge(
+    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+) -> Judged:
     model = load_reward(folder, "fp32")
     positions = getattr(model.config, "max_position_embeddings", None)
     scorer = TokenScorer.normalised(model).eval().to(device())
-    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer)
+    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer, corpus)
     score = np.zeros(len(samples))
     with torch.no_grad():
         for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):

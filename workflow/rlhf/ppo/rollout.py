@@ -85,10 +85,15 @@ def collate(
 
 @dataclass(frozen=True)
 class Samples:
-    """Prompts with one answer each."""
+    """Prompts with one answer each.
+
+    Attributes:
+        rows: of the prompts in their corpus, [samples]; a reward model that reads text needs them.
+    """
 
     prompts: list[np.ndarray]
     answers: list[Answer]
+    rows: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -264,6 +264,8 @@ def train_reward(stage: RewardStage, model_folder: Path) -> None:
         train, unseen = load_rows(stage, objective, "reward")
         require_margins(train, settings.margin_coefficient)
         tokenizer = load_tokenizer(model_folder)
+        if train.chat_template is not None:
+            tokenizer.chat_template = train.chat_template  # saved with the model, so that others ask it as it learnt
         head_seed = derive_seed(stage.seed, "score head")
         zero3 = partitioned_loading(settings, engine_settings(stage))
         model = load_reward_backbone(model_folder, settings.dtype, head_seed, settings.dropout, zero3)
