@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-ab25ae17",
-    "policy": "gpt2-scratch-7c2a59dc",
-    "sft": "gpt2-scratch-s1-cc9c9272",
-    "reward": "gpt2-scratch-s1-7fbcef2d",
-    "ppo": "gpt2-scratch-s1-83f9af59",
-    "evaluate_sft": "gpt2-scratch-s1-4728a692",
-    "evaluate_reward": "gpt2-scratch-s1-25e918fe",
-    "baseline": "gpt2-scratch-s1-0bd1cb11",
-    "evaluate_ppo": "gpt2-scratch-s1-ef1ac450",
+    "dataset": "reviews-ab727c3a",
+    "policy": "gpt2-scratch-8d023a22",
+    "sft": "gpt2-scratch-s1-3da17ac3",
+    "reward": "gpt2-scratch-s1-62be5247",
+    "ppo": "gpt2-scratch-s1-6c0305dd",
+    "evaluate_sft": "gpt2-scratch-s1-5940800a",
+    "evaluate_reward": "gpt2-scratch-s1-43bc6662",
+    "baseline": "gpt2-scratch-s1-ab9c7d39",
+    "evaluate_ppo": "gpt2-scratch-s1-60b4cf2c",
 }
-SPLIT, TOKENS = "reviews-14ea3826", "reviews-gpt2-scratch-87291445"
+SPLIT, TOKENS = "reviews-d44121c0", "reviews-gpt2-scratch-4a8168f8"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

@@ -74,8 +74,18 @@ class DatasetSettings(Section):
         description="Role -> column; dots reach into nested fields. Optional roles: `subset`, a name for the reports; "
         "`margin` of `pairs`, `dialogues` and `messages`, a number of at least 0.",
     )
-    prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
-    answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    prompt_format: str | None = Field(
+        None,
+        description="Template of the prompt text, for example `Human: {prompt}`. Special tokens that it writes are "
+        "special tokens, those in the data are trained as characters. Unset: `{prompt}`; for `instructions` "
+        "`Human: {instruction}\\n{input}\\n\\nAssistant:`, or the ready mapping's.",
+    )
+    answer_format: str | None = Field(
+        None,
+        description="Template of the answer text. Nothing is put between prompt and answer but what a format or the "
+        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions` and `messages` '
+        '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
+    )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
 
 
@@ -88,7 +98,7 @@ class DatasetSection(DatasetSettings):
         pattern=r"^[^\x00]*$",
         description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
         "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
-        "turn; the text of a turn is stripped. Unset: plain text.",
+        "turn; white space around the text of a turn is left to the template. Unset: plain text. See docs/texts.md.",
     )
     data_split: DataSplit | None = Field(
         None,

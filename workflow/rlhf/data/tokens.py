@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,11 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
     logger.info("%s: %s", output, ", ".join(f"{count} {split} rows" for split, count in rows.items()))
     for split, report in reports.items():
         log_report(report, split)
+
+
+def are_chats(tokens: Sequence[Path]) -> bool:
+    """Whether chat templates wrote all texts of folders results/tokens/<id>/."""
+    return bool(tokens) and all(read_json(folder / "tokens.json")["chat_template"] is not None for folder in tokens)
 
 
 def tokenizer_fingerprint(model: Path) -> str:
