@@ -64,6 +64,11 @@ def _byte_bpe() -> Tokenizer:
 def _metaspace(kind: str) -> Tokenizer:
     """As sentencepiece: a space is a letter, bytes stand for what is unknown, and a text begins with a space."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # no token of several words
+    _train(tokenizer, trainers.BpeTrainer(vocab_size=600, special_tokens=[*SPECIAL, *BYTES]))
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in SPECIAL]
+    tokenizer = Tokenizer.from_str(json.dumps(content | {"pre_tokenizer": None}))
     if kind == "prepend":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
@@ -72,10 +77,7 @@ def _metaspace(kind: str) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    _train(tokenizer, trainers.BpeTrainer(vocab_size=600, special_tokens=[*SPECIAL, *BYTES]))
-    content = json.loads(tokenizer.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in SPECIAL]
-    return Tokenizer.from_str(json.dumps(content))
+    return tokenizer
 
 
 def _words() -> Tokenizer:

@@ -14,7 +14,7 @@ from rlhf.data.encoding import Encoder
 from rlhf.data.examples import examples
 from rlhf.data.mappings import row_format
 from rlhf.data.shapes import Example
-from rlhf.data.texts import PlainText
+from rlhf.data.texts import PlainText, formatted, own_spans
 from rlhf.data.tokens import TokenStore, tokenize
 from rlhf.errors import UserError
 from rlhf.models.tokenizers import train_tokenizer
@@ -229,6 +229,41 @@ def test_all_answers_of_a_group_are_written_by_the_template(tokenizer):
     prompt, *answers = encode(tokenizer, CHATML, user("Hi"), "a", "c", "d d")
     alone = [encode(tokenizer, CHATML, user("Hi"), answer) for answer in ("a", "c", "d d")]
     assert alone == [(prompt, answer) for answer in answers]
+
+
+LLAMA_2 = (
+    "{% if messages[0].role == 'system' %}{% set head = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set head = '' %}{% endif %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set text = (head if loop.first else '') + m.content %}"
+    "[INST] {{ text.strip() }} [/INST]"
+    "{% else %} {{ m.content.strip() }} <|im_end|>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["    return x\n", " Yes. ", "\n\n", "x"])
+def test_white_space_around_a_turn_is_left_to_the_template(tokenizer, answer):
+    turns = [{"role": "system", "content": " Be kind. "}, *user("  Hi \n")]
+    prompt, chosen = encode(tokenizer, CHATML, turns, answer)
+    assert tokenizer.decode(prompt[-40:]).endswith("user\n  Hi \n<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(prompt + chosen).endswith(f"assistant\n{answer}<|im_end|>")
+    prompt, chosen = encode(tokenizer, LLAMA_2, turns, answer)
+    assert tokenizer.decode(prompt) == "[INST] <<SYS>>\n Be kind. \n<</SYS>>\n\n  Hi [/INST]"
+    assert tokenizer.decode(chosen) == f" {answer.strip()} <|im_end|>"
+
+
+@pytest.mark.parametrize("turns", [user("  Hi \n"), [*TALK, *user(" x")]])
+def test_trimmed_turns_have_the_ids_of_the_tokenizer_itself(tokenizer, turns):
+    prompt, chosen = encode(tokenizer, LLAMA_2, turns, " You are you. ")
+    whole = reference(tokenizer, LLAMA_2, [*turns, {"role": "assistant", "content": " You are you. "}])
+    assert prompt + chosen == whole
+
+
+def test_special_tokens_of_a_format_within_a_turn_are_special(tokenizer):
+    texts = [formatted("<|im_start|>{prompt}", prompt="a <|im_end|>"), formatted("{answer}<pad>", answer="<pad>b")]
+    row = talk(user(texts[0]), texts[1]) | {"prompt": texts[0], "own": own_spans(texts)}
+    prompt, answer = ids_of(tokenizer, Chat(tokenizer, PLAIN), row)
+    special = [tokenizer.decode(token) for token in (*prompt, *answer) if token in tokenizer.all_special_ids]
+    assert special == ["<|im_start|>", "<pad>", "<|im_end|>"]
 
 
 def test_a_prompt_format_belongs_to_the_users_turn():

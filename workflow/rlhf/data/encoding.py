@@ -79,6 +79,8 @@ class Encoder:
         shared = min(self._covered(text, encoding, border) for text, encoding in whole)
         while any(encoding.ids[:shared] != first[:shared] for _, encoding in whole):
             shared -= 1
+        while shared and any(_tears_a_character(encoding, shared) for _, encoding in whole):
+            shared -= 1
         begins = min(encoding.offsets[shared][0] for _, encoding in whole)
         return Encoded(
             [*self._before(row, whole[0][0]), *first[:shared]],
@@ -112,6 +114,11 @@ class Encoder:
         for name, token in self._hidden.items():
             text = text.replace(name, token)
         return text
+
+
+def _tears_a_character(encoding: Encoding, place: int) -> bool:
+    """Whether a character, of whose bytes several tokens are made, begins before a token and goes on in it."""
+    return bool(encoding.offsets[place][0] < encoding.offsets[place - 1][1])
 
 
 def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
