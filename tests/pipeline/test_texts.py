@@ -101,11 +101,10 @@ def test_ids_are_those_of_the_given_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["byte-bpe", "prepend"])
-def test_a_reward_model_is_asked_in_its_own_template(tmp_path: Path, kind: str) -> None:
+def test_a_reward_model_is_asked_in_its_own_template(tmp_path: Path) -> None:
     """Its scores in the evaluation are those of a program that knows its folder alone; PPO runs with it."""
     fast = "PreTrainedTokenizerFast"
-    models = {"policy": ("byte-bpe", fast, CHATML), "reward": (kind, fast, PHI)}
+    models = {"policy": ("byte-bpe", fast, CHATML), "reward": ("prepend", fast, PHI)}
     run(
         tmp_path,
         configuration(tmp_path, {"chat_template": "tokenizer"}, 60, **models),

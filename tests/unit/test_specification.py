@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-ab727c3a",
-    "policy": "gpt2-scratch-8d023a22",
-    "sft": "gpt2-scratch-s1-3da17ac3",
-    "reward": "gpt2-scratch-s1-62be5247",
-    "ppo": "gpt2-scratch-s1-6c0305dd",
-    "evaluate_sft": "gpt2-scratch-s1-5940800a",
-    "evaluate_reward": "gpt2-scratch-s1-43bc6662",
-    "baseline": "gpt2-scratch-s1-ab9c7d39",
-    "evaluate_ppo": "gpt2-scratch-s1-60b4cf2c",
+    "dataset": "reviews-627a5712",
+    "policy": "gpt2-scratch-506a159e",
+    "sft": "gpt2-scratch-s1-4fe7a7e5",
+    "reward": "gpt2-scratch-s1-75ebd2ca",
+    "ppo": "gpt2-scratch-s1-36891ecb",
+    "evaluate_sft": "gpt2-scratch-s1-5e24738d",
+    "evaluate_reward": "gpt2-scratch-s1-eb852b35",
+    "baseline": "gpt2-scratch-s1-2fc6427d",
+    "evaluate_ppo": "gpt2-scratch-s1-32faca09",
 }
-SPLIT, TOKENS = "reviews-d44121c0", "reviews-gpt2-scratch-4a8168f8"
+SPLIT, TOKENS = "reviews-6e6052f4", "reviews-gpt2-scratch-72acfc5e"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:
