@@ -69,7 +69,7 @@ def test_what_a_user_may_not_have_meant_is_counted_and_said(tmp_path: Path, capl
 
 def test_a_dataset_without_any_of_it_is_told_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made(tmp_path, "byte-bpe", [{"prompt": "Human:", "chosen": " hello", "rejected": f" no {n}"} for n in range(9)])
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not [record for record in caplog.records if record.name == "rlhf.data.text_check"]
 
 
 def test_ids_that_are_not_those_of_the_tokenizers_file_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
