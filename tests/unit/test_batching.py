@@ -24,6 +24,7 @@ def write_dataset(folder: Path, split: str, rows: int) -> Path:
     """Tokens and rows of a phase in one folder; prompts have one token, chosen answers two."""
     folder.mkdir(exist_ok=True)
     facts = {"rows": dict.fromkeys(("train", "eval"), rows), "eos_token_id": 1, "pad_token_id": 0, "dtype": "uint16"}
+    facts["chat_template"] = None
     facts |= {"tokenizer_fingerprint": "t", "dataset_fingerprint": folder.name, "subsets": {"train": [], "eval": []}}
     write_json(folder / "tokens.json", facts)
     np.save(folder / f"{split}.sft.npy", np.arange(rows))
@@ -32,6 +33,8 @@ def write_dataset(folder: Path, split: str, rows: int) -> Path:
         np.zeros(rows * number, dtype="uint16").tofile(folder / f"{split}.{field}.bin")
     np.save(folder / f"{split}.answers.npy", np.array([(2, 0, 1.0), (3, 1, 0.0)] * rows, ANSWER))
     np.save(folder / f"{split}.answers.offsets.npy", np.arange(0, 2 * rows + 1, 2))
+    (folder / f"{split}.question.bin").touch()
+    np.save(folder / f"{split}.question.offsets.npy", np.zeros(rows + 1, np.int64))
     np.save(folder / f"{split}.subset.npy", np.full(rows, -1, np.int32))
     return folder
 
