@@ -39,8 +39,9 @@ EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 # What is mutated, below workflow/rlhf/: the code that decides what is learnt and what is measured.
 SOURCES = (
     *("data/batching.py", "data/comparisons.py", "data/corpus.py", "data/split.py", "data/tokens.py"),
-    *("models/attention.py", "models/lora.py", "models/scores.py"),
-    *("training/engine.py", "training/reward.py", "training/sft.py", "training/supervised.py", "training/weights.py"),
+    *("models/attention.py", "models/lora.py", "models/merged.py", "models/scores.py"),
+    *("training/delivery.py", "training/engine.py", "training/reward.py", "training/sft.py"),
+    *("training/supervised.py", "training/weights.py"),
     *("ppo/*.py", "evaluation/*.py"),
 )
 PARTS = ("data", "evaluation", "models", "ppo", "training")
