@@ -25,6 +25,8 @@ LIST = Path(__file__).with_name("faults.yaml")
 # Imported before forking; what is left is the package and the tests.
 HEAVY = ("datasets", "hypothesis", "torch", "deepspeed", "peft", "scipy.stats", "transformers", "transformers.trainer")
 SECONDS = 600  # of one child: a fault may turn a loop into an endless one
+# Of a process group: a child of a test that is in one would look for its peers, or listen at its port.
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RED = {int(pytest.ExitCode.TESTS_FAILED), -signal.SIGALRM}
 
 
@@ -144,6 +146,8 @@ def _run(fault: Fault | None, tests: tuple[str, ...], folder: Path) -> None:
             fault.plant(package)
         sys.path.insert(0, str(folder))
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        for name in GROUP:
+            os.environ.pop(name, None)
         os.environ["CI"] = "true"  # Hypothesis draws the same examples each time, without a deadline
         sys.dont_write_bytecode = True
         signal.alarm(SECONDS)
