@@ -139,6 +139,7 @@ def test_prompts_come_in_a_new_order_in_every_pass(two_datasets):
     assert len({tuple(rows) for rows in passes}) == 5
     for rows in passes:
         assert sorted(rows) == list(range(17)) != rows
+    assert list(itertools.islice(shuffled_rows(two_datasets(), 8), 17)) not in passes
 
 
 def test_rows_of_like_length_share_a_batch_and_batches_come_in_random_order():
