@@ -302,6 +302,13 @@ def test_a_sample_has_each_datasets_share(tmp_path, limit):
     assert corpus.sample(150, seed=6).tolist() != corpus.sample(150, seed=5).tolist()
 
 
+def test_the_only_row_of_a_dataset_may_stand_anywhere(tmp_path):
+    folders = [write_dataset(tmp_path / name, "eval", rows) for name, rows in (("a", 1), ("b", 5))]
+    corpus = Corpus(folders, folders, "eval", "sft")
+    places = [corpus.sample(6, seed).tolist().index(0) for seed in range(60)]
+    assert set(places) == set(range(6))
+
+
 def test_a_row_that_is_left_out_takes_no_other_with_it(tmp_path):
     folder = write_dataset(tmp_path / "a", "eval", 100)
     whole, part = (Corpus([folder], [folder], "eval", "sft") for _ in range(2))
