@@ -233,6 +233,17 @@ def test_packing_is_first_fit_decreasing(seed):
     assert [sorted(lengths[some][rows]) for rows in again] == [sorted(lengths[rows]) for rows in sequences[1::3]]
 
 
+def test_of_rows_of_equal_length_the_first_is_packed_first():
+    """So that packing follows from the lengths alone, whatever sorts them."""
+    lengths = np.random.default_rng(0).integers(1, 9, 300)
+    sequence = np.empty(300, int)
+    for number, rows in enumerate(pack(lengths, 16)):
+        sequence[rows] = number
+    for length in np.unique(lengths):
+        own = sequence[lengths == length].tolist()
+        assert own == sorted(own)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_micro_batches_count_packed_sequences(world_size):
     lengths = np.random.default_rng(1).integers(1, 33, 80)

@@ -286,7 +286,6 @@ def broken(folder: Path, change: Any) -> str:
 
 
 def rename(folder: Path) -> None:
-
     with safe_open(folder / FILE, framework="pt") as file:
         metadata = {"scales": file.metadata()["scales"].replace("c_fc", "c_xx"), "format": "pt"}
     tensors = {name.replace("c_fc", "c_xx"): tensor for name, tensor in load_file(folder / FILE).items()}
