@@ -167,8 +167,8 @@ def test_ppo_samples_what_it_trains(trained: Trained) -> None:
         assert row["sampling_logprob_error"] <= (1e-4 if trained.dtype == "fp32" else 0.2)
         assert row["first_ratio_error"] <= 1e-6
         assert row["grad_norm"] > 0 and row["critic_grad_norm"] > 0
-    assert abs(first["kl"]) < 1e-4
-    assert abs(second["kl"]) > 1e-4
+    assert abs(first["kl"]) < 1e-6  # no step has been taken
+    assert abs(second["kl"]) > 1e-5  # one step has: a mean of signed differences, small where they cancel
 
 
 def test_the_policy_does_not_see_padding(trained: Trained) -> None:

@@ -110,7 +110,8 @@ def test_the_evaluation_of_groups(data: Path, trained: Path, tmp_path: Path) -> 
 
 
 def test_a_margin_that_the_data_lacks_stops_before_training(data: Path, group: None, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "w3", "answers": ["w4", "w5"]}\n' * 20)
+    rows = [{"prompt": f"w{row}", "answers": ["w4", "w5"]} for row in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ResolvedDataset(source={"path": str(tmp_path / "rows.jsonl")}, shape="ranked")
     cache_dataset(settings, tmp_path / "dataset", "datasets.ranked")
     tokenize(tmp_path / "dataset", data / "model", tmp_path / "tokens")

@@ -131,6 +131,7 @@ def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
     tables = {}
     for name, rows in splits.items():
         whole = [default | {"row": number} | row for number, row in enumerate(rows)]
+        whole = [{"group": f"row {row['row']}"} | row for row in whole]
         whole = [{"ranks": list(range(1 + len(row["rejected"])))} | row for row in whole]
         tables[name] = datasets.Dataset.from_list(whole, features=FEATURES)
     datasets.DatasetDict(tables).save_to_disk(folder / "arrow")

@@ -397,6 +397,16 @@ def test_a_dataset_may_have_a_split_of_its_own() -> None:
     assert {stage.id for stage in resolved.of_kind("dataset")} == {stage.id for stage in without.of_kind("dataset")}
 
 
+def test_all_datasets_whose_prompts_are_answered_have_one_gold_reward_or_none() -> None:
+    config = make_config(data_path=["pairs", "more"])
+    config["datasets"]["more"] = {"source": {"hub": "org/more"}}
+    config["datasets"]["pairs"]["gold_reward"] = "rlhf.data.reviews:gold_reward"
+    said = "give all of these datasets the same gold_reward, or none (pairs: rlhf.data.reviews:gold_reward, more: none)"
+    assert said in refused(config)
+    sft_only = plan(with_value(config, "datasets.more.data_split", "1,0,0"))
+    assert sft_only.of_kind("ppo")[0].settings.gold_reward == "rlhf.data.reviews:gold_reward"
+
+
 def test_every_phase_needs_data() -> None:
     assert "demo.data_split: 1,1,0 leaves phase ppo without data" in refused(make_config(data_split="1,1,0"))
 

@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-ab25ae17",
-    "policy": "gpt2-scratch-7c2a59dc",
-    "sft": "gpt2-scratch-s1-cc9c9272",
-    "reward": "gpt2-scratch-s1-7fbcef2d",
-    "ppo": "gpt2-scratch-s1-83f9af59",
-    "evaluate_sft": "gpt2-scratch-s1-4728a692",
-    "evaluate_reward": "gpt2-scratch-s1-25e918fe",
-    "baseline": "gpt2-scratch-s1-0bd1cb11",
-    "evaluate_ppo": "gpt2-scratch-s1-ef1ac450",
+    "dataset": "reviews-480748df",
+    "policy": "gpt2-scratch-602f1d0c",
+    "sft": "gpt2-scratch-s1-4a021498",
+    "reward": "gpt2-scratch-s1-36a242c2",
+    "ppo": "gpt2-scratch-s1-f8f035b6",
+    "evaluate_sft": "gpt2-scratch-s1-4774b932",
+    "evaluate_reward": "gpt2-scratch-s1-afe34042",
+    "baseline": "gpt2-scratch-s1-66a85282",
+    "evaluate_ppo": "gpt2-scratch-s1-989fdb47",
 }
-SPLIT, TOKENS = "reviews-14ea3826", "reviews-gpt2-scratch-87291445"
+SPLIT, TOKENS = "reviews-08ad469e", "reviews-gpt2-scratch-19c7919c"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

@@ -99,7 +99,7 @@ class _Resolver:
         ]
         policy_data = {"tokens": self._tokens(settings.data_path, datasets, policy), "split": splits}
         reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
-        gold = self._gold(settings.data_path)
+        gold = self._gold(settings.data_path, proportions)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
         weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
         ids["sft"] = self._train(
@@ -284,9 +284,16 @@ class _Resolver:
         identifier = stage_id(_label(subject), kind, {**dumped(settings), "seed": seed}, dumped(upstream))
         return self._plan.add(Stage(kind, identifier, settings, upstream, seed, evaluation.execution))
 
-    def _gold(self, names: list[str]) -> str | None:
-        found = {self._configuration.datasets[name].gold_reward for name in names}
-        return found.pop() if len(found) == 1 else None
+    def _gold(self, names: list[str], proportions: list[str]) -> str | None:
+        """What judges the answers to all prompts; a dataset that only SFT sees has none that are answered."""
+        judged = [name for name, split in zip(names, proportions, strict=True) if any(map(float, split.split(",")[1:]))]
+        found = {name: self._configuration.datasets[name].gold_reward for name in judged}
+        if len(set(found.values())) > 1:
+            each = ", ".join(f"{name}: {gold or 'none'}" for name, gold in found.items())
+            raise UserError(
+                f"{self._place}.data_path: give all of these datasets the same gold_reward, or none ({each})"
+            )
+        return found[judged[0]]
 
 
 def _with(resolved: type[SectionT], section: Section, **added: Any) -> SectionT:

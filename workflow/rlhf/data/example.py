@@ -25,6 +25,7 @@ class Example:
         ranks: of chosen and rejected answers; 0 is best, equal ranks are ties.
         ratings: of the same answers, where the data measures by how much one is better: differences are margins.
         turns: the prompt for a chat template, as JSON, where one will write it.
+        group: what its row has in common with others that are to stay with it, where the data names that.
     """
 
     prompt: str
@@ -34,10 +35,18 @@ class Example:
     ranks: tuple[int, ...] = (0,)
     ratings: tuple[float, ...] | None = None
     turns: str | None = None
+    group: str | None = None
 
 
 class BadRow(Exception):
     """A row that cannot be used; the argument is the reason, under which it is counted."""
+
+
+@dataclass(frozen=True)
+class UnreadableRow:
+    """In the place of a row that its file does not hold in a readable form."""
+
+    reason: str
 
 
 @dataclass(frozen=True)

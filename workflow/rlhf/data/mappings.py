@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from rlhf.config.sources import DatasetSource
 from rlhf.config.specification import ResolvedDataset
+from rlhf.errors import UserError
 
 _HUMAN = " Human: {prompt} Assistant:"
 _SPACED = " {answer}"
@@ -112,9 +113,21 @@ def row_format(settings: ResolvedDataset) -> RowFormat:
     )
 
 
-def mapped_source(settings: ResolvedDataset) -> DatasetSource:
-    """Where a dataset comes from, with the unseen split of a known hub dataset where none is given."""
-    source = settings.source
+def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
+    """Where a dataset comes from, with the unseen split of a known hub dataset where none is given.
+
+    Args:
+        settings: of the dataset.
+        place: its configuration path, for messages.
+
+    Raises:
+        UserError: a share to hold out is given for a dataset of which unseen rows are known.
+    """
+    source, known = settings.source, _mapping(settings).eval_split
+    if known is not None and source.eval_share != DatasetSource.model_fields["eval_share"].default:
+        raise UserError(
+            f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known!r}; leave it out"
+        )
     return source.model_copy(update={"eval_split": source.eval_split or _mapping(settings).eval_split})
 
 

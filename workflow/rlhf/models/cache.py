@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.sources import ModelSettings, ModelSource
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.files import sha256_tree, write_json
 from rlhf.models.lora import linear_modules
 from rlhf.models.merged import FILE, MergedAdapters, fits, read_merged, write_merged
@@ -118,7 +118,7 @@ def _from_scratch(
         seed_everything(settings.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, ArithmeticError, StrictDataclassError) as error:
-        raise UserError(f"{place}.architecture: transformers cannot build it: {_first_line(error)}") from None
+        raise UserError(f"{place}.architecture: transformers cannot build it: {first_line(error)}") from None
     return model, tokenizer
 
 
@@ -153,7 +153,7 @@ def _from_source(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except UNREADABLE as error:
-        raise UserError(f"{key}: no usable tokenizer in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
+        raise UserError(f"{key}: no usable tokenizer in {name!r} ({first_line(error)}); {_remedy(source)}") from None
     try:
         _require_whole_safetensors(name, key, options)
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -165,7 +165,7 @@ def _from_source(
             **options,
         )
     except UNREADABLE as error:
-        raise UserError(f"{key}: no usable model in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
+        raise UserError(f"{key}: no usable model in {name!r} ({first_line(error)}); {_remedy(source)}") from None
     lacking = {*loading["missing_keys"], *(str(item[0]) for item in loading["mismatched_keys"])}
     if lacking:
         missing = ", ".join(sorted(lacking)[:5])
@@ -220,10 +220,6 @@ def _merged_adapters(model: PreTrainedModel, source: ModelSource) -> MergedAdapt
             "%d of %d merged adapters belong to other weights; left out", len(adapters) - len(kept), len(adapters)
         )
     return kept
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _remedy(source: ModelSource) -> str:
