@@ -43,7 +43,8 @@ EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 
 # What is mutated, below workflow/rlhf/: the code that decides what is learnt and what is measured.
 SOURCES = (
-    *("data/batching.py", "data/comparisons.py", "data/corpus.py", "data/split.py", "data/tokens.py"),
+    *("data/batching.py", "data/comparisons.py", "data/corpus.py", "data/partition.py", "data/split.py"),
+    "data/tokens.py",
     *("models/attention.py", "models/lora.py", "models/merged.py", "models/scores.py"),
     *("training/delivery.py", "training/engine.py", "training/reward.py", "training/sft.py"),
     *("training/supervised.py", "training/weights.py"),
@@ -204,8 +205,8 @@ def prepare(work: Path, args: argparse.Namespace) -> None:
 
 
 def tests_of_parts() -> list[str]:
-    """Tests that import one of the mutated parts; mutmut takes from them those that call a mutated function."""
-    prefixes = tuple(f"rlhf.{part}" for part in PARTS)
+    """Tests that import one of the mutated parts, or run stages; mutmut takes those that call a mutated function."""
+    prefixes = ("tests.oracle", *(f"rlhf.{part}" for part in PARTS))
     return sorted(
         file.relative_to(ROOT).as_posix()
         for file in (ROOT / "tests").glob("*/test_*.py")
