@@ -152,7 +152,7 @@ def _run(fault: Fault | None, tests: tuple[str, ...], folder: Path) -> None:
         sys.dont_write_bytecode = True
         signal.alarm(SECONDS if fault is not None else 0)
         paths = [str(ROOT / "tests" / test) for test in tests]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT)]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0", "--rootdir", str(ROOT)]
         code = int(pytest.main([*options, f"--basetemp={folder / 'tests'}", *paths]))
         sys.stdout.flush()
     finally:

@@ -329,15 +329,16 @@ def test_a_row_that_is_left_out_takes_no_other_with_it(tmp_path):
 
 
 def test_prompts_to_answer_are_a_sample_of_all_datasets(tmp_path):
-    """In an order that mixes them, because the first ones are shown."""
+    """In an order that mixes them, because the first ones are shown; with as many tokens as are allowed."""
     for name, rows in (("a", 300), ("b", 100)):
         np.save(write_dataset(tmp_path / name, "eval", rows) / "eval.ppo.npy", np.arange(rows))
     chosen = {}
-    for names in ("ab", "ba"):
+    for names, seed in (("ab", 1234), ("ba", 1234), ("ab", 1235)):
         folders = [tmp_path / name for name in names]
-        spec = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=5, prompts=40), seed=1234)
+        spec = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=1, prompts=40), seed=seed)
         corpus, rows = unseen_prompts(Evaluation(spec, StagePaths(folders, folders, tmp_path, tmp_path)))
-        chosen[names] = [(names[dataset], row) for dataset, row in map(corpus.place, rows)]
-    assert chosen["ab"] == chosen["ba"]
-    assert collections.Counter(name for name, _ in chosen["ab"]) == {"a": 30, "b": 10}
-    assert {name for name, _ in chosen["ab"][:6]} == {"a", "b"}
+        chosen[names, seed] = [(names[dataset], row) for dataset, row in map(corpus.place, rows)]
+    found = chosen["ab", 1234]
+    assert found == chosen["ba", 1234] != chosen["ab", 1235]
+    assert collections.Counter(name for name, _ in found) == {"a": 30, "b": 10}
+    assert {name for name, _ in found[:6]} == {"a", "b"}
