@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.specification import PpoSpecification
+from rlhf.data.questions import Question
 from rlhf.errors import UserError
 from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
@@ -168,7 +171,9 @@ def test_ppo_runs_with_the_formulas_of_deepspeed_chat(variant):
 
 def scorer(folder: Path, policy_tokenizer: Any) -> Any:
     model = TokenScorer.normalised(load_reward(folder, "fp32", 0.0)).eval()
-    return reward_scorer(model, 64, load_tokenizer(folder), policy_tokenizer)
+    row = {"prompt": "write a review of the car :", "own": None, "turns": None, "row": 0}
+    prompts: Any = SimpleNamespace(has_own_templates=False, question=lambda _: Question(None, row, "", ""))
+    return reward_scorer(model, 64, load_tokenizer(folder), policy_tokenizer, prompts)
 
 
 def test_a_reward_model_with_another_tokenizer_reads_the_text(finished, group, tmp_path):
@@ -176,7 +181,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(finished, group, t
     sft, reward = finished.results("sft") / "model", finished.results("reward") / "model"
     tokenizer = load_tokenizer(sft)
     prompts = [np.array(tokenizer("write a review of the car :")["input_ids"])] * 16
-    samples = generate(load_policy(sft, "fp32", 0.0).eval(), prompts, range(16), 16, 12, 1.0)
+    samples = replace(generate(load_policy(sft, "fp32", 0.0).eval(), prompts, range(16), 16, 12, 1.0), rows=range(16))
     rows = np.array([row for row, answer in enumerate(samples.answers) if not {0, 2} & set(answer.ids.tolist())])
     assert len(rows) > 4
     part = samples.rectangle(rows, tokenizer.pad_token_id, torch.device("cpu"))

@@ -16,6 +16,7 @@ from rlhf.config.compatibility import PRESETS
 from rlhf.config.expand import deep_merge
 from rlhf.config.requirements import HYBRID_ENGINE
 from rlhf.config.stages import PpoSettings
+from rlhf.data.questions import Question
 from rlhf.errors import UserError
 from rlhf.models.loading import load_reward_backbone, load_tokenizer
 from rlhf.models.scores import TokenScorer
@@ -120,6 +121,7 @@ def answer(ids: list[int], finished: bool) -> Answer:
 SAMPLES = Samples(
     prompts=[np.array([5, 6, 7]), np.array([9, 8, 7, 6, 5]), np.array([4])],
     answers=[answer([11, 12, 2], True), answer([13, 14, 15, 16], False), answer([2], True)],
+    rows=[0, 1, 2],
 )
 EOS, PROMPT, ANSWER = 2, 5, 4  # DeepSpeed-Chat pads prompts to the left and answers to the right, with EOS
 
@@ -155,7 +157,14 @@ def test_the_score_is_read_before_the_end(gpt2_folder) -> None:
 
 def test_a_reward_model_that_reads_text_leaves_the_end_out(gpt2_folder) -> None:
     tokenizer = load_tokenizer(gpt2_folder)
-    scorers = [ReEncodedText(torch.nn.Linear(1, 1), tokenizer, tokenizer, None, at) for at in ("eos", "before_eos")]
+
+    def question(row: int) -> Question:
+        prompt = tokenizer.decode(SAMPLES.prompts[row])
+        return Question(None, {"prompt": prompt, "own": None, "turns": None, "row": row}, "", "")
+
+    scorers = [
+        ReEncodedText(torch.nn.Linear(1, 1), tokenizer, tokenizer, None, question, at) for at in ("eos", "before_eos")
+    ]
     full, before = (scorer._encode(SAMPLES, 0) for scorer in scorers)
     assert full[:-1].tolist() == before.tolist() and full[-1] == tokenizer.eos_token_id
     assert scorers[0]._encode(SAMPLES, 1).tolist() == scorers[1]._encode(SAMPLES, 1).tolist()  # a cut answer

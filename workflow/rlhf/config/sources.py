@@ -129,8 +129,18 @@ class DatasetSettings(Section):
         description="What stays on one side of a split, of training and unseen rows and of the phases: all rows of a "
         "`prompt`, or only a `row` itself. The role `group` of `columns` names another key, such as a conversation's.",
     )
-    prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
-    answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    prompt_format: str | None = Field(
+        None,
+        description="Template of the prompt text, for example `Human: {prompt}`. Special tokens that it writes are "
+        "special tokens, those in the data are trained as characters. Unset: `{prompt}`; for `instructions` "
+        "`Human: {instruction}\\n{input}\\n\\nAssistant:`, or the ready mapping's.",
+    )
+    answer_format: str | None = Field(
+        None,
+        description="Template of the answer text. Nothing is put between prompt and answer but what a format or the "
+        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions` and `messages` '
+        '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
+    )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
 
 
@@ -143,8 +153,8 @@ class DatasetSection(DatasetSettings):
         pattern=r"^[^\x00]*$",
         description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
         "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
-        "turn; the text of a turn is stripped. A template that asks for the date gets 26 July 2024, on every day. "
-        "Unset: plain text.",
+        "turn; white space around the text of a turn is left to the template. A template that asks for the date gets "
+        "26 July 2024, on every day. Unset: plain text. See docs/texts.md.",
     )
     data_split: DataSplit | None = Field(
         None,

@@ -10,6 +10,7 @@ from rlhf.data.mappings import KNOWN
 
 Section = dict[str, Any]  # a mapping of the configuration file
 LOCAL_JSON = "local/jsonfile"
+SPACED = {"prompt_format": " {prompt}", "answer_format": " {answer}"}  # as its class puts in
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -23,7 +24,7 @@ def dataset(path: str, sft_only: bool) -> tuple[Section, list[str]]:
     own: Section = {"data_split": "1,0,0"} if sft_only else {}
     if path == LOCAL_JSON:
         files = {"train": "data/train.json", "eval": "data/eval.json"}
-        return {"source": {"path": files}} | own, [f"{path} is read from {' and '.join(files.values())}"]
+        return {"source": {"path": files}, **SPACED} | own, [f"{path} is read from {' and '.join(files.values())}"]
     place = {"hub": path} if _is_hub(path) else {"path": path}
     notes = [] if path in KNOWN else [f"{path} has no ready mapping: set its shape and columns (config/README.md)"]
     return {"source": place} | own, notes

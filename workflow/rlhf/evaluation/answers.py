@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
     rows = np.repeat(chosen, count + 1)
     model, tokenizer = load_policy(sft, "fp32").eval().to(device()), load_tokenizer(sft)
     samples = _sample(evaluation, model, corpus, rows, "baseline")
-    judged = _judge(evaluation, samples, reward, tokenizer)
+    judged = _judge(evaluation, samples, reward, tokenizer, corpus)
     shape = (len(chosen), count + 1)
     score = judged.score.reshape(shape)
     gold = None if judged.gold is None else judged.gold.reshape(shape)
@@ -105,7 +105,7 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     require_same_prompts(before, chosen.tolist(), baseline)
     model, tokenizer = load_policy(policy, "fp32").eval().to(device()), load_tokenizer(policy)
     samples = _sample(evaluation, model, corpus, chosen, "policy")
-    judged = _judge(evaluation, samples, reward, tokenizer)
+    judged = _judge(evaluation, samples, reward, tokenizer, corpus)
     reference = load_policy(sft, "fp32").eval().to(device())
     shares, temperature = samples.shares(evaluation.batch_size), evaluation.settings.temperature
     kl, kl_error = mean_and_error(answer_kl(samples, shares, model, reference, corpus.pad_token_id, temperature))
@@ -155,17 +155,18 @@ def _sample(
     settings, seed = evaluation.settings, evaluation.spec.seed
     prompts = [corpus.prompt(row) for row in rows]
     seeds = [derive_seed(seed, purpose, place) for place in range(len(rows))]
-    return generate(model, prompts, seeds, evaluation.batch_size, settings.max_answer_seq_len, settings.temperature)
+    limits = (evaluation.batch_size, settings.max_answer_seq_len, settings.temperature)
+    return replace(generate(model, prompts, seeds, *limits), rows=rows.tolist())
 
 
 def _judge(
-    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase
+    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
 ) -> JudgedSamples:
     """What the reward model in a folder and the gold reward say of answers; `tokenizer` made their ids."""
     model = load_reward(folder, "fp32")
     positions = getattr(model.config, "max_position_embeddings", None)
     scorer = TokenScorer.normalised(model).eval().to(device())
-    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer)
+    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer, corpus)
     score = answer_scores(samples, samples.shares(evaluation.batch_size), reward)
     texts = decode(tokenizer, [answer.ids for answer in samples.answers])
     judge = load_judge(evaluation.settings.gold_reward)

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class Ppo:
         rows = [row for row in prompts for _ in range(settings.answers_per_prompt)]
         seeds = [derive_seed(self._stage.seed, "rollout", iteration, place) for place in range(len(rows))]
         with self._models.actor.evaluation(), generation_mode(self._models.policy):
-            return generate(
+            samples = generate(
                 self._models.policy,
                 [self._prompts.prompt(row) for row in rows],
                 seeds,
@@ -172,6 +172,7 @@ class Ppo:
                 settings.temperature,
                 interrupt_point,
             )
+        return replace(samples, rows=rows)
 
     def _partition(self, samples: Samples, iteration: int) -> Partition:
         epochs = range(self._settings.ppo_epochs)
@@ -228,7 +229,7 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
     trained = trained_iterations(iterations, settings.critic_warmup_iterations)
     with stage.memory.phase("load"):
         steps = settings.ppo_epochs * settings.minibatches
-        models = load_models(stage, sft, reward, trained * steps, iterations * steps)
+        models = load_models(stage, sft, reward, prompts, trained * steps, iterations * steps)
     decay = settings.ema_decay
     average = WeightAverage(models.policy, decay) if decay is not None else None
     Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.stages import PpoSettings, Role
+from rlhf.data.corpus import Corpus
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.offload import OffloadedModel
@@ -63,7 +64,9 @@ class PpoModels:
             return answer_logits(self.actor.engine, *part.inputs)
 
 
-def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, value_steps: int) -> PpoModels:
+def load_models(
+    stage: PpoStage, sft: Path, reward: Path, prompts: Corpus, policy_steps: int, value_steps: int
+) -> PpoModels:
     """The models of PPO: the policy and its reference from SFT, the value and the reward model from phase 2.
 
     A reward model with another tokenizer than the policy's cannot become the value model, which reads the policy's
@@ -98,7 +101,7 @@ def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, val
         actor=Trainer(policy, settings.actor, ppo_engine(stage, "actor"), policy_steps),
         critic=critic,
         reference=reference,
-        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings.score_at),
+        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, prompts, settings.score_at),
         policy=policy,
         adapted=adapted,
         tokenizer=tokenizer,

@@ -113,10 +113,15 @@ def collate(
 
 @dataclass(frozen=True)
 class Samples:
-    """A rollout, or part of one: prompts, each with one answer; a prompt that gets several stands as often."""
+    """A rollout, or part of one: prompts, each with one answer; a prompt that gets several stands as often.
+
+    Attributes:
+        rows: of the prompts in their corpus, [samples]; a reward model that reads text needs them.
+    """
 
     prompts: list[np.ndarray]
     answers: list[Answer]
+    rows: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -267,6 +267,10 @@ def train_reward(stage: RewardStage, model_folder: Path) -> None:
         corpora = load_corpora(stage, objective, "reward")
         require_margins(corpora.train, settings.margin_coefficient)
         tokenizer = load_tokenizer(model_folder)
+        if corpora.train.chat_template is not None:
+            tokenizer.chat_template = (
+                corpora.train.chat_template
+            )  # saved with the model, so that others ask it as it learnt
         head_seed = derive_seed(stage.seed, "score head")
         zero3 = partitioned_loading(settings, supervised_engine(stage))
         model = load_reward_backbone(model_folder, settings.dtype, head_seed, settings.dropout, zero3)

@@ -28,6 +28,7 @@ from rlhf.config.specification import (
     TrainingUpstream,
 )
 from rlhf.data.corpus import Corpus
+from rlhf.data.tokens import are_chats
 from rlhf.files import JsonObject, write_text
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
@@ -280,7 +281,8 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
                 manifest = describe(self.spec, {}, **all_facts)
                 metrics = read_metrics(self.paths.state / METRICS)
                 merge = self._merge.get(folder.name)
-                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge)
+                chat = are_chats(self.paths.tokens)
+                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge, chat)
                 write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
                 if has_adapter:
                     base = manifest["lineage"]["base_model"]["path"]
