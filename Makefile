@@ -40,13 +40,13 @@ mutation: setup ## Measure how many small changes of the code the tests notice
 check: setup ## Lint, format and type checks
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile workflow/rules
+	snakefmt --check Snakefile workflow/Snakefile workflow/rules
 	mypy
 
 format: setup ## Format the code
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile workflow/rules
+	snakefmt Snakefile workflow/Snakefile workflow/rules
 
 docs: setup ## Regenerate the configuration's schema and manual, and the table of flags
 	python -m rlhf.config.documentation

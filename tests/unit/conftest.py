@@ -127,7 +127,15 @@ def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
         folder: where to write.
         splits: rows of `train` and `eval`.
     """
-    default = {"prompt": "p", "chosen": "c", "rejected": [], "subset": None, "ratings": None, "turns": None}
+    default = {
+        "prompt": "p",
+        "chosen": "c",
+        "rejected": [],
+        "subset": None,
+        "ratings": None,
+        "turns": None,
+        "own": None,
+    }
     tables = {}
     for name, rows in splits.items():
         whole = [default | {"row": number} | row for number, row in enumerate(rows)]

@@ -14,7 +14,8 @@ from rlhf.data.tokens import ANSWER
 from rlhf.errors import UserError
 from rlhf.evaluation.frame import Evaluation, unseen_prompts
 from rlhf.files import read_json, write_json
-from rlhf.training.sft import AnswerLikelihood, load_rows
+from rlhf.training.frame import load_corpora
+from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.stage import StagePaths
 from tests.specifications import specification
 
@@ -23,6 +24,7 @@ def write_dataset(folder: Path, split: str, rows: int) -> Path:
     """Tokens and rows of a phase in one folder; prompts have one token, chosen answers two."""
     folder.mkdir(exist_ok=True)
     facts = {"rows": dict.fromkeys(("train", "eval"), rows), "eos_token_id": 1, "pad_token_id": 0, "dtype": "uint16"}
+    facts["chat_template"] = None
     facts |= {"tokenizer_fingerprint": "t", "dataset_fingerprint": folder.name, "subsets": {"train": [], "eval": []}}
     write_json(folder / "tokens.json", facts)
     np.save(folder / f"{split}.sft.npy", np.arange(rows))
@@ -31,6 +33,8 @@ def write_dataset(folder: Path, split: str, rows: int) -> Path:
         np.zeros(rows * number, dtype="uint16").tofile(folder / f"{split}.{field}.bin")
     np.save(folder / f"{split}.answers.npy", np.array([(2, 0, 1.0), (3, 1, 0.0)] * rows, ANSWER))
     np.save(folder / f"{split}.answers.offsets.npy", np.arange(0, 2 * rows + 1, 2))
+    (folder / f"{split}.question.bin").touch()
+    np.save(folder / f"{split}.question.offsets.npy", np.zeros(rows + 1, np.int64))
     np.save(folder / f"{split}.subset.npy", np.full(rows, -1, np.int32))
     return folder
 
@@ -269,7 +273,7 @@ def unseen_rows(tmp_path):
         settings = {"data_weights": [1.0] * len(rows), "max_seq_len": 9, "max_eval_rows": limit}
         paths = StagePaths(folders, folders, tmp_path, tmp_path)
         stage = SimpleNamespace(settings=specification("sft", settings).settings, seed=seed, paths=paths)
-        _, unseen = load_rows(stage, AnswerLikelihood(), "sft")
+        unseen = load_corpora(stage, AnswerLikelihood(), "sft").unseen
         names = list(rows)
         return [(names[dataset], row) for dataset, row in map(unseen.place, range(len(unseen)))]
 

@@ -149,7 +149,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("groups")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GROUPS))
     source = {"path": dict.fromkeys(("train", "eval"), str(folder / "rows.jsonl"))}
-    settings = ResolvedDataset(source=source, shape="ranked", columns={"subset": "kind"})
+    settings = ResolvedDataset(source=source, shape="ranked", columns={"subset": "kind"}, answer_format=" {answer}")
     cache_dataset(settings, folder / "dataset", "datasets.mine")
     model = make_model(folder / "model", "gpt2")
     tokenize(folder / "dataset", model, folder / "tokens")
@@ -211,5 +211,5 @@ def test_comparisons_are_all_pairs_but_ties(made):
 def test_the_report_counts_answers_and_margins(made):
     report = read_json(made / "dataset/report.json")["splits"]["train"]
     assert (report["without_rejected"], report["with_margin"], report["most_answers"]) == (1, 4, 4)
-    assert report["characters"]["rejected"]["max"] == len("w9 w10")
+    assert report["characters"]["rejected"]["max"] == len(" w9 w10")
     assert load_cached(made / "dataset", "train")[2]["rejected"] == []

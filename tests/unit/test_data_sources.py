@@ -161,6 +161,24 @@ def test_wrong_arguments_of_a_generator_are_named(arguments):
     assert ("language" if "language" in arguments else "seed") in message
 
 
+def test_an_error_of_a_generator_is_its_own(tmp_path, monkeypatch):
+    """A TypeError inside it says nothing of its arguments."""
+    (tmp_path / "failing_rows.py").write_text(
+        "def rows(count):\n    yield {}\n    yield None + str(count)\n\ndef number():\n    return 3\n\n"
+        "def at_once(**given):\n    return len(3)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = iter(load_rows(DatasetSource(generator="failing_rows:rows", arguments={"count": 1}), PLACE).train)
+    assert next(rows) == {}
+    with pytest.raises(TypeError, match="unsupported operand"):
+        next(rows)
+    with pytest.raises(TypeError, match="has no len"):
+        list(load_rows(DatasetSource(generator="failing_rows:at_once", arguments={"a": 1}), PLACE).train)
+    assert "failing_rows:number must yield or return rows; it returned int" in refused(generator="failing_rows:number")
+    message = refused(generator="failing_rows:rows", arguments={"number": 1})
+    assert message.startswith(f"{PLACE}.arguments: failing_rows:rows does not take them: missing a required")
+
+
 @pytest.mark.parametrize("name", ["rows.txt", "rows.txt.gz", "rows", "gz", "rows.json.zip"])
 def test_an_unknown_format_names_the_known_ones(tmp_path, name):
     (tmp_path / name).write_text("[]")

@@ -60,7 +60,7 @@ def test_an_unusable_file_is_refused_by_its_key(tmp_path: Path, content: str | N
 def test_what_the_trainer_drives_is_refused_with_the_reason(key: str) -> None:
     section, _, inner = key.partition(".")
     settings = {section: {inner: True} if inner else {"enabled": True}}
-    (mistake,) = deepspeed_mistakes(settings, "fp32", [2])
+    (mistake,) = deepspeed_mistakes(settings, section if section in ("bf16", "fp16") else "fp32", [2])
     assert mistake == f"{key} is refused: {DRIVEN[key]}"
 
 

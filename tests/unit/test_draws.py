@@ -14,7 +14,7 @@ from scipy.stats import binomtest, chi2_contingency, chisquare
 
 from rlhf.data.partition import partition
 from rlhf.models.loading import load_policy
-from rlhf.ppo.sampling import sample_answers
+from rlhf.ppo.rollout import sample_answers
 from rlhf.runtime.seeds import derive_seed
 from tests.oracle.material import EOS, save_flat_policy
 from tests.unit.conftest import VOCABULARY

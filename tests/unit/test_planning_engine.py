@@ -69,6 +69,7 @@ def executed(settings: SftSettings, execution: SftExecution) -> dict[str, int]:
         (3, "bf16", False, 0),
         (2, "bf16", False, 8),
         (2, "bf16", True, 0),
+        (3, "bf16", True, 0),
     ],
 )
 def test_deepspeed_holds_what_is_predicted(group: None, zero_stage: int, dtype: str, offload: bool, lora: int) -> None:

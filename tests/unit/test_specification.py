@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-480748df",
-    "policy": "gpt2-scratch-602f1d0c",
-    "sft": "gpt2-scratch-s1-4a021498",
-    "reward": "gpt2-scratch-s1-36a242c2",
-    "ppo": "gpt2-scratch-s1-f8f035b6",
-    "evaluate_sft": "gpt2-scratch-s1-4774b932",
-    "evaluate_reward": "gpt2-scratch-s1-afe34042",
-    "baseline": "gpt2-scratch-s1-66a85282",
-    "evaluate_ppo": "gpt2-scratch-s1-989fdb47",
+    "dataset": "reviews-627a5712",
+    "policy": "gpt2-scratch-506a159e",
+    "sft": "gpt2-scratch-s1-4fe7a7e5",
+    "reward": "gpt2-scratch-s1-75ebd2ca",
+    "ppo": "gpt2-scratch-s1-36891ecb",
+    "evaluate_sft": "gpt2-scratch-s1-5e24738d",
+    "evaluate_reward": "gpt2-scratch-s1-eb852b35",
+    "baseline": "gpt2-scratch-s1-2fc6427d",
+    "evaluate_ppo": "gpt2-scratch-s1-32faca09",
 }
-SPLIT, TOKENS = "reviews-08ad469e", "reviews-gpt2-scratch-19c7919c"
+SPLIT, TOKENS = "reviews-6e6052f4", "reviews-gpt2-scratch-72acfc5e"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

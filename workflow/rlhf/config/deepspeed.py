@@ -30,6 +30,7 @@ DRIVEN = {
     "train_micro_batch_size_per_gpu": "set per_device_train_batch_size (ppo: per_device_training_batch_size)",
     "gradient_accumulation_steps": "it follows from the global and the per-device batch size",
     "managed_gradient_accumulation": "the trainer drives accumulation",
+    "data_types.grad_accum_dtype": "gradients are added up in fp32 already",
     "gradient_clipping": "it changes the result; set gradient_clipping of the stage",
     "gradient_allreduce_op": "losses are divided by the count of the whole step already",
     "optimizer": "the trainer brings AdamW; set learning_rate, weight_decay and adam_* of the stage",
@@ -56,6 +57,8 @@ DRIVEN = {
     "zero_optimization.zero_quantized_nontrainable_weights": _CHANGES,
     "zero_optimization.zero_quantized_gradients": _CHANGES,
     "zero_optimization.zenflow": _CHANGES,
+    "bf16.bf16_master_weights_and_grads": _CHANGES,
+    "fp16.fp16_master_weights_and_grads": _CHANGES,
     "zero_optimization.compute_grad_norm": "the gradient norm is reported",
 }
 

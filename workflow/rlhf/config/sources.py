@@ -21,8 +21,8 @@ from rlhf.config.section import (
 )
 
 INAPPLICABLE = {
-    "hub": ("arguments",),
-    "path": ("revision", "arguments"),
+    "hub": ("arguments", "reads"),
+    "path": ("revision", "arguments", "reads"),
     "generator": ("revision", "name", "data_dir", "train_split", "eval_split"),
 }
 
@@ -48,9 +48,16 @@ class DatasetSource(Section):
         "of a tsv file are in quotes where it reads as pandas writes it, else quotes are ordinary characters.",
     )
     generator: FunctionName | None = Field(
-        None, description="`module:function` that yields rows; called with `arguments`."
+        None,
+        description="`module:function` that yields rows; called with `arguments`. Its module, and what that imports "
+        "from your own folders, is part of the dataset's ID: an edit makes it anew.",
     )
     arguments: Values = Field({}, description="Keyword arguments of the generator.")
+    reads: list[str] = Field(
+        [],
+        exclude=True,  # their content is part of the ID, their names are not
+        description="Files or folders that the generator reads: an edit of them makes the dataset anew too.",
+    )
     train_split: str = Field("train", description="Split used for training.")
     eval_split: str | None = Field(None, description="Split used as unseen data; unset holds out `eval_share`.")
     eval_share: Share = Field(0.1, description="Share of rows held out as unseen data where there is no eval split.")
@@ -69,7 +76,7 @@ class DatasetSource(Section):
             raise ValueError(f"path: give `train` and perhaps `eval` (given: {', '.join(self.path) or 'none'})")
         if self.path is not None and not self.files:
             raise ValueError("path: name at least one file")
-        for file in self.files:
+        for file in [*self.files, *self.reads]:
             require_local(file)
         self._require_effect(given[0])
         return self
@@ -122,8 +129,18 @@ class DatasetSettings(Section):
         description="What stays on one side of a split, of training and unseen rows and of the phases: all rows of a "
         "`prompt`, or only a `row` itself. The role `group` of `columns` names another key, such as a conversation's.",
     )
-    prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
-    answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    prompt_format: str | None = Field(
+        None,
+        description="Template of the prompt text, for example `Human: {prompt}`. Special tokens that it writes are "
+        "special tokens, those in the data are trained as characters. Unset: `{prompt}`; for `instructions` "
+        "`Human: {instruction}\\n{input}\\n\\nAssistant:`, or the ready mapping's.",
+    )
+    answer_format: str | None = Field(
+        None,
+        description="Template of the answer text. Nothing is put between prompt and answer but what a format or the "
+        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions` and `messages` '
+        '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
+    )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
 
 
@@ -136,7 +153,8 @@ class DatasetSection(DatasetSettings):
         pattern=r"^[^\x00]*$",
         description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
         "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
-        "turn; the text of a turn is stripped. Unset: plain text.",
+        "turn; white space around the text of a turn is left to the template. A template that asks for the date gets "
+        "26 July 2024, on every day. Unset: plain text. See docs/texts.md.",
     )
     data_split: DataSplit | None = Field(
         None,
@@ -144,8 +162,21 @@ class DatasetSection(DatasetSettings):
         "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
     gold_reward: FunctionName | None = Field(
-        None, description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists."
+        None,
+        description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists. As a "
+        "generator's, its code is part of the ID of the stages that report it.",
     )
+    gold_reward_reads: list[str] = Field(
+        [], description="Files or folders that `gold_reward` reads, as `source.reads`."
+    )
+
+    @model_validator(mode="after")
+    def _reads_for_a_function(self) -> Self:
+        if self.gold_reward_reads and self.gold_reward is None:
+            raise ValueError("gold_reward_reads: it belongs to gold_reward; leave it out")
+        for file in self.gold_reward_reads:
+            require_local(file)
+        return self
 
 
 class ModelSource(Section):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf.data.questions import Question
 from rlhf.data.tokens import TokenStore
 from rlhf.errors import UserError
 from rlhf.runtime.seeds import derive_seed
@@ -67,10 +68,20 @@ class Corpus:
         templates = {store.chat_template for store in self._stores}
         return templates.pop() if len(templates) == 1 else None
 
+    @property
+    def has_own_templates(self) -> bool:
+        """Whether the tokenizer's own chat template wrote some of the prompts."""
+        return any(store.is_of_tokenizer for store in self._stores)
+
     def prompt(self, index: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
         store, row = self._row(index)
         return store.prompt(row)
+
+    def question(self, index: int) -> Question:
+        """A prompt as text."""
+        store, row = self._row(index)
+        return store.question(row)
 
     def chosen(self, index: int) -> np.ndarray:
         """Ids of the chosen answer, EOS included: [length] int64."""

@@ -17,6 +17,7 @@ from rlhf.data.examples import examples
 from rlhf.data.mappings import mapped_source, row_format
 from rlhf.data.partition import numbered, partition
 from rlhf.data.sources import load_rows
+from rlhf.data.texts import own_spans
 from rlhf.errors import UserError
 from rlhf.files import write_json
 from rlhf.runtime.folders import atomic_directory
@@ -33,6 +34,7 @@ FEATURES = datasets.Features(
         "ranks": datasets.List(datasets.Value("int32")),  # of chosen and rejected
         "ratings": datasets.List(datasets.Value("float64")),  # of the same, or null
         "turns": datasets.Value("string"),
+        "own": datasets.List(datasets.List(datasets.Value("int32"))),  # see `rlhf.data.texts.own_spans`
         "group": datasets.Value("string"),  # rows of one stay together in every split
         "row": datasets.Value("int64"),
     }
@@ -106,7 +108,8 @@ def _read(
     bad: dict[str, list[int]] = {}
     for number, result in examples(_logged(rows, place), row_format(settings), place):
         if isinstance(result, Example):
-            kept.append({**vars(result), "group": _group(result, number, settings), "row": number})
+            own = own_spans([result.prompt, result.chosen, *result.rejected])
+            kept.append({**vars(result), "own": own, "group": _group(result, number, settings), "row": number})
         else:
             bad.setdefault(result, []).append(number)
     count = len(kept) + sum(map(len, bad.values()))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.data.texts import Formatted, formatted
+
 LARGEST_NUMBER = 3.4e38  # of single precision, in which ratings are stored
 Row = dict[str, Any]
 Messages = list[tuple[str, str]]
@@ -58,12 +60,12 @@ class Formats:
     remove: str | None
     chat: bool = False
 
-    def format_prompt(self, default: str, **fields: str) -> str:
-        """The prompt text."""
-        return (self.prompt or default).format(**fields)
+    def format_prompt(self, default: str, **fields: str) -> Formatted:
+        """The prompt text; the default is that of the shape."""
+        return formatted(self.prompt or default, **fields)
 
-    def format_answer(self, answer: str) -> str:
-        """The answer text.
+    def format_answer(self, answer: str, default: str = "{answer}") -> Formatted:
+        """The answer text; the default is that of the shape, and for plain text.
 
         Raises:
             BadRow: the answer is empty.
@@ -72,8 +74,7 @@ class Formats:
             answer = re.sub(self.remove, "", answer)
         if not answer.strip():
             raise BadRow("empty answer")
-        text = (self.answer or "{answer}").format(answer=answer)
-        return text.strip() if self.chat else text
+        return formatted(self.answer or ("{answer}" if self.chat else default), answer=answer)
 
     def turns(self, prompt: str, messages: Messages | None = None) -> str | None:
         """The turns before the answer as JSON, where a chat template will write them.
@@ -85,7 +86,7 @@ class Formats:
         if not self.chat:
             return None
         turns = [("user", prompt)] if messages is None else messages
-        return json.dumps([{"role": role, "content": text.strip()} for role, text in turns], ensure_ascii=False)
+        return json.dumps([{"role": role, "content": text} for role, text in turns], ensure_ascii=False)
 
 
 def checked(example: Example) -> Example:

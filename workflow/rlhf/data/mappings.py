@@ -1,6 +1,7 @@
 """Ready mappings for public datasets: what the configuration leaves unset comes from here.
 
-Formats and splits follow DeepSpeed-Chat's dataset classes (`dschat/utils/data/raw_datasets.py`).
+Formats and splits follow DeepSpeed-Chat's dataset classes (`dschat/utils/data/raw_datasets.py`): what these put into a
+text, spaces too, is in the formats here, and nothing is put in elsewhere.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ KNOWN: dict[str, ReadyMapping] = {
         eval_split="test",
         prompt_format="{prompt}Assistant:",
         columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        remove="(?s)^.*Assistant:",  # which the prompt has then
     ),
     "Anthropic/hh-rlhf": ReadyMapping(shape="dialogues", eval_split="test"),
     "openai/webgpt_comparisons": ReadyMapping(

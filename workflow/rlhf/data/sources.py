@@ -16,7 +16,7 @@ from rlhf.config.sources import DatasetSource, matching
 from rlhf.data.example import Row, UnreadableRow
 from rlhf.data.files import read_file
 from rlhf.errors import UserError, first_line
-from rlhf.functions import load_function
+from rlhf.functions import load_function, require_arguments
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
 
 def _from_generator(reference: str, arguments: dict[str, Any], place: str) -> Iterator[Row]:
     function = load_function(reference, f"{place}.generator")
-    try:
-        yield from function(**arguments)
-    except TypeError as error:
-        raise UserError(f"{place}.arguments: {reference} does not take them: {error}") from None
+    require_arguments(function, arguments, reference, f"{place}.arguments")
+    rows = function(**arguments)
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{place}.generator: {reference} must yield or return rows; it returned {type(rows).__name__}")
+    yield from rows
 
 
 def _from_path(name: str, source: DatasetSource, place: str) -> Rows:

@@ -1,7 +1,7 @@
 """What DeepSpeed keeps beside the tensors of a dry run: states, partitions and buffers of one engine, in bytes.
 
-N processes share an engine. Gradients have the precision of the weights; ZeRO and 16-bit training keep fp32 master
-weights and two moments of each trained parameter.
+N processes share an engine. Gradients have the precision of the weights, and are added up in fp32; ZeRO and 16-bit
+training keep fp32 master weights and two moments of each trained parameter.
 """
 
 from __future__ import annotations
@@ -75,16 +75,21 @@ class Engine:
         return ELEMENT[self.dtype]
 
     @property
+    def half(self) -> bool:
+        """Whether weights have 16 bits, so that fp32 sums of gradients are tensors of their own."""
+        return self.dtype != "fp32"
+
+    @property
     def gradient_share(self) -> float:
-        """Part of the finished gradients that stays on the device while the backward pass runs."""
+        """Part of the finished gradients that stays on the device, where autograd put it, while the pass runs."""
         if self.zero_stage < 2 and not (self.zero_stage == 1 and self.offload_optimizer):
             return 1.0
-        return 0.0 if self.offload_optimizer or self.zero_stage == 3 else 1 / self.world_size
+        return 0.0 if self.offload_optimizer or self.half or self.zero_stage == 3 else 1 / self.world_size
 
     @property
     def keeps_master(self) -> bool:
         """Whether fp32 copies of the trained weights exist."""
-        return self.zero_stage > 0 or self.dtype != "fp32"
+        return self.zero_stage > 0 or self.half
 
     def share(self, parameters: int) -> int:
         """How many of these parameters one process holds, where they are partitioned."""
@@ -115,10 +120,15 @@ def optimizer_states(engine: Engine, counts: Counts) -> int:
     return each * (engine.share(counts.trained) if engine.zero_stage else counts.trained)
 
 
+def summed_gradients(engine: Engine, counts: Counts) -> int:
+    """A process's share of the sums of gradients, in fp32."""
+    return MASTER * engine.share(counts.trained)
+
+
 def resident_gradients(engine: Engine, counts: Counts) -> int:
     """ZeRO-3 keeps its partition of the gradients for the whole run; elsewhere they come and go."""
     if engine.zero_stage == 3 and not engine.offload_optimizer:
-        return engine.element * engine.share(counts.trained)
+        return summed_gradients(engine, counts)
     return 0
 
 
@@ -133,44 +143,72 @@ def resident_buffers(engine: Engine, counts: Counts) -> int:
     return 0
 
 
-def backward_buffers(engine: Engine) -> int:
-    """The gradient bucket of ZeRO-1 and 2, allocated for each backward pass at its configured size."""
-    if engine.zero_stage not in (1, 2):
+def backward_buffers(engine: Engine, counts: Counts) -> int:
+    """The gradient bucket of ZeRO-1 and 2, allocated for each backward pass at its configured size; what reduces it."""
+    bucket = engine.element * engine.reduce_bucket * (2 if engine.overlap_comm else 1)
+    return (bucket if engine.zero_stage in (1, 2) else 0) + (summing(engine, counts) if fills(engine, counts) else 0)
+
+
+def fills(engine: Engine, counts: Counts) -> bool:
+    """Whether a bucket is full in the first half of a backward pass, while most activations are still there."""
+    return counts.trained > 2 * engine.reduce_bucket
+
+
+def summing(engine: Engine, counts: Counts) -> int:
+    """Temporary copies while a bucket is reduced and added to the sums of gradients.
+
+    ZeRO-3 makes the bucket flat, and converts this process's share of it. ZeRO-2 does so in half precision alone: the
+    bucket, and in fp32 one of its tensors; for sums in host memory one tensor and the sum that is fetched for it.
+    """
+    bucket = min(counts.trained, engine.reduce_bucket)
+    if engine.zero_stage == 3:
+        return engine.element * bucket + (MASTER * engine.share(bucket) if engine.half else 0)
+    if engine.zero_stage < 2 or not engine.half:
         return 0
-    return engine.element * engine.reduce_bucket * (2 if engine.overlap_comm else 1)
+    if engine.offload_optimizer:
+        return 2 * MASTER * counts.largest_trained
+    return engine.element * bucket + MASTER * counts.largest_trained
 
 
 def accumulated_gradients(engine: Engine, counts: Counts, accumulates: bool) -> int:
-    """Gradients of earlier micro-batches that ZeRO-1 and 2 keep beside those of the present one."""
-    if engine.zero_stage not in (1, 2) or engine.offload_optimizer or not accumulates:
+    """Sums of gradients that ZeRO-1 and 2 keep on the device beside those of the present micro-batch.
+
+    In fp32 they exist from the second micro-batch on, in half precision from the first full bucket on.
+    """
+    if engine.zero_stage not in (1, 2) or engine.offload_optimizer:
         return 0
-    return engine.element * engine.share(counts.trained)
+    exist = accumulates or (engine.half and fills(engine, counts))
+    return summed_gradients(engine, counts) if exist else 0
 
 
 def reduction(engine: Engine, counts: Counts) -> int:
-    """All gradients and their reduction after the backward pass: a flat copy, or the partition beside the whole."""
+    """All gradients and their reduction after the backward pass: a flat copy, or the partition beside the whole.
+
+    ZeRO-2 in half precision: the sums, and what adds the last bucket to them; ZeRO-3: the latter.
+    """
     whole = engine.element * counts.trained
     if engine.zero_stage == 0:
         return whole + engine.element * min(counts.trained, ALLREDUCE_BUCKET)
     if engine.zero_stage == 1 and not engine.offload_optimizer:
         return whole + engine.element * engine.share(counts.trained)
-    return 0
+    sums = step_gradients(engine, counts) if engine.half else 0
+    return sums + (0 if fills(engine, counts) else summing(engine, counts))
 
 
 def step_gradients(engine: Engine, counts: Counts) -> int:
-    """Gradients in the precision of the weights when the step begins; ZeRO-3's are resident anyway."""
+    """Gradients when the step begins; ZeRO-3's are resident anyway."""
     if engine.zero_stage == 0:
         return engine.element * counts.trained
     if engine.zero_stage == 3 or engine.offload_optimizer:
         return 0
-    return engine.element * engine.share(counts.trained)
+    return summed_gradients(engine, counts)
 
 
 def step_extra(engine: Engine, counts: Counts) -> int:
-    """Temporary memory of the step: gradients in fp32, and the copies that torch's AdamW makes while it computes.
+    """Temporary memory of the step: copies of gradients, and those that torch's AdamW makes while it computes.
 
-    That is one copy of its parameters on CUDA, and two of the largest tensor on the CPU; under ZeRO, an optimizer group
-    is one tensor.
+    The latter are one copy of its parameters on CUDA, two of the largest tensor on the CPU; under ZeRO, an optimizer
+    group is one tensor. The sums of ZeRO-2 in half precision are what AdamW reads; elsewhere it reads a copy.
     """
     if engine.offload_optimizer and engine.zero_stage:
         return 0
@@ -180,7 +218,8 @@ def step_extra(engine: Engine, counts: Counts) -> int:
     updated = engine.share(max(counts.groups))
     if engine.zero_stage == 3:
         updated = min(updated, engine.sub_group)
-    return MASTER * updated * (2 if engine.cuda else 3)
+    copied = 0 if engine.half and engine.zero_stage == 2 else 1
+    return MASTER * updated * (copied + (1 if engine.cuda else 2))
 
 
 def delivered_weights(engine: Engine, counts: Counts) -> int:
@@ -194,8 +233,8 @@ def load_extra(engine: Engine, counts: Counts) -> int:
         return 0
     if engine.zero_stage == 0:  # 16-bit training makes the moments by a step on zero gradients
         return 0 if engine.dtype == "fp32" else engine.element * counts.trained + step_extra(engine, counts)
-    if engine.zero_stage == 3:
-        return 0 if engine.dtype == "fp32" else engine.element * engine.share(counts.trained)
+    if engine.zero_stage == 3:  # less than the sums of gradients, which come after it
+        return 0
     # A group's weights become one flat tensor, and the process's share of it is cloned before it becomes fp32.
     group = max(counts.groups)
     return engine.element * (group + (0 if engine.dtype == "fp32" else engine.share(group)))
@@ -206,8 +245,11 @@ def host_states(engine: Engine, counts: Counts, accumulates: bool) -> int:
     own = 0
     if engine.offload_optimizer and engine.zero_stage:
         staging = 2 * engine.element * counts.largest_trained
-        own += (MASTER + MOMENTS + MASTER + engine.element) * engine.share(counts.trained) + staging
-        own += engine.element * engine.share(counts.trained) if accumulates and engine.zero_stage < 3 else 0
+        partition = MASTER if engine.zero_stage == 3 else engine.element
+        own += (MASTER + MOMENTS + MASTER + partition) * engine.share(counts.trained) + staging
+        # In half precision micro-batches are added up in the gradients that the optimizer reads.
+        apart = accumulates and engine.zero_stage < 3 and not engine.half
+        own += engine.element * engine.share(counts.trained) if apart else 0
     if engine.offload_parameters and engine.zero_stage == 3:
         own += engine.element * engine.share(counts.all)
     return own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.records.manifest import EngineFacts
 from rlhf.runtime.logging import get_logger
+from rlhf.training.accumulation import add_up_on_host, sums_on_host, with_fp32_sums
 from rlhf.training.distributed import device, require_dtype, world_size
 from rlhf.training.recomputation import Recomputation
 from rlhf.training.weights import is_matrix
@@ -25,6 +26,9 @@ from rlhf.training.weights import is_matrix
 logger = get_logger(__name__)
 
 CHECKPOINT_TAG = "engine"
+
+# Computes the loss of a micro-batch: a scalar that is already divided by the count of the whole global step.
+LazyLoss = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,20 @@ class EngineSettings:
 
     @property
     def engine_stage(self) -> int:
-        """ZeRO stage that DeepSpeed is told: in half precision at least 1 (deepspeed 0.19.8).
+        """ZeRO stage that DeepSpeed is told: in half precision at least 2 (deepspeed 0.19.8).
 
         Its optimizers for half precision without ZeRO start Adam with a step on zero gradients, and divide fp16
-        gradients by a loss scale that the loss was not multiplied with.
+        gradients by a loss scale that the loss was not multiplied with. Under ZeRO 1 sums of gradients are exact only
+        until they are reduced (`rlhf.training.accumulation`).
         """
-        return self.zero_stage if self.dtype == "fp32" else max(1, self.zero_stage)
+        return self.zero_stage if self.dtype == "fp32" else max(2, self.zero_stage)
 
 
 class Trainer:
     """One model, its optimizer and its schedule behind a DeepSpeed engine.
 
-    A step is `backward` for each micro-batch and then `step`. Losses are sums over a micro-batch, divided by the
-    count of the whole global step, so that the result does not depend on how the step is cut.
+    Losses are sums over a micro-batch, divided by the count of the whole global step, so that the result does not
+    depend on how the step is cut.
 
     Args:
         model: module to train; parameters that do not require gradients stay as they are.
@@ -78,13 +83,16 @@ class Trainer:
         )
         scheduler = get_scheduler(optimization.lr_scheduler_type, optimizer, optimization.num_warmup_steps, total_steps)
         self._measures_norm = settings.engine_stage == 0
+        config = deepspeed_config(optimization, settings)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             lr_scheduler=scheduler,
             model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
-            config=deepspeed_config(optimization, settings),
+            config=config,
         )
+        if settings.dtype != "fp32" and sums_on_host(config):
+            add_up_on_host(self.engine.optimizer)
         self.engine.train()  # a loaded model is in evaluation mode: no dropout, no gradient checkpointing
 
     @property
@@ -93,12 +101,14 @@ class Trainer:
         module: nn.Module = self.engine.module
         return module
 
-    def step(self, losses: Iterator[Tensor] | list[Tensor], micro_steps: int) -> float | None:
+    def step(self, losses: Sequence[LazyLoss], before_update: Callable[[], None] = lambda: None) -> float | None:
         """One optimizer step.
 
         Args:
-            losses: lazily computed scalar losses, one per micro-batch, already divided by the global count.
-            micro_steps: number of micro-batches, equal on all processes.
+            losses: one for each micro-batch, as many on all processes. They are computed one after the other, each
+                followed by its backward pass, so that only one micro-batch's activations are in memory.
+            before_update: called when all gradients are there and the weights have not moved; may hold a collective.
+                What it raises leaves the weights as they were.
 
         Returns:
             Gradient norm before clipping, or None where it is not finite and the step was therefore not applied. In
@@ -107,11 +117,13 @@ class Trainer:
         Raises:
             UserError: gradient checkpointing has no effect (seen in the first step).
         """
-        for number, loss in enumerate(losses, start=1):
-            self.engine.set_gradient_accumulation_boundary(number == micro_steps)
+        for number, compute in enumerate(losses, start=1):
+            loss = compute()
+            self.engine.set_gradient_accumulation_boundary(number == len(losses))
             with self._first_backward():
                 # DeepSpeed averages gradients over processes; the loss is divided by the global count already.
                 self.engine.backward(loss * world_size(), scale_wrt_gas=False)
+        before_update()
         norm = self._own_norm() if self._measures_norm else None
         if norm is not None and not norm.isfinite():
             self.engine.zero_grad()
@@ -191,7 +203,9 @@ def deepspeed_config(optimization: Optimization, settings: EngineSettings) -> di
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         if settings.zero_stage == 3:
             config["zero_optimization"]["offload_param"] = {"device": "cpu"}
-    return deep_merge(config, settings.overrides)
+    config = deep_merge(config, settings.overrides)
+    config["zero_optimization"]["stage"] = settings.engine_stage  # the user's own, where given, is `zero_stage`
+    return config if settings.dtype == "fp32" else with_fp32_sums(config)
 
 
 def partitioned_loading(optimization: Optimization, settings: EngineSettings) -> dict[str, Any] | None:
