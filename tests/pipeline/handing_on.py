@@ -28,7 +28,7 @@ from rlhf.training import weights
 from rlhf.training.distributed import processes, rank
 from rlhf.training.reward import train_reward
 from rlhf.training.sft import train_sft
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from rlhf.training.supervised import SupervisedTraining
 from tests.project import Project, tiny_config
 from tests.specifications import specification_of
@@ -105,7 +105,7 @@ class Chain:
         self._kind = kind
         begin = {"sft": [self.base], "reward": [self.folder / "sft/model"]}
         begin["ppo"] = [self.folder / "sft/model", self.folder / "reward/model"]
-        with Stage(self._spec(kind), self._paths(kind, self.folder / output)) as stage:
+        with TrainingStage(self._spec(kind), self._paths(kind, self.folder / output)) as stage:
             TRAIN[kind](stage, *begin[kind])  # type: ignore[operator]
 
     def _spec(self, kind: str) -> Any:
@@ -122,7 +122,7 @@ class Chain:
     @contextmanager
     def overheard(self) -> Iterator[None]:
         """In the block, models answer before they are trained, and before they are saved."""
-        run, save, load, scorer = SupervisedTraining.run, Stage.save, loop.load_models, models.reward_scorer
+        run, save, load, scorer = SupervisedTraining.run, TrainingStage.save, loop.load_models, models.reward_scorer
 
         def begin(training: Any) -> Any:
             self.said[f"{self._kind} at first"] = says(training._trainer.module)
@@ -150,7 +150,7 @@ class Chain:
 
         with (
             mock.patch.object(SupervisedTraining, "run", begin),
-            mock.patch.object(Stage, "save", end),
+            mock.patch.object(TrainingStage, "save", end),
             mock.patch.object(loop, "load_models", loaded),
             mock.patch.object(models, "reward_scorer", scoring),
         ):
