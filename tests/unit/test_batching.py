@@ -143,6 +143,7 @@ def test_prompts_come_in_a_new_order_in_every_pass(two_datasets):
     assert len({tuple(rows) for rows in passes}) == 5
     for rows in passes:
         assert sorted(rows) == list(range(17)) != rows
+    assert list(itertools.islice(shuffled_rows(two_datasets(), 8), 17)) not in passes
 
 
 def test_rows_of_like_length_share_a_batch_and_batches_come_in_random_order():
@@ -236,6 +237,17 @@ def test_packing_is_first_fit_decreasing(seed):
     assert [sorted(lengths[some][rows]) for rows in again] == [sorted(lengths[rows]) for rows in sequences[1::3]]
 
 
+def test_of_rows_of_equal_length_the_first_is_packed_first():
+    """So that packing follows from the lengths alone, whatever sorts them."""
+    lengths = np.random.default_rng(0).integers(1, 9, 300)
+    sequence = np.empty(300, int)
+    for number, rows in enumerate(pack(lengths, 16)):
+        sequence[rows] = number
+    for length in np.unique(lengths):
+        own = sequence[lengths == length].tolist()
+        assert own == sorted(own)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_micro_batches_count_packed_sequences(world_size):
     lengths = np.random.default_rng(1).integers(1, 33, 80)
@@ -305,6 +317,13 @@ def test_a_sample_has_each_datasets_share(tmp_path, limit):
     assert corpus.sample(150, seed=6).tolist() != corpus.sample(150, seed=5).tolist()
 
 
+def test_the_only_row_of_a_dataset_may_stand_anywhere(tmp_path):
+    folders = [write_dataset(tmp_path / name, "eval", rows) for name, rows in (("a", 1), ("b", 5))]
+    corpus = Corpus(folders, folders, "eval", "sft")
+    places = [corpus.sample(6, seed).tolist().index(0) for seed in range(60)]
+    assert set(places) == set(range(6))
+
+
 def test_a_row_that_is_left_out_takes_no_other_with_it(tmp_path):
     folder = write_dataset(tmp_path / "a", "eval", 100)
     whole, part = (Corpus([folder], [folder], "eval", "sft") for _ in range(2))
@@ -314,15 +333,16 @@ def test_a_row_that_is_left_out_takes_no_other_with_it(tmp_path):
 
 
 def test_prompts_to_answer_are_a_sample_of_all_datasets(tmp_path):
-    """In an order that mixes them, because the first ones are shown."""
+    """In an order that mixes them, because the first ones are shown; with as many tokens as are allowed."""
     for name, rows in (("a", 300), ("b", 100)):
         np.save(write_dataset(tmp_path / name, "eval", rows) / "eval.ppo.npy", np.arange(rows))
     chosen = {}
-    for names in ("ab", "ba"):
+    for names, seed in (("ab", 1234), ("ba", 1234), ("ab", 1235)):
         folders = [tmp_path / name for name in names]
-        spec = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=5, prompts=40), seed=1234)
+        spec = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=1, prompts=40), seed=seed)
         corpus, rows = unseen_prompts(Evaluation(spec, StagePaths(folders, folders, tmp_path, tmp_path)))
-        chosen[names] = [(names[dataset], row) for dataset, row in map(corpus.place, rows)]
-    assert chosen["ab"] == chosen["ba"]
-    assert collections.Counter(name for name, _ in chosen["ab"]) == {"a": 30, "b": 10}
-    assert {name for name, _ in chosen["ab"][:6]} == {"a", "b"}
+        chosen[names, seed] = [(names[dataset], row) for dataset, row in map(corpus.place, rows)]
+    found = chosen["ab", 1234]
+    assert found == chosen["ba", 1234] != chosen["ab", 1235]
+    assert collections.Counter(name for name, _ in found) == {"a": 30, "b": 10}
+    assert {name for name, _ in found[:6]} == {"a", "b"}

@@ -204,6 +204,7 @@ def test_comparisons_are_all_pairs_but_ties(made):
     ]  # fmt: skip
     assert pairs.margin.tolist() == [2, 2, 0.5, 1, 2, 3, 1, 2, 1]
     assert pairs.weights().tolist() == pytest.approx([1 / 2] * 2 + [1] + [1 / 6] * 6)
+    assert pairs.weights().dtype == np.float32  # losses stay in it
     assert compare(corpus(made, "reward"), np.array([1])).better.tolist() == [0]
 
 

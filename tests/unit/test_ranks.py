@@ -14,7 +14,8 @@ import torch
 from rlhf.data.batching import micro_batches
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits
-from rlhf.ppo import mix, rollout, scoring
+from rlhf.ppo import checks, mix, rollout, scoring
+from rlhf.ppo.checks import unit_ratio_error
 from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.reward import SameTokens
 from rlhf.ppo.rollout import generate
@@ -97,6 +98,17 @@ def test_score_statistics_count_every_answer_once(scorer, group_corpus, group, m
     alone = score_statistics(scorer, group_corpus, objective, batch_size=3)
     for found in run_all(monkeypatch, reward, processes, lambda: score_statistics(scorer, group_corpus, objective, 3)):
         assert found == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_all_processes_judge_the_ratios_of_all(group, monkeypatch, processes):
+    generator = torch.Generator().manual_seed(2)
+    tokens = [7, 0, 4, 11, 1][:processes]
+    ratios = [1 + 0.1 * torch.randn(count, generator=generator) for count in tokens]
+    ranks = itertools.cycle(range(processes))
+    errors = (torch.cat(ratios).double() - 1).abs()
+    for found in run_all(monkeypatch, checks, processes, lambda: unit_ratio_error(ratios[next(ranks)].split(2))):
+        assert found == pytest.approx((float(errors.max()), float(errors.mean())), rel=1e-5)
 
 
 def prompts() -> list[np.ndarray]:

@@ -17,8 +17,7 @@ from rlhf.data.split import split_dataset
 from rlhf.data.tokens import TokenStore, tokenize
 from rlhf.files import write_jsonl
 from rlhf.ppo.reward import ReEncodedText, SameTokens, reward_scorer
-from rlhf.ppo.rollout import Samples
-from rlhf.ppo.samples import Answer
+from rlhf.ppo.samples import Answer, Samples
 from tests.tokenizers import ASSISTANT, BOS, END, EOS, KINDS, USER, make_tokenizer
 
 TURNS = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}<|end|>{% endfor %}"
@@ -118,3 +117,15 @@ def test_an_unfinished_answer_has_no_end(tmp_path: Path) -> None:
     assert isinstance(scorer, ReEncodedText)
     ids = scorer._encode(samples, 0).tolist()
     assert ids[0] == reward.convert_tokens_to_ids(BOS) and ids[-1] != reward.eos_token_id
+
+
+def test_a_text_that_is_too_long_keeps_its_end(tmp_path: Path) -> None:
+    policy, reward = make_tokenizer("byte-bpe", bos=False), make_tokenizer("byte-bpe", bos=True)
+    read_as_trained(tmp_path, policy, reward, None)
+    prompts = Corpus([tmp_path / "policy-tokens"], [tmp_path / "split"], "train", "ppo")
+    samples = Samples([prompts.prompt(0)], [Answer(prompts.chosen(0), np.zeros(1, np.float32), finished=True)], [0])
+    whole, cut = (reward_scorer(nn.Identity(), limit, reward, policy, prompts) for limit in (None, 5))
+    assert isinstance(whole, ReEncodedText) and isinstance(cut, ReEncodedText)
+    ids = whole._encode(samples, 0).tolist()
+    assert len(ids) > 5
+    assert cut._encode(samples, 0).tolist() == ids[-5:]

@@ -138,8 +138,12 @@ def test_checks_pass_below_and_fail_above_their_limits():
     with pytest.raises(UserError, match="bf16"):
         require_same_distribution(SamplingError(0.3, 0.011), "bf16", 1e-4)
     require_unit_ratio(RatioError(9e-7, 9e-7), "fp32", 1e-6)
-    with pytest.raises(UserError, match="first minibatch"):
+    with pytest.raises(UserError, match="first minibatch") as error:
         require_unit_ratio(RatioError(2e-6, 1e-9), "fp32", 1e-6)
+    assert str(error.value).endswith(
+        ": old and new log-probabilities are not of the same computation. "
+        "Usual causes: dropout, or layers that behave differently in training mode"
+    )
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("bf16", 1 / 8), ("fp16", 1 / 64)])

@@ -57,6 +57,7 @@ def test_the_store_gives_every_row_its_own_ids(made, split):
         np.testing.assert_array_equal(judged["rating"], np.array(ratings, np.float32))
         assert store.subset(number) == row.get("subset")
         assert store.longest_answers()[number] == max(map(len, answers))
+        assert store.longest_answers().dtype == np.int64
         lengths = [int(store.lengths(field)[number]) for field in ("prompt", "chosen", "rejected")]
         assert lengths == [len(ids_of(row["prompt"])), len(answers[0]), sum(map(len, answers[1:]))]
 
