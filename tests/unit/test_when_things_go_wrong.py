@@ -107,7 +107,7 @@ def a_model_that_is_not_the_trained_one(monkeypatch, caplog) -> list[str]:
     with monkeypatch.context() as patch:
         patch.setattr(stage_module, "half_precision_error", lambda *_: 0.72)
         stage = SimpleNamespace(settings=SimpleNamespace(dtype="bf16"), _merge={})
-        stage_module.Stage._note_merge(stage, folder, {}, {"layer": []})
+        stage_module.TrainingStage._note_merge(stage, folder, {}, {"layer": []})
         patch.setattr(loading, "adapted_layer", lambda *_: None)
         patch.setattr(loading, "_stored", lambda *_: {"h.0.attn.c_attn.weight": torch.zeros(2, 2).bfloat16()})
         converted = message(lambda: next(loading._bases(None, folder, {"h.0.attn.c_attn": []})))
