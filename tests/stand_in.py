@@ -27,7 +27,7 @@ MADE = {
     "tokenize_dataset": ("ids",),
     "split_dataset": ("rows",),
     **dict.fromkeys(("train_sft", "train_reward", "train_ppo"), TRAINED),
-    **dict.fromkeys(("evaluate_sft", "evaluate_reward", "evaluate_baseline", "evaluate_ppo"), EVALUATED),
+    **dict.fromkeys(("evaluate_sft", "evaluate_reward", "sample_baseline", "evaluate_ppo"), EVALUATED),
     "summarise": SUMMARY,
 }
 MODEL = {"linear_modules": ["transformer.h.0.attn"], "max_positions": 64}

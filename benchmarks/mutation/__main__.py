@@ -44,10 +44,10 @@ EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 # What is mutated, below workflow/rlhf/: the code that decides what is learnt and what is measured.
 SOURCES = (
     *("data/batching.py", "data/comparisons.py", "data/corpus.py", "data/partition.py", "data/split.py"),
-    "data/tokens.py",
+    *("data/encoding.py", "data/tokens.py"),
     *("models/attention.py", "models/lora.py", "models/merged.py", "models/scores.py"),
-    *("training/delivery.py", "training/engine.py", "training/reward.py", "training/sft.py"),
-    *("training/supervised.py", "training/weights.py"),
+    *("training/accumulation.py", "training/delivery.py", "training/engine.py", "training/frame.py"),
+    *("training/reward.py", "training/sft.py", "training/supervised.py", "training/weights.py"),
     *("ppo/*.py", "evaluation/*.py"),
 )
 PARTS = ("data", "evaluation", "models", "ppo", "training")

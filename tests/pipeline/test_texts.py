@@ -108,7 +108,7 @@ def test_a_reward_model_is_asked_in_its_own_template(tmp_path: Path) -> None:
     run(
         tmp_path,
         configuration(tmp_path, {"chat_template": "tokenizer"}, 60, **models),
-        "evaluate_baseline",
+        "sample_baseline",
         "train_ppo",
     )
     (folder,) = tmp_path.glob("results/reward/*/model")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +85,17 @@ class Outcome:
 
 
 def read_faults(file: Path = LIST) -> list[Fault]:
-    """All faults of the list."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    """All faults of the list.
+
+    Raises:
+        ValueError: a file has two sections, of which YAML would keep the last alone.
+    """
+    text = file.read_text(encoding="utf-8")
+    sections = Counter(re.findall(r"^(\S+\.py):$", text, re.MULTILINE))
+    twice = [path for path, count in sections.items() if count > 1]
+    if twice:
+        raise ValueError(f"{file}: two sections of {', '.join(twice)}")
+    content = yaml.safe_load(text)
     return [
         Fault(path, **(entry | {"tests": tuple(entry["tests"])}))
         for path, entries in content.items()

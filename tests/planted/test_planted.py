@@ -40,6 +40,15 @@ def test_a_fault_that_is_nowhere_or_in_two_places_is_refused(tmp_path: Path) -> 
             fault.planted(text)
 
 
+def test_a_file_with_two_sections_is_refused(tmp_path: Path) -> None:
+    section = "a.py:\n  - {name: a name, was: x, now: y, matters: much, tests: []}\n"
+    (tmp_path / "faults.yaml").write_text(section)
+    assert [fault.name for fault in read_faults(tmp_path / "faults.yaml")] == ["a name"]
+    (tmp_path / "faults.yaml").write_text(2 * section)
+    with pytest.raises(ValueError, match=r"two sections of a\.py"):
+        read_faults(tmp_path / "faults.yaml")
+
+
 @pytest.mark.slow
 def test_some_faults_are_planted_and_seen() -> None:
     """One or two of every part; all of them are tried with `make planted`. The surroundings are those of a test that is

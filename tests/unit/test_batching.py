@@ -346,3 +346,5 @@ def test_prompts_to_answer_are_a_sample_of_all_datasets(tmp_path):
     assert found == chosen["ba", 1234] != chosen["ab", 1235]
     assert collections.Counter(name for name, _ in found) == {"a": 30, "b": 10}
     assert {name for name, _ in found[:6]} == {"a", "b"}
+    # Another choice makes evaluations of equal settings differ: their revision must then be raised.
+    assert found[:2] == [("a", 159), ("b", 54)]

@@ -167,7 +167,7 @@ def test_the_profile_uses_options_that_exist() -> None:
 
 def test_the_profile_sets_resources_of_every_rule_that_may_use_a_gpu() -> None:
     profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
-    expected = {name for name in rule_names() if name.startswith(("train_", "evaluate_"))}
+    expected = {name for name in rule_names() if name.startswith(("train_", "sample_", "evaluate_"))}
     assert profile["set-resources"].keys() == expected
     for name in expected:
         assert ("--signal=TERM@300" in profile["set-resources"][name]["slurm_extra"]) == name.startswith("train_")

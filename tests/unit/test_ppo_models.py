@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.data.corpus import Corpus
 from rlhf.models.loading import load_policy
 from rlhf.ppo import models as ppo_models
 from rlhf.ppo.models import load_models
@@ -22,6 +23,10 @@ IDS = torch.tensor([[3, 4, 5, 6, 7]])
 def stage(settings: dict[str, Any] | None = None, **execution: Any) -> Any:
     spec = specification("ppo", {"dtype": "fp32"} | (settings or {}), execution)
     return SimpleNamespace(settings=spec.settings, execution=spec.execution, seed=1)
+
+
+def prompts(start: Start) -> Corpus:
+    return Corpus([start.data.tokens], [start.data.split], "train", "ppo")
 
 
 @pytest.mark.parametrize("role", ["actor", "critic"])
@@ -64,7 +69,9 @@ def test_under_zero_3_models_are_partitioned_from_the_start(
             return model
 
         monkeypatch.setattr(ppo_models, name, watched)
-    models = load_models(stage(actor_zero_stage=3, critic_zero_stage=3), begin.policy, begin.reward, 2, 2)
+    models = load_models(
+        stage(actor_zero_stage=3, critic_zero_stage=3), begin.policy, begin.reward, prompts(begin), 2, 2
+    )
     assert whole == [False] * 4  # policy, reward model, reference, value model
     reference: Any = models.reference
     assert not reference.module.training
@@ -81,7 +88,7 @@ def test_the_reward_model_is_read_within_its_positions_and_where_it_is_asked(
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(ppo_models, "reward_scorer", lambda *arguments: asked.append(arguments))
     begin = starts["gpt2"]
-    models = load_models(stage({"score_at": "before_eos"}), begin.policy, begin.reward, 2, 2)
-    ((scorer, positions, _, tokenizer, place),) = asked
+    models = load_models(stage({"score_at": "before_eos"}), begin.policy, begin.reward, prompts(begin), 2, 2)
+    ((scorer, positions, _, tokenizer, _, place),) = asked
     assert (positions, place) == (scorer.model.config.n_positions, "before_eos")
     assert tokenizer is models.tokenizer

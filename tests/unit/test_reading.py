@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rlhf.ppo.sampling import Answer
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +17,7 @@ from rlhf.data.split import split_dataset
 from rlhf.data.tokens import TokenStore, tokenize
 from rlhf.files import write_jsonl
 from rlhf.ppo.reward import ReEncodedText, SameTokens, reward_scorer
-from rlhf.ppo.rollout import Samples
+from rlhf.ppo.samples import Answer, Samples
 from tests.tokenizers import ASSISTANT, BOS, END, EOS, KINDS, USER, make_tokenizer
 
 TURNS = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}<|end|>{% endfor %}"

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.runtime.progress import StageMetrics
+from rlhf.training import reward, sft
 from tests.oracle.conftest import Start, starts  # noqa: F401  (a fixture)
 from tests.oracle.stages import Outcome, run
 
@@ -109,3 +110,22 @@ def test_adapters_of_no_layer_are_refused_by_the_key_of_their_settings(
         experiment, folders = {"ppo": PPO | {kind: adapters}}, {"sft": start.policy, "reward": start.reward}
     with pytest.raises(UserError, match=rf"^{re.escape(key)}\.lora_module_name: 'no such layer' matches no linear"):
         run(stage, tmp_path / "out", [start.data], experiment, **folders)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("sft", "packing"), ("reward", "share_prompt")])
+def test_a_family_is_asked_about_the_longest_sequence_and_refused_by_the_key(
+    kind: str,
+    key: str,
+    starts: dict[str, Start],  # noqa: F811
+    tmp_path: Path,
+    group: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows of attention may be wider than short sequences, and narrower than the longest."""
+    asked: list[int] = []
+    module = {"sft": sft, "reward": reward}[kind]
+    monkeypatch.setattr(module, "supports_segments", lambda model, longest: asked.append(longest) or False)
+    start, settings = starts["gpt2"], TRAINING | {"execution": {key: True}}
+    with pytest.raises(UserError, match=rf"{kind}\.execution\.{key}: gpt2 cannot"):
+        run(kind, tmp_path / "out", [start.data], {kind: settings}, model=start.policy)
+    assert asked == [TRAINING["max_seq_len"]]

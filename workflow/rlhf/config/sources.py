@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from pathlib import Path
+import os
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -106,7 +106,7 @@ class DatasetSource(Section):
 
 def matching(path: str) -> list[str]:
     """The files that a pattern such as `data/*.parquet` fits, in the order of their names; another path as it is."""
-    return [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True)) or [path]
+    return [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True)) or [path]
 
 
 class DatasetSettings(Section):
