@@ -164,7 +164,7 @@ def _run(fault: Fault | None, tests: tuple[str, ...], folder: Path) -> None:
         signal.alarm(SECONDS if fault is not None else 0)
         paths = [str(ROOT / "tests" / test) for test in tests]
         options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0", "--rootdir", str(ROOT)]
-        code = int(pytest.main([*options, f"--basetemp={folder / 'tests'}", *paths]))
+        code = int(pytest.main([*options, f"--basetemp={folder / 'temporary'}", *paths]))
         sys.stdout.flush()
     finally:
         os._exit(code)
