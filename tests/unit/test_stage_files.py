@@ -25,6 +25,8 @@ PPO: dict[str, Any] = {
     "max_answer_seq_len": 6,
     "temperature": 0.8,
     "dtype": "fp32",
+    "actor": {"num_warmup_steps": 0},
+    "critic": {"num_warmup_steps": 0},
 }
 
 
