@@ -28,7 +28,7 @@ demo: setup ## Run the embedded experiment to the report
 	@echo "report: results/report.html"
 
 test: setup ## Run the tests; ARGS is passed to pytest
-	pytest $(ARGS)
+	pytest -n $(CORES) --dist loadgroup --no-loadscope-reorder --durations 50 $(ARGS)
 
 planted: setup ## Plant the listed faults, one at a time, and expect red tests
 	python -m tests.planted $(ARGS)
@@ -40,13 +40,13 @@ mutation: setup ## Measure how many small changes of the code the tests notice
 check: setup ## Lint, format and type checks
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile workflow/rules
+	snakefmt --check Snakefile workflow/Snakefile workflow/rules
 	mypy
 
 format: setup ## Format the code
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile workflow/rules
+	snakefmt Snakefile workflow/Snakefile workflow/rules
 
 docs: setup ## Regenerate the configuration's schema and manual, and the table of flags
 	python -m rlhf.config.documentation

@@ -21,6 +21,7 @@ STAGE = ["metrics.jsonl", "memory.json", "manifest.json", "model/config.json", "
 WRITES = {
     "train": STAGE,
     "evaluate": ["evaluation.json", "samples.jsonl"],
+    "sample": ["evaluation.json", "samples.jsonl"],
     "tokenize": ["train.tokens"],
 }
 TABLES = [
@@ -49,7 +50,7 @@ def sbatch(arguments: tuple[str, ...]) -> None:
     """Take a job, write what it would, and say its number."""
     comment = arguments[arguments.index("--comment") + 1]
     rule, identifier = re.fullmatch(r"rule_(\w+?)_wildcards_(.+)", comment).groups()
-    kind = {"tokenize_dataset": "tokens", "evaluate_baseline": "baseline"}.get(rule, rule.removeprefix("train_"))
+    kind = {"tokenize_dataset": "tokens", "sample_baseline": "baseline"}.get(rule, rule.removeprefix("train_"))
     folder = Path("results", kind, identifier)
     write(folder, WRITES[rule.split("_")[0]])
     write(Path("benchmarks", kind), [f"{identifier}.jsonl"])

@@ -20,6 +20,14 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n 2 --dist loadgroup`) a file's tests stay together, as they share fixtures; so do all those on
+    Slurm, whose clusters each serve the tests of several files."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The repository."""

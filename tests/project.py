@@ -1,11 +1,14 @@
 """One small but complete run of the workflow, shared by the tests that need real results."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from rlhf.config import Fingerprints, Plan, resolve
 from tests.snakemake import snakemake, write_config
@@ -81,5 +84,17 @@ def complete(folder: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project after a complete run."""
-    return complete(tmp_path_factory.mktemp("project"))
+    """A project after a complete run: of several test processes, the first one to ask runs it, each gets a copy."""
+    folder = tmp_path_factory.mktemp("projects") / "finished"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder.mkdir()
+        return complete(folder)
+    shared = tmp_path_factory.getbasetemp().parent / "finished"
+    with FileLock(shared.with_suffix(".lock")):
+        if not shared.exists():
+            running = shared.with_name("running")
+            running.mkdir()  # once: a run that failed is not tried again
+            complete(running)
+            running.rename(shared)
+    shutil.copytree(shared, folder, symlinks=True)
+    return Project(folder, tiny_config())

@@ -25,7 +25,9 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def snakemake(directory: Path, *arguments: str, timeout: int = 1200) -> subprocess.CompletedProcess[str]:
+def snakemake(
+    directory: Path, *arguments: str, timeout: int = 1200, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run Snakemake with `directory` as its working directory; output and errors are returned together."""
     command = [
         sys.executable,
@@ -39,7 +41,7 @@ def snakemake(directory: Path, *arguments: str, timeout: int = 1200) -> subproce
     ]
     return subprocess.run(
         list(map(str, command)),
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | (environment or {}),
         cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -63,9 +65,11 @@ def write_config(directory: Path, config: dict[str, Any], name: str = "config.ya
     return path
 
 
-def dry_run(directory: Path, config: Path, *arguments: str) -> dict[str, int]:
+def dry_run(
+    directory: Path, config: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> dict[str, int]:
     """Rule -> number of jobs that a dry run would run; empty where there is nothing to do."""
-    result = snakemake(directory, "--dry-run", "--configfile", str(config), *arguments)
+    result = snakemake(directory, "--dry-run", "--configfile", str(config), *arguments, environment=environment)
     assert result.returncode == 0, result.stdout
     if "Nothing to be done" in result.stdout:
         return {}

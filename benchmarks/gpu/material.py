@@ -62,7 +62,7 @@ def make_rows(scale: Scale) -> list[dict[str, str]]:
 
     rows = []
     for _ in range(sum(scale.rows) + scale.unseen):
-        answers = {name: text(scale.answer - 1) for name in ("chosen", "rejected")}  # EOS comes with the ids
+        answers = {name: f" {text(scale.answer - 1)}" for name in ("chosen", "rejected")}  # EOS comes with the ids
         rows.append({"prompt": text(scale.prompt), **answers})
     return rows
 

@@ -5,6 +5,10 @@ python -m benchmarks.mutation        (or `make mutation`; about an hour on two c
 mutmut makes the mutants, finds the tests that call a mutated function, and tries each mutant on those in a forked child
 of a process that has imported torch, DeepSpeed and the tests. Writes benchmarks/mutation.md. Survivors that cannot
 change a result are argued in benchmarks/mutation/equivalent.yaml.
+
+python -m benchmarks.mutation --again
+
+tries once more what survived, or ran out of time, against the tests as they are now, and reports both passes together.
 """
 
 from __future__ import annotations
@@ -34,13 +38,16 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".mutation"
 RESULT = ROOT / "benchmarks/mutation.md"
+RESULTS = "results.json"  # in the working folder
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 
 # What is mutated, below workflow/rlhf/: the code that decides what is learnt and what is measured.
 SOURCES = (
-    *("data/batching.py", "data/comparisons.py", "data/corpus.py", "data/split.py", "data/tokens.py"),
-    *("models/attention.py", "models/lora.py", "models/scores.py"),
-    *("training/engine.py", "training/reward.py", "training/sft.py", "training/supervised.py", "training/weights.py"),
+    *("data/batching.py", "data/comparisons.py", "data/corpus.py", "data/partition.py", "data/split.py"),
+    *("data/encoding.py", "data/tokens.py"),
+    *("models/attention.py", "models/lora.py", "models/merged.py", "models/scores.py"),
+    *("training/accumulation.py", "training/delivery.py", "training/engine.py", "training/frame.py"),
+    *("training/reward.py", "training/sft.py", "training/supervised.py", "training/weights.py"),
     *("ppo/*.py", "evaluation/*.py"),
 )
 PARTS = ("data", "evaluation", "models", "ppo", "training")
@@ -53,7 +60,9 @@ FOREIGN_TESTS = {
 # Tests that start processes, each of which imports everything anew.
 SLOW_TESTS = ("tests/unit/test_loading.py::test_no_process_of_two_ever_holds_the_whole_model",)
 OPTIONS = ("-p", "no:cacheprovider", "-p", "benchmarks.mutation.quickest_first")
-KILLED = {"killed", "timeout", "segfault"}
+TIMED_OUT_TWICE = "timeout twice"
+KILLED = {"killed", "segfault", TIMED_OUT_TWICE}  # a single timeout may be the load of other work
+DOUBTFUL = {"survived", "no tests", "timeout"}  # tried again with --again
 
 CONFIGURATION = """
 
@@ -79,8 +88,49 @@ class Verdict:
 
     @property
     def is_killed(self) -> bool:
-        """Whether a test failed, or did not end."""
+        """Whether a test failed, or did not end in two passes."""
         return self.status in KILLED
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run over mutants; the first one tries a sample, each later one what was left of it."""
+
+    commit: str
+    day: str
+    minutes: int
+    tried: int
+    jobs: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """What became of a sample of mutants in one pass or several.
+
+    Attributes:
+        how: of which mutants they are, in words.
+        statuses: key of each mutant -> its last status.
+        passes: oldest first.
+    """
+
+    how: str
+    statuses: dict[tuple[str, str, str, int], str]
+    passes: list[Pass]
+
+    @classmethod
+    def read(cls, work: Path) -> Results:
+        """Those of the last run; what `write` wrote."""
+        try:
+            content = json.loads((work / RESULTS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            sys.exit(f"{work / RESULTS}: not there; run without --again first")
+        statuses = {(*key[:3], key[3]): status for key, status in content["statuses"]}
+        return cls(content["how"], statuses, [Pass(**entry) for entry in content["passes"]])
+
+    def write(self, work: Path) -> None:
+        """Keep them in the working folder."""
+        content = vars(self) | {"statuses": list(self.statuses.items()), "passes": [vars(one) for one in self.passes]}
+        (work / RESULTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,7 +140,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--sources", default="", help="pattern of the mutated files, such as '^data/'")
     parser.add_argument("--tests", default="", help="pattern of the test files to try them on")
-    parser.add_argument("--survivors", action="store_true", help="try again what survived last time, report nothing")
+    parser.add_argument("--again", action="store_true", help="try again what the last run left, and report both")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
     parser.add_argument("--work", type=Path, default=WORK, help="folder to work in")
@@ -102,23 +152,32 @@ def main(args: argparse.Namespace) -> None:
     """Make, choose and try the mutants, and write the report."""
     started = time.monotonic()
     args.work = args.work.resolve()
-    last = _last_results(args.work)
+    last = Results.read(args.work) if args.again else None
     if not args.resume:
         prepare(args.work, args)
+        if last is not None:
+            last.write(args.work)
     mutants = list(all_mutants(args.work, args.sources))
     arguments = read_arguments(mutants, args.sources)
-    chosen = choose(mutants, args, last)
+    chosen = choose(mutants, args) if last is None else left_of(mutants, last)
     run(args.work, [mutant.name for mutant in chosen], args.jobs)
+    before = {} if last is None else last.statuses
     found = statuses(args.work)
-    verdicts = [Verdict(mutant, found[mutant.name], arguments.get(mutant.key)) for mutant in chosen]
-    _keep_results(args.work, verdicts)
+    this = Pass(_commit(), str(date.today()), round((time.monotonic() - started) / 60), len(chosen), args.jobs)
+    results = Results(
+        last.how if last is not None else _how(args, len(chosen)),
+        before | {mutant.key: _last_status(found[mutant.name], before.get(mutant.key)) for mutant in chosen},
+        [*([] if last is None else last.passes), this],
+    )
+    results.write(args.work)
+    by_key = {mutant.key: mutant for mutant in mutants}
+    verdicts = [Verdict(by_key[key], status, arguments.get(key)) for key, status in results.statuses.items()]
     wrong = [verdict.mutant for verdict in verdicts if verdict.is_killed and verdict.argument]
     for mutant in wrong:
         print(f"argued equivalent, but killed: {mutant.function}: {mutant.was} -> {mutant.now}")
     for verdict in _survivors(verdicts):
         print(f"{verdict.status}: {verdict.mutant.function}\n  - {verdict.mutant.was}\n  + {verdict.mutant.now}")
-    if not args.survivors:
-        args.output.write_text(report(verdicts, mutants, args, time.monotonic() - started), encoding="utf-8")
+    args.output.write_text(report(verdicts, mutants, results), encoding="utf-8")
     sys.exit(bool(wrong))
 
 
@@ -146,8 +205,8 @@ def prepare(work: Path, args: argparse.Namespace) -> None:
 
 
 def tests_of_parts() -> list[str]:
-    """Tests that import one of the mutated parts; mutmut takes from them those that call a mutated function."""
-    prefixes = tuple(f"rlhf.{part}" for part in PARTS)
+    """Tests that import one of the mutated parts, or run stages; mutmut takes those that call a mutated function."""
+    prefixes = ("tests.oracle", *(f"rlhf.{part}" for part in PARTS))
     return sorted(
         file.relative_to(ROOT).as_posix()
         for file in (ROOT / "tests").glob("*/test_*.py")
@@ -173,14 +232,20 @@ def all_mutants(work: Path, sources: str) -> Iterator[Mutant]:
             yield from mutants_of(file, ".".join(file.with_suffix("").parts[1:]))
 
 
-def choose(mutants: list[Mutant], args: argparse.Namespace, last: dict[str, str]) -> list[Mutant]:
-    """The mutants to try: a seeded sample, or what survived last time."""
+def choose(mutants: list[Mutant], args: argparse.Namespace) -> list[Mutant]:
+    """The mutants to try: all, or a seeded sample."""
     tried = [mutant for mutant in mutants if mutant.left_out is None]
-    if args.survivors:
-        return [mutant for mutant in tried if last.get(json.dumps(mutant.key)) in ("survived", "no tests")]
     if not args.sample or args.sample >= len(tried):
         return tried
     return random.Random(args.seed).sample(tried, args.sample)
+
+
+def left_of(mutants: list[Mutant], last: Results) -> list[Mutant]:
+    """The mutants that survived the last run or ran out of time; the code must be as it was."""
+    gone = last.statuses.keys() - {mutant.key for mutant in mutants}
+    if gone:
+        sys.exit(f"the code has changed, {len(gone)} mutants of the last run are no more; measure anew without --again")
+    return [mutant for mutant in mutants if last.statuses.get(mutant.key) in DOUBTFUL]
 
 
 def run(work: Path, names: list[str], jobs: int) -> None:
@@ -225,14 +290,12 @@ def read_arguments(mutants: list[Mutant], sources: str) -> dict[tuple[str, str, 
     return arguments
 
 
-def _last_results(work: Path) -> dict[str, str]:
-    file = work / "results.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def _last_status(status: str, before: str | None) -> str:
+    return TIMED_OUT_TWICE if status == before == "timeout" else status
 
 
-def _keep_results(work: Path, verdicts: list[Verdict]) -> None:
-    kept = {json.dumps(verdict.mutant.key): verdict.status for verdict in verdicts}
-    (work / "results.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+def _how(args: argparse.Namespace, tried: int) -> str:
+    return f"a random sample of {tried} (seed {args.seed})" if args.sample else "all"
 
 
 def _survivors(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -245,7 +308,7 @@ def _score(verdicts: list[Verdict]) -> float:
     return 1 - len(_survivors(verdicts)) / len(verdicts)
 
 
-def report(verdicts: list[Verdict], mutants: list[Mutant], args: argparse.Namespace, seconds: float) -> str:
+def report(verdicts: list[Verdict], mutants: list[Mutant], results: Results) -> str:
     """The report as Markdown."""
     by_part = {part: [v for v in verdicts if v.mutant.package == part] for part in PARTS}
     groups = {part: group for part, group in by_part.items() if group} | {"all": verdicts}
@@ -257,21 +320,19 @@ def report(verdicts: list[Verdict], mutants: list[Mutant], args: argparse.Namesp
     ]
     left_out = Counter(mutant.left_out for mutant in mutants)
     reasons = ", ".join(f"{left_out[reason]} of {reason}" for reason in LEFT_OUT)
-    how = f"a random sample of {len(verdicts)} (seed {args.seed})" if args.sample else "all"
     equivalent = [verdict for verdict in verdicts if verdict.argument and not verdict.is_killed]
-    headers = ["part", "mutants", "tried", "killed", "timed out", "argued equivalent", "survived", "score"]
+    headers = ["part", "mutants", "tried", "killed", "timed out twice", "argued equivalent", "survived", "score"]
     return "\n".join(
         [
             "# Mutation score",
             "",
             "Small changes of the code, one at a time: does a unit test fail? Written by `make mutation`.",
             "",
-            f"- {date.today()}, commit {_commit()}, Python {platform.python_version()}, {os.cpu_count()} cores, "
-            f"{seconds / 60:.0f} minutes",
-            f"- {_tool()}; command: `{' '.join(['python -m benchmarks.mutation', *sys.argv[1:]])}`",
-            f"- of all mutants of {', '.join(f'`{pattern}`' for pattern in SOURCES)}: {how}",
+            *map(_told, range(1, len(results.passes) + 1), results.passes),
+            f"- {_tool()}, Python {platform.python_version()}, {os.cpu_count()} cores that other work shared",
+            f"- of all mutants of {', '.join(f'`{pattern}`' for pattern in SOURCES)}: {results.how}",
             f"- left out beforehand: {reasons}",
-            "- score: killed, timed out or argued equivalent, of those tried",
+            "- score: killed, timed out in two passes or argued equivalent, of those tried",
             "",
             tabulate(table, headers, "github"),
             "",
@@ -287,8 +348,13 @@ def report(verdicts: list[Verdict], mutants: list[Mutant], args: argparse.Namesp
     )
 
 
+def _told(number: int, one: Pass) -> str:
+    what = f"{one.tried} mutants, {one.jobs} at a time" if number == 1 else f"{one.tried} that were left, tried again"
+    return f"- pass {number}: {one.day}, commit {one.commit}: {what}, {one.minutes} minutes"
+
+
 def _counts(group: list[Verdict]) -> list[int]:
-    timed_out = sum(verdict.status == "timeout" for verdict in group)
+    timed_out = sum(verdict.status == TIMED_OUT_TWICE for verdict in group)
     equivalent = sum(bool(verdict.argument) and not verdict.is_killed for verdict in group)
     return [sum(verdict.is_killed for verdict in group) - timed_out, timed_out, equivalent]
 
@@ -296,6 +362,7 @@ def _counts(group: list[Verdict]) -> list[int]:
 def _lines(verdicts: list[Verdict]) -> list[str]:
     return [
         f"- {verdict.mutant.function.removeprefix('rlhf.')}: `{verdict.mutant.was}` -> `{verdict.mutant.now}`"
+        + (f" ({verdict.status})" if verdict.status != "survived" and not verdict.argument else "")
         + (f": {verdict.argument}" if verdict.argument else "")
         for verdict in sorted(verdicts, key=lambda verdict: verdict.mutant.key)
     ] or ["none"]

@@ -26,7 +26,7 @@ from rlhf.training import stage
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.distributed import rank
 from rlhf.training.engine import Trainer
-from rlhf.training.stage import Stage
+from rlhf.training.stage import TrainingStage
 
 
 def install(seconds: float) -> None:
@@ -35,7 +35,7 @@ def install(seconds: float) -> None:
     slow_down(Checkpoints, "boundary", "boundary", seconds, lambda arguments, result: arguments[0]["step"])
     slow_down(Checkpoints, "interrupt_point", "inside", seconds / 10)
     slow_down(Trainer, "save", "save", seconds / 5)
-    slow_down(Stage, "save", "finish", seconds / 2)
+    slow_down(TrainingStage, "save", "finish", seconds / 2)
 
 
 def slow_down(
@@ -57,7 +57,7 @@ def slow_down(
 
 def slow_disk(seconds: float) -> None:
     """Writing a model takes so long; from the first one on, a collective waits for half of that."""
-    save, write = Stage.save, stage.write_model
+    save, write = TrainingStage.save, stage.write_model
 
     def impatiently(*arguments: Any, **keywords: Any) -> None:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds / 2), dist.group.WORLD)
@@ -67,7 +67,7 @@ def slow_disk(seconds: float) -> None:
         time.sleep(seconds)
         write(*arguments, **keywords)
 
-    Stage.save, stage.write_model = impatiently, slowly
+    TrainingStage.save, stage.write_model = impatiently, slowly
 
 
 def note(action: str, when: str, step: int | None) -> None:

@@ -16,7 +16,7 @@ from rlhf.functions import load_judge
 from rlhf.ppo.loop import train_ppo
 from rlhf.training.reward import train_reward
 from rlhf.training.sft import train_sft
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.project import Project
 from tests.specifications import specification_of
 
@@ -81,12 +81,12 @@ class StageRun:
             self.folder / "output",
             self.state,
         )
-        with Stage(spec, paths) as stage:
+        with TrainingStage(spec, paths) as stage:
             if not stage.was_finished():
                 self._train(stage)
         return self.outcome()
 
-    def _train(self, stage: Stage) -> None:
+    def _train(self, stage: TrainingStage) -> None:
         if self.kind == "ppo":
             models = (self.project.results(kind) / "model" for kind in ("sft", "reward"))
             train_ppo(stage, *models, load_judge(stage.settings.gold_reward))

@@ -9,7 +9,7 @@ from rlhf.files import read_json
 from rlhf.training import stage as stage_module
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.engine import Trainer
-from rlhf.training.stage import Stage
+from rlhf.training.stage import TrainingStage
 from tests.faults.stages import Killed, at_call, kill, request_stop
 
 LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2}
@@ -71,7 +71,7 @@ def test_death_while_saving_falls_back_to_the_checkpoint_before(stage_run, expec
 def test_death_after_the_last_step(stage_run, expected, monkeypatch, kind):
     run = stage_run(kind, checkpoint_steps=1)
     with monkeypatch.context() as patch:
-        at_call(patch, Stage, "save", 1, kill)
+        at_call(patch, TrainingStage, "save", 1, kill)
         with pytest.raises(Killed):
             run.start()
     assert_same(run.start(), expected(kind))

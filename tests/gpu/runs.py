@@ -162,7 +162,7 @@ def long_rows(count: int) -> list[dict[str, str]]:
         numbers = generator.integers(200, size=generator.integers(7 * LONG // 16, LONG // 2))  # EOS comes with the ids
         return " ".join(f"w{number}" for number in numbers)
 
-    return [{name: text() for name in ("prompt", "chosen", "rejected")} for _ in range(count)]
+    return [{"prompt": text(), "chosen": f" {text()}", "rejected": f" {text()}"} for _ in range(count)]
 
 
 class Runs:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits, token_logprobs
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
-from rlhf.ppo.rollout import collate
+from rlhf.ppo.samples import collate
 from rlhf.ppo.scoring import answer_values
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood

@@ -12,8 +12,8 @@ import torch
 
 from rlhf.models.loading import load_policy
 from rlhf.models.scores import answer_logits, token_logprobs
-from rlhf.ppo.rollout import collate
-from rlhf.ppo.sampling import sample_answers
+from rlhf.ppo.rollout import sample_answers
+from rlhf.ppo.samples import collate
 from tests.gpu.runs import FAMILIES
 from tests.unit.conftest import make_model
 

@@ -102,7 +102,7 @@ def write_rows(rows: Sequence[Row], file: Path) -> None:
     """Rows of shape `ranked`, the worst answer first."""
     lines = []
     for row in rows:
-        answers = {"answers": [words(answer) for answer in row.answers[::-1]], "ratings": row.ratings[::-1]}
+        answers = {"answers": [f" {words(answer)}" for answer in row.answers[::-1]], "ratings": row.ratings[::-1]}
         lines.append({"prompt": words(row.prompt), **answers, "subset": row.subset})
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -65,17 +65,17 @@ class Witness:
             witness.batches.append([tuple(row) for row in rows])
             return check(counter, step, loss, norm, rows)
 
-        def trained(update: PpoUpdate, experience: Any, partitions: Any, *args: Any, **kwargs: Any) -> Any:
+        def trained(update: PpoUpdate, experience: Any, *args: Any, **kwargs: Any) -> Any:
             samples = experience.samples
             witness.rollouts.append(
                 Rollout(
                     [np.array(prompt) for prompt in samples.prompts],
                     [np.array(answer.ids) for answer in samples.answers],
                     [bool(end) for end in samples.finished],
-                    [[_rows(minibatch) for minibatch in epoch] for epoch in partitions],
+                    [[_rows(minibatch) for minibatch in epoch] for epoch in experience.scores.partition.epochs],
                 )
             )
-            return train(update, experience, partitions, *args, **kwargs)
+            return train(update, experience, *args, **kwargs)
 
         patch.setattr(Trainer, "__init__", made)
         patch.setattr(FaultCounter, "check", checked)
@@ -198,7 +198,7 @@ def run(
         "state": output / "state",
         **folders,
     }
-    script = kind if kind.startswith("evaluate_") else f"evaluate_{kind}" if kind == "baseline" else f"train_{kind}"
+    script = kind if kind.startswith("evaluate_") else f"sample_{kind}" if kind == "baseline" else f"train_{kind}"
     with pytest.MonkeyPatch.context() as patch:
         witness = Witness.of(patch)
         call(script, **arguments)

@@ -17,10 +17,11 @@ from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import DTYPES, load_policy, load_tokenizer
 from rlhf.models.scores import TokenScorer, answer_logits, last_token, token_logprobs
 from rlhf.ppo.loop import train_ppo
-from rlhf.ppo.rollout import collate
+from rlhf.ppo.samples import collate
+from rlhf.training.frame import EVALUATION_ROWS_SEED
 from rlhf.training.reward import train_reward
-from rlhf.training.sft import EVALUATION_ROWS_SEED, AnswerLikelihood, train_sft
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.sft import AnswerLikelihood, train_sft
+from rlhf.training.stage import StagePaths, TrainingStage
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
 from tests.specifications import specification_of
@@ -61,14 +62,14 @@ class Trained:
             folder / "reward/model",
         )
 
-    def _stage(self, kind: str, settings: dict[str, Any], execution: dict[str, Any]) -> Stage:
+    def _stage(self, kind: str, settings: dict[str, Any], execution: dict[str, Any]) -> TrainingStage:
         stage = self._project.plan.stages[kind, self._project.results(kind).name]
         adapters = dict.fromkeys(("actor", "critic"), self._lora) if kind == "ppo" else {}
         precision = {"dtype": self.dtype}
         spec = specification_of(stage, deep_merge(settings | precision, adapters), execution)
         output = self.folder / kind
         output.mkdir()
-        return Stage(spec, self._paths(spec.upstream, output))
+        return TrainingStage(spec, self._paths(spec.upstream, output))
 
     def _paths(self, upstream: Any, output: Path) -> StagePaths:
         results = self._project.folder / "results"
@@ -132,7 +133,7 @@ def test_a_phase_starts_from_what_the_one_before_has_trained(trained: Trained) -
 @pytest.mark.parametrize("kind", ["sft", "reward", "ppo"])
 def test_every_stage_has_seen_that_it_delivers_what_it_trained(trained: Trained, kind: str) -> None:
     (found,) = trained.manifest(kind)["delivered"].values()
-    assert found["difference"] <= 1e-5 < found["limit"]
+    assert found["difference"] <= (1e-5 if trained.dtype == "fp32" else 0.0) < found["limit"]
     assert found["quantity"] == ("score" if kind == "reward" else "log-probability")
 
 
@@ -167,8 +168,8 @@ def test_ppo_samples_what_it_trains(trained: Trained) -> None:
         assert row["sampling_logprob_error"] <= (1e-4 if trained.dtype == "fp32" else 0.2)
         assert row["first_ratio_error"] <= 1e-6
         assert row["grad_norm"] > 0 and row["critic_grad_norm"] > 0
-    assert abs(first["kl"]) < 1e-4
-    assert abs(second["kl"]) > 1e-4
+    assert abs(first["kl"]) < 1e-6  # no step has been taken
+    assert abs(second["kl"]) > 1e-5  # one step has: a mean of signed differences, small where they cancel
 
 
 def test_the_policy_does_not_see_padding(trained: Trained) -> None:

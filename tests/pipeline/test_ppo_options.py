@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.specification import PpoSpecification
+from rlhf.data.questions import Question
 from rlhf.errors import UserError
 from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
@@ -24,7 +27,7 @@ from rlhf.ppo.rollout import generate
 from rlhf.records.metrics import read_metrics
 from rlhf.reporting.checks import check_metrics, require_hard
 from rlhf.training.engine import Trainer
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.project import Project
 from tests.specifications import specification_of
 
@@ -45,7 +48,7 @@ def run(project: Project, output: Path, spec: PpoSpecification, reward: Path | N
         output / "state",
     )
     output.mkdir()
-    with Stage(spec, paths) as stage:
+    with TrainingStage(spec, paths) as stage:
         train_ppo(stage, project.results("sft") / "model", reward or project.results("reward") / "model")
     folders = {"ppo": output, "sft": project.results("sft"), "reward": project.results("reward")}
     metrics = {kind: read_metrics(folder / "metrics.jsonl") for kind, folder in folders.items()}
@@ -117,9 +120,9 @@ def test_each_schedule_spans_the_steps_of_its_own_model(variant, monkeypatch):
     rates: dict[Trainer, list[float]] = {}
     original = Trainer.step
 
-    def step(trainer, losses, micro_steps):
+    def step(trainer, *arguments):
         rates.setdefault(trainer, []).append(trainer.learning_rate())
-        return original(trainer, losses, micro_steps)
+        return original(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "step", step)
     rows = variant(critic_warmup_iterations=1)
@@ -168,7 +171,9 @@ def test_ppo_runs_with_the_formulas_of_deepspeed_chat(variant):
 
 def scorer(folder: Path, policy_tokenizer: Any) -> Any:
     model = TokenScorer.normalised(load_reward(folder, "fp32", 0.0)).eval()
-    return reward_scorer(model, 64, load_tokenizer(folder), policy_tokenizer)
+    row = {"prompt": "write a review of the car :", "own": None, "turns": None, "row": 0}
+    prompts: Any = SimpleNamespace(has_own_templates=False, question=lambda _: Question(None, row, "", ""))
+    return reward_scorer(model, 64, load_tokenizer(folder), policy_tokenizer, prompts)
 
 
 def test_a_reward_model_with_another_tokenizer_reads_the_text(finished, group, tmp_path):
@@ -176,7 +181,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(finished, group, t
     sft, reward = finished.results("sft") / "model", finished.results("reward") / "model"
     tokenizer = load_tokenizer(sft)
     prompts = [np.array(tokenizer("write a review of the car :")["input_ids"])] * 16
-    samples = generate(load_policy(sft, "fp32", 0.0).eval(), prompts, range(16), 16, 12, 1.0)
+    samples = replace(generate(load_policy(sft, "fp32", 0.0).eval(), prompts, range(16), 16, 12, 1.0), rows=range(16))
     rows = np.array([row for row, answer in enumerate(samples.answers) if not {0, 2} & set(answer.ids.tolist())])
     assert len(rows) > 4
     part = samples.rectangle(rows, tokenizer.pad_token_id, torch.device("cpu"))

@@ -72,7 +72,8 @@ def test_every_quirk_of_the_preferences_is_counted(real: Project) -> None:
     bad = {reason: entry["count"] for reason, entry in splits["train"]["bad_rows"].items()}
     assert bad == {"prompt differs": 5, "empty answer": 4}
     assert splits["train"]["rows_kept"] + splits["eval"]["rows_kept"] == 2312 - 9
-    assert splits["train"]["repeated_prompts"] + splits["eval"]["prompts_seen_in_train"] == 2
+    assert splits["train"]["repeated_prompts"] + splits["eval"]["repeated_prompts"] == 2
+    assert splits["eval"]["seen_in_train"] == 0
     left_out = {row for entry in splits["train"]["bad_rows"].values() for row in entry["first_rows"]}
     with gzip.open(real.folder / "data/preferences.jsonl.gz", "rt", encoding="utf-8") as stream:
         plain = [all(text.isascii() for text in json.loads(line).values()) for line in stream]

@@ -18,7 +18,7 @@ from rlhf.files import read_json, read_jsonl
 from rlhf.models.loading import load_reward
 from rlhf.models.scores import TokenScorer
 from rlhf.training.reward import train_reward
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.specifications import specification
 from tests.unit.conftest import make_model
 
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rated")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated_rows(300)))
     source = {"path": str(folder / "rows.jsonl"), "eval_share": 0.2}
-    settings = ResolvedDataset(source=source, shape="ratings", max_bad_share=0.5)
+    settings = ResolvedDataset(source=source, shape="ratings", max_bad_share=0.5, answer_format=" {answer}")
     cache_dataset(settings, folder / "dataset", "datasets.rated")
     model = make_model(folder / "model", "gpt2")
     tokenize(folder / "dataset", model, folder / "tokens")
@@ -64,7 +64,7 @@ def train(data: Path, output: Path, execution: dict[str, Any] | None = None, **s
     """Run the reward stage; returns its folder."""
     paths = StagePaths([data / "tokens"], [data / "split"], output, output / "state")
     output.mkdir()
-    with Stage(specification("reward", SETTINGS | settings, execution), paths) as stage:
+    with TrainingStage(specification("reward", SETTINGS | settings, execution), paths) as stage:
         train_reward(stage, data / "model")
     return output
 
@@ -110,7 +110,8 @@ def test_the_evaluation_of_groups(data: Path, trained: Path, tmp_path: Path) -> 
 
 
 def test_a_margin_that_the_data_lacks_stops_before_training(data: Path, group: None, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "w3", "answers": ["w4", "w5"]}\n' * 20)
+    rows = [{"prompt": f"w{row}", "answers": [" w4", " w5"]} for row in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ResolvedDataset(source={"path": str(tmp_path / "rows.jsonl")}, shape="ranked")
     cache_dataset(settings, tmp_path / "dataset", "datasets.ranked")
     tokenize(tmp_path / "dataset", data / "model", tmp_path / "tokens")

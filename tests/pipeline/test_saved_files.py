@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.files import read_json, sha256_tree
 from rlhf.training.sft import train_sft
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.project import Project
 from tests.specifications import specification_of
 
@@ -52,7 +52,7 @@ def train_with_adapters(project: Project, output: Path, zero_stage: int) -> Path
         output,
         output.parent / f"state-{output.name}",
     )
-    with Stage(spec, paths) as stage:
+    with TrainingStage(spec, paths) as stage:
         train_sft(stage, base_folder(project))
     return output
 

@@ -12,6 +12,8 @@ import sys
 
 from tests.planted.planting import Outcome, read_faults, try_faults
 
+SHOWN_LINES = 60  # of a run that is not as expected
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,7 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def told(outcome: Outcome) -> str:
-    """One line, or everything where it is not as expected."""
+    """One line, or the end of the output where it is not as expected."""
     fault = outcome.fault
     what = "nothing planted" if fault is None else f"{fault.file}: {fault.name}"
     if outcome.as_expected:
@@ -30,7 +32,8 @@ def told(outcome: Outcome) -> str:
         return f"{what}: {'green' if fault is None else 'red'}{f' by {failed[1]}' if failed else ''}"
     if outcome.code == 0 and fault is not None:
         return f"NOT SEEN {what}: {', '.join(fault.tests)} stayed green"
-    return f"BROKEN {what} (pytest ended with {outcome.code})\n{outcome.output}"
+    end = "\n".join(outcome.output.splitlines()[-SHOWN_LINES:])
+    return f"BROKEN {what} (pytest ended with {outcome.code})\n{end}"
 
 
 def main(args: argparse.Namespace) -> int:

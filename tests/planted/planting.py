@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,9 @@ PACKAGE = ROOT / "workflow/rlhf"
 LIST = Path(__file__).with_name("faults.yaml")
 # Imported before forking; what is left is the package and the tests.
 HEAVY = ("datasets", "hypothesis", "torch", "deepspeed", "peft", "scipy.stats", "transformers", "transformers.trainer")
-SECONDS = 600  # of one child: a fault may turn a loop into an endless one
+SECONDS = 1800  # of one fault, which may turn a loop into an endless one; generous, because it then counts as seen
+# Of a process group: a child of a test that is in one would look for its peers, or listen at its port.
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RED = {int(pytest.ExitCode.TESTS_FAILED), -signal.SIGALRM}
 
 
@@ -81,8 +85,17 @@ class Outcome:
 
 
 def read_faults(file: Path = LIST) -> list[Fault]:
-    """All faults of the list."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    """All faults of the list.
+
+    Raises:
+        ValueError: a file has two sections, of which YAML would keep the last alone.
+    """
+    text = file.read_text(encoding="utf-8")
+    sections = Counter(re.findall(r"^(\S+\.py):$", text, re.MULTILINE))
+    twice = [path for path, count in sections.items() if count > 1]
+    if twice:
+        raise ValueError(f"{file}: two sections of {', '.join(twice)}")
+    content = yaml.safe_load(text)
     return [
         Fault(path, **(entry | {"tests": tuple(entry["tests"])}))
         for path, entries in content.items()
@@ -91,14 +104,16 @@ def read_faults(file: Path = LIST) -> list[Fault]:
 
 
 def try_faults(faults: Iterable[Fault], jobs: int = 1) -> Iterator[Outcome]:
-    """Plant each fault and run its tests; before all, the tests without a fault."""
+    """Plant each fault and run its tests; before all, the tests without a fault, which must be green."""
     faults = list(faults)
     if any(name.split(".")[0] == "rlhf" for name in sys.modules):
         raise RuntimeError("rlhf is imported already; children would test that instead of their copy")
     _import_heavy()
     tests = sorted({test for fault in faults for test in fault.tests})
-    yield from _forked([(None, tuple(tests))], jobs)
-    yield from _forked([(fault, fault.tests) for fault in faults], jobs)
+    (unharmed,) = _forked([(None, tuple(tests))], jobs)
+    yield unharmed
+    if unharmed.as_expected:
+        yield from _forked([(fault, fault.tests) for fault in faults], jobs)
 
 
 def _import_heavy() -> None:
@@ -142,11 +157,13 @@ def _run(fault: Fault | None, tests: tuple[str, ...], folder: Path) -> None:
             fault.plant(package)
         sys.path.insert(0, str(folder))
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        for name in GROUP:
+            os.environ.pop(name, None)
         os.environ["CI"] = "true"  # Hypothesis draws the same examples each time, without a deadline
         sys.dont_write_bytecode = True
-        signal.alarm(SECONDS)
+        signal.alarm(SECONDS if fault is not None else 0)
         paths = [str(ROOT / "tests" / test) for test in tests]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT)]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0", "--rootdir", str(ROOT)]
         code = int(pytest.main([*options, f"--basetemp={folder / 'tests'}", *paths]))
         sys.stdout.flush()
     finally:

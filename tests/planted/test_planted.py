@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -38,12 +40,25 @@ def test_a_fault_that_is_nowhere_or_in_two_places_is_refused(tmp_path: Path) -> 
             fault.planted(text)
 
 
+def test_a_file_with_two_sections_is_refused(tmp_path: Path) -> None:
+    section = "a.py:\n  - {name: a name, was: x, now: y, matters: much, tests: []}\n"
+    (tmp_path / "faults.yaml").write_text(section)
+    assert [fault.name for fault in read_faults(tmp_path / "faults.yaml")] == ["a name"]
+    (tmp_path / "faults.yaml").write_text(2 * section)
+    with pytest.raises(ValueError, match=r"two sections of a\.py"):
+        read_faults(tmp_path / "faults.yaml")
+
+
 @pytest.mark.slow
 def test_some_faults_are_planted_and_seen() -> None:
-    """One or two of every part; all of them are tried with `make planted`."""
+    """One or two of every part; all of them are tried with `make planted`. The surroundings are those of a test that is
+    in a process group, whose port is taken."""
     quick = [fault for fault in FAULTS if fault.quick]
     assert {fault.file.split("/")[0] for fault in quick} == {"ppo", "training", "data", "models", "evaluation"}
     command = [sys.executable, "-m", "tests.planted", "--quick", "--jobs", "1"]
-    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        group["MASTER_PORT"] = str(taken.getsockname()[1])
+        result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=os.environ | group)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == f"{len(quick)} faults, 0 not as expected"

@@ -161,8 +161,10 @@ LAB = Path("/run/slurm-lab")
 def expect_outlived(stub: Stub, daemons: tuple[str, ...]) -> None:
     """A stage ends while daemons are away; Snakemake waits for them, and nothing is run again."""
     process = stub.start()
-    stub.wait_for_start(1)
-    started = time.time()  # a controller that is killed before it has noted the start starts the job once more
+    job = stub.wait_for_start(1)["job"]
+    # A controller that is killed before it has noted the start starts the job once more; it notes what has changed.
+    started = time.time()
+    slurm("scontrol", "update", f"JobId={job}", "AdminComment=started")
     saved = LAB / "ctld/job_state"
     wait_until(lambda: saved.exists() and saved.stat().st_mtime > started, "the controller notes its jobs")
     for daemon in daemons:

@@ -26,7 +26,7 @@ JOBS = {
     "train_ppo": ("gpu", 1),
     "evaluate_sft": ("gpu", 1),
     "evaluate_reward": ("gpu", 1),
-    "evaluate_baseline": ("gpu", 1),
+    "sample_baseline": ("gpu", 1),
     "evaluate_ppo": ("gpu", 1),
 }
 

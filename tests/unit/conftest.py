@@ -127,10 +127,19 @@ def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
         folder: where to write.
         splits: rows of `train` and `eval`.
     """
-    default = {"prompt": "p", "chosen": "c", "rejected": [], "subset": None, "ratings": None, "turns": None}
+    default = {
+        "prompt": "p",
+        "chosen": "c",
+        "rejected": [],
+        "subset": None,
+        "ratings": None,
+        "turns": None,
+        "own": None,
+    }
     tables = {}
     for name, rows in splits.items():
         whole = [default | {"row": number} | row for number, row in enumerate(rows)]
+        whole = [{"group": f"row {row['row']}"} | row for row in whole]
         whole = [{"ranks": list(range(1 + len(row["rejected"])))} | row for row in whole]
         tables[name] = datasets.Dataset.from_list(whole, features=FEATURES)
     datasets.DatasetDict(tables).save_to_disk(folder / "arrow")

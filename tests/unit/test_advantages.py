@@ -129,5 +129,5 @@ def test_whitening_covers_all_valid_tokens_with_biased_variance():
 
 
 def test_final_score_clips_then_subtracts_the_penalty():
-    score = final_score(torch.tensor([7.0, -7.0, 1.0]), torch.tensor([True, True, False]), 5.0, 1.5)
-    assert score.tolist() == [5.0, -5.0, -0.5]
+    score = final_score(torch.tensor([7.0, -7.0, 1.0, -7.0]), torch.tensor([True, True, False, False]), 5.0, 1.5)
+    assert score.tolist() == [5.0, -5.0, -0.5, -6.5]

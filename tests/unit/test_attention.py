@@ -69,6 +69,13 @@ def test_support_is_found_by_trial(family, supported):
     assert model.training
 
 
+def test_finding_out_draws_nothing_from_the_stages_seed():
+    model = tiny("llama")
+    before = torch.get_rng_state()
+    supports_segments(model, longest=32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_support_in_half_precision():
     assert supports_segments(tiny("llama").bfloat16(), longest=32)
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf.ppo.average import WeightAverage
-from rlhf.training.weights import WeightCopy
+from rlhf.training.weights import WeightAverage, WeightCopy
 from tests.unit.ranks import Ranks
 
 

@@ -24,7 +24,7 @@ from rlhf.reporting.checks import (
     Check,
     check_metrics,
     conditions,
-    describe,
+    in_words,
     quantities,
     report,
     require_hard,
@@ -131,10 +131,10 @@ def test_a_violation_of_each_line_is_caught_and_explained(line: Inequality) -> N
     if line.hard:
         with pytest.raises(UserError) as error:
             require_hard(checks, "tiny-12345678")
-        assert describe(found) in str(error.value)
+        assert in_words(found) in str(error.value)
     else:
         assert report(checks, "tiny-12345678")["violated"] >= 1
-    assert line.cause in describe(found) and line.metric in describe(found)
+    assert line.cause in in_words(found) and line.metric in in_words(found)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from rlhf.config.stages import Optimization
 from rlhf.errors import UserError
 from rlhf.memory.article import article_activations, article_weights
 from rlhf.memory.blueprint import Blueprint, materialise, weights
-from rlhf.memory.closed_form import Shape, checkpointed_by_layer, saved_by_layer
+from rlhf.memory.closed_form import ActivationShape, checkpointed_by_layer, saved_by_layer
 from rlhf.memory.tracker import WEIGHTS, Tracker
 
-OPT_13B = Shape("opt", 40, 5120, 40, 20480, 50272, batch=4, length=512, attention="eager")
+OPT_13B = ActivationShape("opt", 40, 5120, 40, 20480, 50272, batch=4, length=512, attention="eager")
 
 
-def configuration(shape: Shape) -> PreTrainedConfig:
+def configuration(shape: ActivationShape) -> PreTrainedConfig:
     keys = {
         "opt": {"hidden_size": shape.width, "ffn_dim": shape.ffn, "num_attention_heads": shape.heads, "dropout": 0.0},
         "llama": {
@@ -45,7 +45,7 @@ def configuration(shape: Shape) -> PreTrainedConfig:
     return config
 
 
-def live_after_forward(shape: Shape, layers: int, checkpointing: bool) -> int:
+def live_after_forward(shape: ActivationShape, layers: int, checkpointing: bool) -> int:
     """Bytes beside the weights, on fake tensors."""
     optimization = Optimization()
     model = Blueprint(configuration(shape), "lm", "bf16", optimization, checkpointing).build(layers)
@@ -63,10 +63,10 @@ def live_after_forward(shape: Shape, layers: int, checkpointing: bool) -> int:
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> Shape:
+def shapes(draw: st.DrawFn) -> ActivationShape:
     """Sizes whose tensors are multiples of the allocator's 512 bytes."""
     heads = draw(st.sampled_from([2, 4, 8]))
-    return Shape(
+    return ActivationShape(
         draw(st.sampled_from(["opt", "llama", "gpt2", "gpt_neox"])),
         layers=2,
         width=heads * 8 * draw(st.integers(1, 3)),
@@ -81,7 +81,7 @@ def shapes(draw: st.DrawFn) -> Shape:
 
 @given(shape=shapes(), checkpointing=st.booleans())
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_a_layer_keeps_what_the_closed_form_says(shape: Shape, checkpointing: bool) -> None:
+def test_a_layer_keeps_what_the_closed_form_says(shape: ActivationShape, checkpointing: bool) -> None:
     shorter, longer = (live_after_forward(shape, layers, checkpointing) for layers in (2, 3))
     expected = checkpointed_by_layer(shape) if checkpointing else sum(saved_by_layer(shape).values())
     assert longer - shorter == expected
@@ -93,11 +93,11 @@ def test_the_article_is_right_at_its_own_point_only() -> None:
     assert article_weights(12_853_473_280) / gib == pytest.approx(23.94, abs=0.005)
     layer = sum(saved_by_layer(OPT_13B).values()) + 2 * OPT_13B.tokens * OPT_13B.width  # dropout masks: two of a byte
     assert 40 * layer / gib == pytest.approx(19.53, abs=0.01)
-    long = Shape("opt", 40, 5120, 40, 20480, 50272, batch=1, length=2048, attention="eager")
+    long = ActivationShape("opt", 40, 5120, 40, 20480, 50272, batch=1, length=2048, attention="eager")
     longer = sum(saved_by_layer(long).values()) + 2 * long.tokens * long.width
     assert article_activations(long) / (40 * longer) == pytest.approx(0.61, abs=0.01)
 
 
 def test_a_family_without_a_closed_form_is_named() -> None:
     with pytest.raises(UserError, match="bloom"):
-        saved_by_layer(Shape("bloom", 1, 8, 1, 8, 8, 1, 8))
+        saved_by_layer(ActivationShape("bloom", 1, 8, 1, 8, 8, 1, 8))

@@ -13,17 +13,17 @@ import torch
 
 from rlhf.config import Plan, dumped, resolve
 from rlhf.config.compatibility import PRESETS
-from rlhf.config.consistency import HYBRID_ENGINE
 from rlhf.config.expand import deep_merge
+from rlhf.config.requirements import HYBRID_ENGINE
 from rlhf.config.stages import PpoSettings
+from rlhf.data.questions import Question
 from rlhf.errors import UserError
 from rlhf.models.loading import load_reward_backbone, load_tokenizer
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo.experience import make_experience
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
 from rlhf.ppo.reward import ReEncodedText, SameTokens
-from rlhf.ppo.rollout import Samples
-from rlhf.ppo.sampling import Answer
+from rlhf.ppo.samples import Answer, Partition, Samples
 from rlhf.ppo.scoring import Scores
 
 PRESET = PRESETS["deepspeed_chat"]
@@ -121,6 +121,7 @@ def answer(ids: list[int], finished: bool) -> Answer:
 SAMPLES = Samples(
     prompts=[np.array([5, 6, 7]), np.array([9, 8, 7, 6, 5]), np.array([4])],
     answers=[answer([11, 12, 2], True), answer([13, 14, 15, 16], False), answer([2], True)],
+    rows=[0, 1, 2],
 )
 EOS, PROMPT, ANSWER = 2, 5, 4  # DeepSpeed-Chat pads prompts to the left and answers to the right, with EOS
 
@@ -156,7 +157,14 @@ def test_the_score_is_read_before_the_end(gpt2_folder) -> None:
 
 def test_a_reward_model_that_reads_text_leaves_the_end_out(gpt2_folder) -> None:
     tokenizer = load_tokenizer(gpt2_folder)
-    scorers = [ReEncodedText(torch.nn.Linear(1, 1), tokenizer, tokenizer, None, at) for at in ("eos", "before_eos")]
+
+    def question(row: int) -> Question:
+        prompt = tokenizer.decode(SAMPLES.prompts[row])
+        return Question(None, {"prompt": prompt, "own": None, "turns": None, "row": row}, "", "")
+
+    scorers = [
+        ReEncodedText(torch.nn.Linear(1, 1), tokenizer, tokenizer, None, question, at) for at in ("eos", "before_eos")
+    ]
     full, before = (scorer._encode(SAMPLES, 0) for scorer in scorers)
     assert full[:-1].tolist() == before.tolist() and full[-1] == tokenizer.eos_token_id
     assert scorers[0]._encode(SAMPLES, 1).tolist() == scorers[1]._encode(SAMPLES, 1).tolist()  # a cut answer
@@ -187,7 +195,14 @@ def test_rewards_advantages_and_returns_follow_its_loops() -> None:
     logprobs, ref, values = (torch.randn(3, ANSWER, generator=generator) for _ in range(3))
     score = torch.tensor([0.7, -9.0, 6.0])  # two of them are clipped
     settings = PpoSettings.model_validate(PRESET["ppo"])
-    scores = Scores(logprobs * mask, ref * mask, torch.zeros(3, ANSWER), values * mask, score)
+    scores = Scores(
+        logprobs=logprobs * mask,
+        ref_logprobs=ref * mask,
+        entropy=torch.zeros(3, ANSWER),
+        values=values * mask,
+        score=score,
+        partition=Partition([]),
+    )
     experience = make_experience(SAMPLES, scores, settings, settings.kl_coefficient)
     before = [0.0] * (PROMPT - 1)  # what lies in the prompt plays no part
     for row in range(3):

@@ -16,6 +16,7 @@ from rlhf.config import Fingerprints, Plan, dumped, parse, resolve
 from rlhf.config.expand import deep_merge
 from rlhf.config.identity import REVISIONS, slug, stage_id
 from rlhf.errors import UserError
+from tests.project import tiny_config
 
 STAGES = {"dataset", "policy", "reward_model", "sft", "reward", "ppo"}
 EVALUATIONS = {"evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo"}
@@ -256,6 +257,26 @@ def test_an_edited_file_is_another_dataset_and_a_touched_one_is_not(tmp_path: Pa
     assert memory.exists()
 
 
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_an_edit_that_keeps_size_and_time_is_seen(tmp_path: Path, how: str) -> None:
+    file, memory = tmp_path / "pairs.jsonl", tmp_path / "fingerprints.json"
+
+    def hashed() -> str:
+        fingerprints = Fingerprints(memory)
+        found = fingerprints.of(str(file), "key")
+        fingerprints.save()
+        return found
+
+    file.write_text("{1}\n")
+    before, stat = hashed(), file.stat()
+    other = file if how == "written" else tmp_path / "other"
+    other.write_text("{2}\n")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert hashed() != before
+
+
 def test_a_remembered_hash_saves_the_second_reading(tmp_path: Path) -> None:
     file, memory = tmp_path / "pairs.jsonl", tmp_path / "fingerprints.json"
     file.write_text("{}\n")
@@ -397,6 +418,16 @@ def test_a_dataset_may_have_a_split_of_its_own() -> None:
     assert {stage.id for stage in resolved.of_kind("dataset")} == {stage.id for stage in without.of_kind("dataset")}
 
 
+def test_all_datasets_whose_prompts_are_answered_have_one_gold_reward_or_none() -> None:
+    config = make_config(data_path=["pairs", "more"])
+    config["datasets"]["more"] = {"source": {"hub": "org/more"}}
+    config["datasets"]["pairs"]["gold_reward"] = "rlhf.data.reviews:gold_reward"
+    said = "give all of these datasets the same gold_reward, or none (pairs: rlhf.data.reviews:gold_reward, more: none)"
+    assert said in refused(config)
+    sft_only = plan(with_value(config, "datasets.more.data_split", "1,0,0"))
+    assert sft_only.of_kind("ppo")[0].settings.gold_reward == "rlhf.data.reviews:gold_reward"
+
+
 def test_every_phase_needs_data() -> None:
     assert "demo.data_split: 1,1,0 leaves phase ppo without data" in refused(make_config(data_split="1,1,0"))
 
@@ -404,6 +435,27 @@ def test_every_phase_needs_data() -> None:
 def test_minibatches_must_divide_the_rollout() -> None:
     message = refused(make_config(ppo={"prompts_per_rollout": 96, "minibatches": 5}))
     assert "experiments.demo.ppo: minibatches (5) must divide prompts_per_rollout (96)" in message
+
+
+@pytest.mark.parametrize(
+    ("ppo", "said"),
+    [
+        ({"actor": {"num_warmup_steps": 12}}, "actor.num_warmup_steps (12) must be below the 12 steps of 3 iterations"),
+        ({"critic": {"num_warmup_steps": 90}}, "critic.num_warmup_steps (90) must be below the 12 steps"),
+        (
+            {"critic_warmup_iterations": 1, "actor": {"num_warmup_steps": 8}},
+            "actor.num_warmup_steps (8) must be below the 8 steps of 2 iterations",
+        ),
+        ({"actor": {"num_warmup_steps": 11}}, None),
+        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {"num_warmup_steps": 90}}, None),
+        ({"iterations": None, "actor": {"num_warmup_steps": 90}}, None),
+    ],
+)
+def test_a_warm_up_ends_within_the_training(ppo: dict[str, Any], said: str | None) -> None:
+    settings = {"iterations": 3, "ppo_epochs": 2, "minibatches": 2, "prompts_per_rollout": 8}
+    short = {"actor": {"num_warmup_steps": 0}, "critic": {"num_warmup_steps": 0}}
+    config = make_config(ppo={**settings, **short, **ppo})
+    assert said in refused(config) if said else plan(config)
 
 
 def test_an_overlay_is_judged_together_with_the_defaults() -> None:
@@ -456,3 +508,47 @@ def test_how_a_prompt_is_computed_is_no_part_of_the_result() -> None:
 def test_the_token_wise_loss_cannot_share_a_prompt() -> None:
     with pytest.raises(UserError, match=r"demo\.reward: execution\.share_prompt: loss token_wise .* set it to false"):
         plan(make_config(reward={"loss": "token_wise", "execution": {"share_prompt": True}}))
+
+
+def in_reverse(value: Any) -> Any:
+    """The same, with the keys of all dictionaries in the reverse order."""
+    if isinstance(value, dict):
+        return {key: in_reverse(value[key]) for key in reversed(value)}
+    return [in_reverse(item) for item in value] if isinstance(value, list) else value
+
+
+def test_the_order_of_keys_changes_nothing_that_is_written() -> None:
+    """Specifications and runs are parameters of rules: another text would make them run again."""
+    config = tiny_config()
+    config["experiments"]["tiny"] |= {
+        "seeds": [1, 2],
+        "sweep": {"ppo.kl_coefficient": [0.1, 0.0], "ppo.gamma": [1.0, 0.9]},
+        "data_weights": {"reviews": 0.5},
+    }
+    texts = []
+    for given in (config, in_reverse(config)):
+        resolved = plan(given)
+        specifications = {key: yaml.safe_dump(one.spec(), sort_keys=False) for key, one in resolved.stages.items()}
+        texts.append((specifications, resolved.runs_text("tiny")))
+    assert texts[0] == texts[1]
+    assert "arguments:\n      rows: 600\n      seed: 0\n" in "".join(texts[0][0].values())
+
+
+@pytest.mark.parametrize(
+    ("experiments", "expected"),
+    [
+        ({"my run": {}}, "experiments.my run: a name has letters (a-z, A-Z), digits, `_`, `.` and `-`"),
+        ({False: {}}, "experiments.0: a name must be text, and YAML reads this one (as no, yes,"),
+        ({12: {}}, "experiments.12: a name must be text"),
+        ({"tiny": None}, "experiments.tiny: it is empty; write `{}`, or keys below it"),
+        ({"tiny": {"sft": None}}, "experiments.tiny.sft: it is empty; write `{}`, or keys below it"),
+        ({"tiny": {"sft": 3}}, "experiments.tiny.sft: it must be keys with values below it (given: 3)"),
+        ({"tiny": {"data_split": "2:4:4"}}, "data_split: write three numbers with commas between them"),
+    ],
+)
+def test_messages_are_in_plain_words(experiments: Any, expected: str) -> None:
+    message = refused({**make_config(), "experiments": experiments})
+    assert expected in message
+    assert "pattern" not in message
+    assert "[key]" not in message
+    assert "ExperimentSettings" not in message

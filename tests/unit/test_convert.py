@@ -264,7 +264,9 @@ def test_datasets_of_all_steps_and_of_step_1_alone(converted) -> None:
     text = converted(SCRIPTS | {"sft": sft}, "--gpus", "8")
     config = yaml.safe_load(text)
     assert config["datasets"]["own"] == {"source": {"hub": "org/own"}}
-    assert config["datasets"]["jsonfile"]["data_split"] == "1,0,0"
+    jsonfile = config["datasets"]["jsonfile"]
+    assert jsonfile["data_split"] == "1,0,0"
+    assert (jsonfile["prompt_format"], jsonfile["answer_format"]) == (" {prompt}", " {answer}")  # as its class has them
     assert "the script of reward reads only Dahoas/rm-static" in text.replace("\n#   ", " ")
     assert "org/own has no ready mapping" in text
     assert len(plan(text).of_kind("split")) == 3

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from rlhf.config import Configuration
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.schema import ExperimentSettings
-from rlhf.convert.documentation import DOCUMENT, FLAG_TABLES, TABLES, render
+from rlhf.convert.documentation import DOCUMENT, FLAG_TABLES, TABLES, with_tables
 from rlhf.convert.flags import CONSTANTS, Flag
 from rlhf.convert.programs import PROGRAMS
 
@@ -20,7 +20,7 @@ ROWS = [(name, flag) for name, flags in TABLES.items() for flag in flags]
 
 
 def test_the_tables_are_the_generated_ones() -> None:
-    assert render(DOCUMENTED) == DOCUMENTED, "run `make docs`"
+    assert with_tables(DOCUMENTED) == DOCUMENTED, "run `make docs`"
     assert set(re.findall(r"<!-- table (\w+) -->", DOCUMENTED)) == TABLES.keys()
 
 

@@ -14,13 +14,13 @@ from tests.unit.conftest import cached_dataset, edit_json, make_model
 
 ROWS = {
     "first": [
-        {"prompt": "w3 w4 w5", "chosen": "w6", "rejected": ["w7 w8"], "subset": "easy"},
-        {"prompt": "w9", "chosen": "w10 w11 w12", "rejected": ["w13"]},
-        {"prompt": "w14 w15", "chosen": "w16 w17", "rejected": ["w18", "w19 w20 w21 w22"]},
+        {"prompt": "w3 w4 w5", "chosen": " w6", "rejected": [" w7 w8"], "subset": "easy"},
+        {"prompt": "w9", "chosen": " w10 w11 w12", "rejected": [" w13"]},
+        {"prompt": "w14 w15", "chosen": " w16 w17", "rejected": [" w18", " w19 w20 w21 w22"]},
     ],
     "second": [
-        {"prompt": "w23 w24 w25 w26", "chosen": "w27 w28 w29", "rejected": ["w30"], "subset": "hard"},
-        {"prompt": "w31 w32", "chosen": "w33", "rejected": ["w34 w35"], "ratings": [4.0, 1.0]},
+        {"prompt": "w23 w24 w25 w26", "chosen": " w27 w28 w29", "rejected": [" w30"], "subset": "hard"},
+        {"prompt": "w31 w32", "chosen": " w33", "rejected": [" w34 w35"], "ratings": [4.0, 1.0]},
     ],
 }
 # Rows of the phase: of the first dataset the last two, of the second both, one after the other.

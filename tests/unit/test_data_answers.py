@@ -149,7 +149,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("groups")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GROUPS))
     source = {"path": dict.fromkeys(("train", "eval"), str(folder / "rows.jsonl"))}
-    settings = ResolvedDataset(source=source, shape="ranked", columns={"subset": "kind"})
+    settings = ResolvedDataset(source=source, shape="ranked", columns={"subset": "kind"}, answer_format=" {answer}")
     cache_dataset(settings, folder / "dataset", "datasets.mine")
     model = make_model(folder / "model", "gpt2")
     tokenize(folder / "dataset", model, folder / "tokens")
@@ -204,11 +204,12 @@ def test_comparisons_are_all_pairs_but_ties(made):
     ]  # fmt: skip
     assert pairs.margin.tolist() == [2, 2, 0.5, 1, 2, 3, 1, 2, 1]
     assert pairs.weights().tolist() == pytest.approx([1 / 2] * 2 + [1] + [1 / 6] * 6)
+    assert pairs.weights().dtype == np.float32  # losses stay in it
     assert compare(corpus(made, "reward"), np.array([1])).better.tolist() == [0]
 
 
 def test_the_report_counts_answers_and_margins(made):
     report = read_json(made / "dataset/report.json")["splits"]["train"]
     assert (report["without_rejected"], report["with_margin"], report["most_answers"]) == (1, 4, 4)
-    assert report["characters"]["rejected"]["max"] == len("w9 w10")
+    assert report["characters"]["rejected"]["max"] == len(" w9 w10")
     assert load_cached(made / "dataset", "train")[2]["rejected"] == []

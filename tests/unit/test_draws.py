@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chi2_contingency, chisquare
 
-from rlhf.data.split import exact_partition
+from rlhf.data.partition import partition
 from rlhf.models.loading import load_policy
-from rlhf.ppo.sampling import sample_answers
+from rlhf.ppo.rollout import sample_answers
 from rlhf.runtime.seeds import derive_seed
 from tests.oracle.material import EOS, save_flat_policy
 from tests.unit.conftest import VOCABULARY
@@ -91,7 +91,7 @@ PROPORTIONS = [(2.0, 4.0, 4.0), (1.0, 1.0, 1.0), (0.1, 0.2, 0.7), (1.0, 0.0, 3.0
 def test_every_size_is_divided_by_largest_remainders(proportions: tuple[float, ...]) -> None:
     shares = [Fraction(str(share)) / sum(Fraction(str(one)) for one in proportions) for share in proportions]
     for rows in range(1, 60):
-        parts = exact_partition(rows, proportions, seed=rows)
+        parts = partition(np.arange(rows), proportions, seed=rows)
         assert sorted(np.concatenate(parts).tolist()) == list(range(rows))
         exact = [share * rows for share in shares]
         extra = {int(part.size) - int(size) for part, size in zip(parts, exact, strict=True)}
@@ -109,7 +109,7 @@ def test_every_row_gets_into_every_phase_as_often_as_its_share() -> None:
     seeds, shares = 2000, (0.2, 0.4, 0.4)
     phases = np.empty((seeds, 10), dtype=int)
     for seed in range(seeds):
-        for phase, part in enumerate(exact_partition(10, (2, 4, 4), seed)):
+        for phase, part in enumerate(partition(np.arange(10), (2, 4, 4), seed)):
             phases[seed, part] = phase
     for row in range(10):
         counts = np.bincount(phases[:, row], minlength=3)

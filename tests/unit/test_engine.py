@@ -15,15 +15,14 @@ from rlhf.models.loading import load_policy, load_reward_backbone, load_tokenize
 from rlhf.models.lora import add_lora
 from rlhf.models.saving import write_model
 from rlhf.models.scores import TokenScorer
-from rlhf.ppo.average import WeightAverage
 from rlhf.training import distributed
 from rlhf.training.engine import Trainer, partitioned_loading
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
-from rlhf.training.weights import is_partitioned, plain_weights
+from rlhf.training.weights import WeightAverage, is_partitioned, plain_weights
 from tests.specifications import changed
 from tests.unit.conftest import ListCorpus
-from tests.unit.test_training import OPTIMIZATION, engine_settings
+from tests.unit.test_training import OPTIMIZATION, engine_settings, lazy_losses
 
 # Clipping and decay act, so that a wrong norm or a step too many shows in the weights.
 SETTINGS = changed(OPTIMIZATION, gradient_clipping=0.5, weight_decay=0.1)
@@ -37,8 +36,7 @@ def steps(trainer: Trainer, corpus: ListCorpus, number: int, objective=None, aft
     norms = []
     for _ in range(number):
         share = micro_batches(rows, objective.lengths(corpus), 4, 0, 1)
-        losses = (objective.loss(trainer.engine, corpus, micro.rows)[0] * (micro.weight / count) for micro in share)
-        norms.append(trainer.step(losses, len(share)))
+        norms.append(trainer.step(lazy_losses(trainer, objective, corpus, share, count)))
         after()
     return norms
 

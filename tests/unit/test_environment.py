@@ -167,7 +167,7 @@ def test_the_profile_uses_options_that_exist() -> None:
 
 def test_the_profile_sets_resources_of_every_rule_that_may_use_a_gpu() -> None:
     profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
-    expected = {name for name in rule_names() if name.startswith(("train_", "evaluate_"))}
+    expected = {name for name in rule_names() if name.startswith(("train_", "sample_", "evaluate_"))}
     assert profile["set-resources"].keys() == expected
     for name in expected:
         assert ("--signal=TERM@300" in profile["set-resources"][name]["slurm_extra"]) == name.startswith("train_")
@@ -176,5 +176,5 @@ def test_the_profile_sets_resources_of_every_rule_that_may_use_a_gpu() -> None:
 def test_retries_are_in_the_profile_and_in_no_rule() -> None:
     # Nested Snakemakes of a Slurm job multiply the retries of a rule.
     assert yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["retries"] == 3
-    for file in [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]:
+    for file in [ROOT / "workflow/Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]:
         assert not re.search(r"^\s*retries:", file.read_text(), re.MULTILINE), file.name

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.phases import RULES as KINDS
+
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflow"
 LIBRARY = WORKFLOW / "rlhf"
 SCRIPTS = sorted((WORKFLOW / "scripts").glob("*.py"))
-RULES = [WORKFLOW.parent / "Snakefile", *sorted((WORKFLOW / "rules").glob("*.smk"))]
+RULES = [WORKFLOW / "Snakefile", *sorted((WORKFLOW / "rules").glob("*.smk"))]
 
 # Package or module directly below rlhf -> what it imports of the others: neither more nor less.
 DEPENDENCIES: dict[str, set[str]] = {
@@ -35,10 +37,10 @@ DEPENDENCIES: dict[str, set[str]] = {
     "data": {"config", "errors", "files", "functions", "phases", "runtime"},
     "models": {"config", "errors", "files", "records", "runtime"},
     "training": {"config", "data", "errors", "files", "memory", "models", "records", "runtime"},
-    "ppo": {"config", "data", "errors", "models", "records", "runtime", "training"},
+    "ppo": {"config", "data", "errors", "functions", "models", "records", "runtime", "training"},
     "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "records", "runtime", "training"},
     "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
-    "reporting": {"config", "errors", "evaluation", "files", "records", "runtime"},
+    "reporting": {"config", "errors", "evaluation", "files", "phases", "records", "runtime"},
     "convert": {"config", "data", "errors"},
     "commands": {"config", "convert", "errors", "memory", "planning", "records", "reporting", "runtime"},
 }
@@ -136,6 +138,18 @@ def test_rules_import_the_configuration_and_errors_only() -> None:
     assert found == {"config", "errors"}
 
 
+def test_every_kind_of_stage_has_its_rule_and_script() -> None:
+    """`RULES` names the rule that writes below results/KIND/ or resources/, and a script has its rule's name."""
+    bodies = dict(
+        re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", "\n".join(map(Path.read_text, RULES)), re.DOTALL | re.M)
+    )
+    scripts = {script.stem for script in SCRIPTS}
+    for kind, rule in KINDS.items():
+        outputs = bodies[rule].partition("output:")[2].partition("log:")[0]
+        assert re.search(rf'"(results/{kind}|resources/{kind}s)/{{\w+}}', outputs), rule
+        assert rule in scripts
+
+
 def test_modules_are_named_by_the_configuration_in_one_place_only() -> None:
     """Imports by a computed name would escape this file."""
     computed = re.compile(r"importlib\.import_module|__import__|spec_from_file_location|runpy")
@@ -152,7 +166,8 @@ def test_the_configuration_loads_pydantic_and_nothing_heavier() -> None:
     environment = {**os.environ, "PYTHONPATH": str(WORKFLOW)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
-    light = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
+    light = {"yaml", "cython_runtime"}  # Snakemake has read the configuration with it
+    light |= {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
     packages = {name for name in top(iter(loaded)) if not name.startswith("_")}
     assert packages - sys.stdlib_module_names - {"rlhf"} <= light
     parts = {name.split(".")[1] for name in loaded if name.startswith("rlhf.")}

@@ -11,7 +11,7 @@ import pytest
 from transformers import OPTConfig
 
 from rlhf.commands.memory import DOES_NOT_FIT, main
-from rlhf.config.memory import MemorySettings
+from rlhf.config.schema import MemorySettings
 from rlhf.memory.measure import PhasePeak
 
 ROOT = Path(__file__).resolve().parents[2]

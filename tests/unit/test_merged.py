@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -19,8 +20,9 @@ from rlhf.errors import UserError
 from rlhf.models.cache import cache_model
 from rlhf.models.loading import DTYPES, load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
-from rlhf.models.merged import FILE, half_precision_error, read_merged
+from rlhf.models.merged import FILE, LowRank, half_precision_error, read_merged, write_merged
 from rlhf.models.saving import write_adapter, write_model
+from rlhf.training import weights as training_weights
 from rlhf.training.engine import parameter_groups
 from rlhf.training.weights import adapter_weights, computing_in_fp32, merged_adapters, plain_weights, with_inherited
 from tests.unit.conftest import edit_json, edit_weights, make_model
@@ -284,8 +286,6 @@ def broken(folder: Path, change: Any) -> str:
 
 
 def rename(folder: Path) -> None:
-    from safetensors import safe_open
-
     with safe_open(folder / FILE, framework="pt") as file:
         metadata = {"scales": file.metadata()["scales"].replace("c_fc", "c_xx"), "format": "pt"}
     tensors = {name.replace("c_fc", "c_xx"): tensor for name, tensor in load_file(folder / FILE).items()}
@@ -338,3 +338,55 @@ def test_a_model_of_an_earlier_run_brings_its_adapters_into_the_cache(gpt2_folde
     edit_json(folder / "config.json", dtype="bfloat16")
     cache_model(settings, tmp_path / "cache/converted", "models.mine")
     assert not read_merged(tmp_path / "cache/converted/model")
+
+
+def test_the_error_of_rounding_is_told_in_units_of_the_change() -> None:
+    """Of two changes of one weight, and one of another, all far smaller than 1."""
+    generator = torch.Generator().manual_seed(3)
+
+    def change(rank: int, scale: float) -> LowRank:
+        a, b = (0.01 * torch.randn(shape, generator=generator) for shape in ((rank, 5), (4, rank)))
+        return LowRank(a, b, scale)
+
+    adapters = {"first": [change(2, 0.5), change(3, 2.0)], "second": [change(1, 0.25)]}
+    weights = {f"{name}.weight": torch.randn(4, 5, generator=generator) for name in adapters}
+    rounding = sum(float((w.bfloat16().double() - w.double()).square().sum()) for w in weights.values())
+    deltas = [sum(c.scale * (c.b.double() @ c.a.double()) for c in changes) for changes in adapters.values()]
+    expected = (rounding / sum(float((delta**2).sum()) for delta in deltas)) ** 0.5
+    assert half_precision_error(weights, adapters, torch.bfloat16) == pytest.approx(expected, rel=1e-5)
+    still = [LowRank(torch.zeros(2, 5), torch.zeros(4, 2), 0.5)]
+    assert half_precision_error(weights, {"first": still}, torch.bfloat16) is None
+
+
+def test_adapters_of_a_file_are_read_in_the_order_in_which_they_were_merged(tmp_path: Path) -> None:
+    """More than ten of a layer, whose numbers are not in the order of the alphabet."""
+    made = {
+        name: [LowRank(torch.full((2, 3), float(number)), torch.ones(4, 2), number / 8) for number in range(12)]
+        for name in ("b.c", "a.d")
+    }
+    write_merged(tmp_path, made)
+    found = read_merged(tmp_path)
+    assert found.keys() == made.keys()
+    for name, changes in made.items():
+        assert [change.scale for change in found[name]] == [change.scale for change in changes]
+        assert [float(change.a[0, 0]) for change in found[name]] == list(range(12))
+    with safe_open(tmp_path / FILE, framework="pt") as file:
+        assert set(file.metadata()) == {"scales"}
+
+
+def test_what_is_delivered_does_not_follow_the_model(gpt2_folder: Path) -> None:
+    model = load_policy(gpt2_folder, "fp32")
+    add_lora(model, lora(gpt2_folder), "sft")
+    adapters, weights = merged_adapters(train(model), keep=True), adapter_weights(model, keep=True)
+    copies = [tensor for changes in adapters.values() for change in changes for tensor in (change.a, change.b)]
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    assert copies
+    assert not own & {tensor.untyped_storage().data_ptr() for tensor in [*copies, *weights.values()]}
+
+
+def test_processes_that_write_nothing_add_nothing_up(gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_policy(gpt2_folder, "fp32")
+    add_lora(model, lora(gpt2_folder), "sft")
+    monkeypatch.setattr(training_weights, "merged_weight", lambda layer: pytest.fail("added up"))
+    assert plain_weights(model, keep=False) == adapter_weights(model, keep=False) == {}
+    assert merged_adapters(model, keep=False) == {}

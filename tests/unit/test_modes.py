@@ -13,9 +13,10 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.ppo import loop
+from rlhf.ppo.checks import SamplingError
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from tests.oracle.conftest import Start, starts  # noqa: F401  (a fixture)
 from tests.oracle.stages import Outcome, run
 from tests.specifications import specification
@@ -64,7 +65,7 @@ def test_libraries_draw_from_the_seed_of_the_stage(tmp_path, group):
     for number, seed in enumerate((1, 1, 2)):
         torch.manual_seed(99)
         paths = StagePaths([], [], tmp_path / f"output-{number}", tmp_path / f"state-{number}")
-        with Stage(specification("sft", seed=seed), paths):
+        with TrainingStage(specification("sft", seed=seed), paths):
             drawn.append((float(torch.rand(1)), float(np.random.rand()), random.random()))
     assert drawn[0] == drawn[1]
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
@@ -91,9 +92,9 @@ def test_a_rollout_is_sampled_and_scored_in_evaluation_mode(starts, tmp_path, gr
         modes["generate"] = [model.training]
         return generate(model, *args)
 
-    def scored(samples: Any, shares: Any, scorers: Any, *args: Any) -> Any:
+    def scored(samples: Any, partition: Any, scorers: Any, *args: Any) -> Any:
         modes["score"] = [engine.module.training for engine in (scorers.policy, scorers.critic)]
-        return score(samples, shares, scorers, *args)
+        return score(samples, partition, scorers, *args)
 
     monkeypatch.setattr(loop, "generate", generated)
     monkeypatch.setattr(loop, "score_samples", scored)
@@ -108,7 +109,7 @@ def test_a_rollout_that_sampling_and_training_see_differently_is_not_trained_on(
     group,
     monkeypatch,
 ):
-    monkeypatch.setattr(loop, "sampling_error", lambda *args: (1.0, 0.5))
+    monkeypatch.setattr(loop, "sampling_error", lambda *args: SamplingError(1.0, 0.5))
     with pytest.raises(UserError, match=r"log-probabilities of the same tokens differ by up to 1\.00"):
         optimise(tmp_path / "ppo", starts["gpt2"])
     assert not (tmp_path / "ppo/model").exists()

@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.files import read_jsonl
 from rlhf.models.loading import load_policy
 from rlhf.training.sft import AnswerLikelihood, collate_packed, train_sft
-from rlhf.training.stage import Stage, StagePaths
+from rlhf.training.stage import StagePaths, TrainingStage
 from rlhf.training.supervised import mean_loss
 from tests.specifications import specification
 
@@ -106,7 +106,7 @@ def run(rows, model, output, packing, chat_template=None) -> list[dict]:
     }
     spec = specification("sft", settings, {"packing": packing, "per_device_train_batch_size": 2})
     paths = StagePaths([output / "tokens"], [rows / "split"], output / str(packing), output / f"state-{packing}")
-    with Stage(spec, paths) as stage:
+    with TrainingStage(spec, paths) as stage:
         train_sft(stage, model)
     return list(read_jsonl(output / str(packing) / "metrics.jsonl"))
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf.config.planned import planned_execution, planned_memory
+from rlhf.config.launch import planned_execution, planned_memory
 from rlhf.records.attempts import out_of_memory_failures
 from rlhf.runtime.attempts import Attempt
 

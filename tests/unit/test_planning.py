@@ -14,12 +14,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf.commands.memory import main
 from rlhf.config import resolve
-from rlhf.config.memory import MemorySettings
+from rlhf.config.schema import MemorySettings
 from rlhf.config.stages import Optimization, PpoExecution, PpoSection, PpoSettings, SftSection
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import Blueprint, Counts, count_parameters
 from rlhf.memory.devices import GIB, Device, device_memory, find_device
-from rlhf.memory.dryrun import Run, dry_run, trace
+from rlhf.memory.dryrun import DryRun, dry_run, trace
 from rlhf.memory.host import LIBRARIES, host_memory
 from rlhf.memory.parts import ALL_KINDS, Resident, largest, load_part, save_part
 from rlhf.memory.states import Engine
@@ -92,10 +92,10 @@ def test_the_plan_of_a_pass_holds_what_the_stage_holds(trains: bool) -> None:
     part, plan = rectangle(), Blueprint(opt(vocab_size=4096), "lm", "fp32", optimization)  # logits make the peak
     name = FIRST if trains else SCORE
 
-    def logprobs(run: Run) -> Tensor:
+    def logprobs(run: DryRun) -> Tensor:
         return part.table(token_logprobs(answer_logits(run.model, *part.inputs) / 0.7, part.targets))
 
-    def stage(run: Run) -> None:
+    def stage(run: DryRun) -> None:
         run.model.train(trains)
         run.clock.start(name)
         with torch.set_grad_enabled(trains):

@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoConfig
 
 from rlhf.commands.memory import main
-from rlhf.config.memory import MemorySettings
+from rlhf.config.schema import MemorySettings
 from rlhf.config.specfile import read_job
 from rlhf.config.stages import SftSection
 from rlhf.errors import UserError

@@ -15,8 +15,8 @@ from rlhf.memory.tracker import WEIGHTS, Tracker
 from rlhf.planning.rows import LongestRows
 from rlhf.planning.supervised import forecast_supervised
 from rlhf.planning.traces import Traces
-from rlhf.training.engine import Trainer
-from rlhf.training.sft import AnswerLikelihood, EngineSettings
+from rlhf.training.engine import EngineSettings, Trainer
+from rlhf.training.sft import AnswerLikelihood
 
 CONFIG = AutoConfig.for_model(
     "opt",

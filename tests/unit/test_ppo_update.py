@@ -15,11 +15,11 @@ from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo import update
 from rlhf.ppo.experience import make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.reward import SameTokens
-from rlhf.ppo.rollout import Samples, generate
-from rlhf.ppo.sampling import Answer
+from rlhf.ppo.rollout import generate
+from rlhf.ppo.samples import Answer, Partition, Samples
 from rlhf.ppo.scoring import Scorers, score_samples
 from rlhf.ppo.statistics import UpdateStatistics
-from rlhf.ppo.update import PpoUpdate, minibatches
+from rlhf.ppo.update import PpoUpdate
 from rlhf.training.engine import EngineSettings, Trainer
 from rlhf.training.faults import FaultCounter
 from tests.specifications import changed
@@ -56,10 +56,10 @@ def rollout(gpt2_folder, group):
     def reference_logits(part):
         return answer_logits(reference, *part.inputs)
 
-    def score(shares):
+    def score(partition):
         scorers = Scorers(actor.engine, reference_logits, critic.engine, SameTokens(reward, pad_id=0))
         with actor.evaluation(), critic.evaluation():
-            return score_samples(samples, [micro for part in shares for micro in part], scorers, 1.0)
+            return score_samples(samples, partition, scorers, 1.0)
 
     return SimpleNamespace(actor=actor, critic=critic, samples=samples, score=score)
 
@@ -68,22 +68,26 @@ def make(samples, scores, **changes):
     return make_experience(samples, scores, changed(SETTINGS, **changes), kl_coefficient=0.1)
 
 
-def train(rollout, experience, partitions, pad_id=0, **changes):
+def cut(rollout, size, *seeds, **changes) -> Partition:
+    """A partition with a PPO epoch for each seed."""
+    return Partition.draw(rollout.samples, changed(SETTINGS, **changes), size, seeds)
+
+
+def train(rollout, experience, pad_id=0, **changes):
     faults = FaultCounter(Path("state"), "fp32", "stop")
     trained = PpoUpdate(rollout.actor, rollout.critic, changed(SETTINGS, **changes), pad_id, faults)
-    return trained.run(experience, partitions, iteration=1, places=[])
+    return trained.run(experience, iteration=1, places=[])
 
 
 def test_scores_do_not_depend_on_the_micro_batches(rollout):
-    whole, pieces = (rollout.score(minibatches(rollout.samples, SETTINGS, size, seed=1)) for size in (8, 1))
+    whole, pieces = (rollout.score(cut(rollout, size, 1)) for size in (8, 1))
     for name in ("logprobs", "ref_logprobs", "values", "entropy", "score"):
         assert torch.allclose(getattr(whole, name), getattr(pieces, name), atol=1e-4), name
 
 
 def test_first_ratio_is_exactly_one_and_later_ones_are_not(rollout):
-    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed) for seed in (1, 2)]
-    experience = make(rollout.samples, rollout.score(partitions[0]))
-    statistics = train(rollout, experience, partitions)
+    experience = make(rollout.samples, rollout.score(cut(rollout, 3, 1, 2)))
+    statistics = train(rollout, experience)
     assert statistics.first_ratio_error == (0.0, 0.0)
     metrics = statistics.metrics()
     assert metrics["ratio_max"] > 1.0
@@ -92,78 +96,77 @@ def test_first_ratio_is_exactly_one_and_later_ones_are_not(rollout):
 
 
 def test_a_wrong_old_logprob_stops_the_update_before_the_weights_move(rollout):
-    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
-    scores = rollout.score(partitions[0])
+    scores = rollout.score(cut(rollout, 3, 1))
     scores.logprobs.add_(1e-3)
     experience = make(rollout.samples, scores)
     before = [parameter.detach().clone() for parameter in rollout.actor.module.parameters()]
     with pytest.raises(UserError, match="first minibatch"):
-        train(rollout, experience, partitions)
+        train(rollout, experience)
     assert all(torch.equal(a, b) for a, b in zip(before, rollout.actor.module.parameters(), strict=True))
 
 
 def test_in_half_precision_rounding_of_single_tokens_does_not_stop_the_update(rollout):
     """Old log-probabilities are off by one and by four units in the last place of a bf16 logit between 8 and 16."""
-    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
-    scores = rollout.score(partitions[0])
+    scores = rollout.score(cut(rollout, 3, 1))
     experience = make(rollout.samples, scores)
     signs = 1 - 2 * (torch.arange(scores.logprobs.shape[1]) % 2)
     scores.logprobs.add_(signs * 2**-4)
-    metrics = train(rollout, experience, partitions, dtype="bf16").metrics()
+    metrics = train(rollout, experience, dtype="bf16").metrics()
     assert metrics["first_ratio_error"] == pytest.approx(np.exp(2**-4) - 1, rel=1e-3)
     assert metrics["first_ratio_mean_error"] == pytest.approx(2**-4, rel=0.03)
-    scores = rollout.score(partitions[0])
+    scores = rollout.score(cut(rollout, 3, 1))
     scores.logprobs.add_(signs * 2**-2)
     with pytest.raises(UserError, match="first minibatch"):
-        train(rollout, make(rollout.samples, scores), partitions, dtype="bf16")
+        train(rollout, make(rollout.samples, scores), dtype="bf16")
 
 
 def test_every_sample_is_in_one_minibatch_of_each_epoch(rollout):
-    for seed in (1, 2):
-        rows = [row for part in minibatches(rollout.samples, SETTINGS, 3, seed) for micro in part for row in micro.rows]
-        assert sorted(rows) == list(range(8))
-    orders = [
-        [micro.rows.tolist() for part in minibatches(rollout.samples, SETTINGS, 3, seed) for micro in part]
-        for seed in (1, 2)
-    ]
+    epochs = cut(rollout, 3, 1, 2).epochs
+    orders = [[row for part in epoch for micro in part for row in micro.rows.tolist()] for epoch in epochs]
+    assert [sorted(order) for order in orders] == [list(range(8))] * 2
     assert orders[0] != orders[1]
+
+
+def test_a_rollout_is_scored_and_trained_on_in_the_same_order(rollout):
+    partition = cut(rollout, 3, 1, 2)
+    trained = [micro.rows.tolist() for shares in partition.minibatches for micro in shares]
+    scored = [micro.rows.tolist() for micro in partition.scored]
+    assert trained[: len(scored)] == scored
+    assert sorted(row for rows in scored for row in rows) == list(range(8))
 
 
 def test_the_update_learns_what_the_advantages_say(rollout):
     """Raise the probability of one sample's answer, lower the others'."""
-    partitions = [minibatches(rollout.samples, SETTINGS, 8, seed) for seed in range(4)]
-    scores = rollout.score(partitions[0])
+    scores = rollout.score(cut(rollout, 8, *range(4)))
     experience = make(rollout.samples, scores)
     experience.advantages.copy_(-experience.mask)
     experience.advantages[2] = experience.mask[2]
-    train(rollout, experience, partitions)
-    after = rollout.score(partitions[0])
+    train(rollout, experience)
+    after = rollout.score(scores.partition)
     change = ((after.logprobs - scores.logprobs) * experience.mask).sum(1)
     assert change[2] > 0
     assert change.sum() < change[2]
 
 
 def test_values_move_towards_the_returns(rollout):
-    partitions = [minibatches(rollout.samples, SETTINGS, 8, seed) for seed in range(8)]
-    experience = make(rollout.samples, rollout.score(partitions[0]))
-    train(rollout, experience, partitions, value_clip_range=None)
+    experience = make(rollout.samples, rollout.score(cut(rollout, 8, *range(8))))
+    train(rollout, experience, value_clip_range=None)
     error = [
         float(((values - experience.returns).square() * experience.mask).sum())
-        for values in (experience.scores.values, rollout.score(partitions[0]).values)
+        for values in (experience.scores.values, rollout.score(experience.scores.partition).values)
     ]
     assert error[1] < error[0]
 
 
 def test_losses_are_divided_by_the_tokens_of_all_processes(rollout, monkeypatch):
     """Where other processes have three times the tokens of this one, its gradients are a quarter."""
-    partitions = [minibatches(rollout.samples, changed(SETTINGS, minibatches=1), 3, seed=1)]
-    experience = make(rollout.samples, rollout.score(partitions[0]))
+    experience = make(rollout.samples, rollout.score(cut(rollout, 3, 1, minibatches=1)))
     modules = [trainer.module for trainer in (rollout.actor, rollout.critic)]
     before = [copy.deepcopy(module.state_dict()) for module in modules]
     norms = []
     for factor in (1.0, 4.0):
         monkeypatch.setattr(update, "all_sum", lambda own, factor=factor: [factor * own])
-        statistics = train(rollout, experience, partitions)
+        statistics = train(rollout, experience)
         norms.append((statistics.actor_norms[0], statistics.critic_norms[0]))
         for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state)
@@ -181,10 +184,9 @@ def test_kl_in_the_loss_ignores_what_the_policy_thinks_of_padding(rollout, estim
         return output
 
     rollout.actor.module.register_forward_hook(without_padding)
-    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
     assert len(set(rollout.samples.answer_lengths)) > 1
-    experience = make(rollout.samples, rollout.score(partitions[0]), kl_in="loss", kl_estimator=estimator)
-    metrics = train(rollout, experience, partitions, pad, kl_in="loss", kl_estimator=estimator).metrics()
+    experience = make(rollout.samples, rollout.score(cut(rollout, 3, 1)), kl_in="loss", kl_estimator=estimator)
+    metrics = train(rollout, experience, pad, kl_in="loss", kl_estimator=estimator).metrics()
     assert all(np.isfinite(value) for value in metrics.values())
     assert 0 < metrics["kl_loss"] < 1
     assert all(torch.isfinite(parameter).all() for parameter in rollout.actor.module.parameters())
@@ -208,8 +210,7 @@ def test_kl_in_the_reward_ignores_padding(estimator):
 
 
 def test_metrics_of_a_rollout_count_answer_tokens_only(rollout):
-    partitions = [minibatches(rollout.samples, SETTINGS, 3, seed=1)]
-    scores = rollout.score(partitions[0])
+    scores = rollout.score(cut(rollout, 3, 1))
     experience = make(rollout.samples, scores)
     metrics = rollout_metrics(experience)
     lengths = rollout.samples.answer_lengths

@@ -159,6 +159,9 @@ def test_calibration_follows_its_definition():
     assert [(row["pairs"], row["predicted"], row["observed"]) for row in rows] == [
         (count, pytest.approx(predicted), pytest.approx(observed)) for count, predicted, observed in expected
     ]
+    numbers = [number for number, content in enumerate(bins) if content]
+    edges = [(pytest.approx(0.5 + number / 20), pytest.approx(0.55 + number / 20)) for number in numbers]
+    assert [(row["from"], row["to"]) for row in rows] == edges
     assert error == pytest.approx(sum(count * abs(p - o) for count, p, o in expected) / len(margins))
     assert all(row["observed_low"] <= row["observed"] <= row["observed_high"] for row in rows)
 

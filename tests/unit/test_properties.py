@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from rlhf.config import Plan, resolve
 from rlhf.config.sources import DatasetSource
 from rlhf.data.dataset import FEATURES
-from rlhf.data.example import Example
+from rlhf.data.example import Example, UnreadableRow
 from rlhf.data.examples import examples
+from rlhf.data.files import FORMATS
 from rlhf.data.mappings import RowFormat
 from rlhf.data.shapes import SHAPES
-from rlhf.data.sources import FORMATS, load_rows
+from rlhf.data.sources import load_rows
 from rlhf.errors import UserError
 from tests.project import tiny_config
 
@@ -240,13 +241,20 @@ def test_a_damaged_file_is_rows_or_a_message(folder: Path, file: tuple[str, byte
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
-@pytest.mark.parametrize(
-    ("content", "problem"), [("[" * 100_000, "recursion"), ('{"prompt": ' + "1" * 5000 + "}", "digits")]
-)
-def test_json_beyond_the_limits_of_the_reader_is_refused(tmp_path: Path, kind: str, content: str, problem: str) -> None:
-    (tmp_path / f"rows.{kind}").write_text(content)
-    with pytest.raises(UserError, match=f"not readable as {kind}.*{problem}"):
+def test_json_beyond_the_limits_of_the_reader_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"rows.{kind}").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=f"not readable as {kind}.*recursion"):
         load_rows(DatasetSource(path=str(tmp_path / f"rows.{kind}")), "x")
+
+
+def test_a_number_beyond_the_limits_of_the_reader_costs_its_row_or_the_file_that_is_one_value(tmp_path: Path) -> None:
+    long = '{"prompt": ' + "1" * 5000 + "}"
+    (tmp_path / "rows.jsonl").write_text(long + '\n{"prompt": 1}\n')
+    rows = list(load_rows(DatasetSource(path=str(tmp_path / "rows.jsonl")), "x").train)
+    assert rows == [UnreadableRow("line is no JSON"), {"prompt": 1}]
+    (tmp_path / "rows.json").write_text(f"[{long}]")
+    with pytest.raises(UserError, match="not readable as json.*digits"):
+        load_rows(DatasetSource(path=str(tmp_path / "rows.json")), "x")
 
 
 def test_damaged_compression_is_refused(tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ import torch
 from rlhf.data.batching import micro_batches
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits
-from rlhf.ppo import mix, rollout, scoring
+from rlhf.ppo import checks, mix, rollout, scoring
+from rlhf.ppo.checks import unit_ratio_error
 from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.reward import SameTokens
 from rlhf.ppo.rollout import generate
+from rlhf.ppo.samples import Partition
 from rlhf.ppo.scoring import Scorers, score_samples
 from rlhf.ppo.statistics import UpdateStatistics
-from rlhf.training import engine, reward, supervised
+from rlhf.training import distributed, engine, reward, supervised
 from rlhf.training.engine import EngineSettings, Trainer
 from rlhf.training.reward import GroupPreference, score_statistics
 from rlhf.training.sft import AnswerLikelihood
@@ -38,7 +40,7 @@ class _Reached(Exception):
 def run_all(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, processes: int, function: Callable[[], Any]
 ) -> list[Any]:
-    """The results of a function with one collective call on each of several processes.
+    """The results of a function of this module with one collective call on each of several processes.
 
     Every process runs up to the call; then, with what all of them brought, to its end.
     """
@@ -69,8 +71,9 @@ def _become(
 ) -> None:
     faked = {"rank": lambda: number, "world_size": lambda: processes, "all_gather": gather, "all_sum": sums}
     for name, function in faked.items():
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, function)
+        for place in (module, distributed):  # in which `gather_rows` is
+            if hasattr(place, name):
+                monkeypatch.setattr(place, name, function)
 
 
 @pytest.fixture
@@ -95,6 +98,17 @@ def test_score_statistics_count_every_answer_once(scorer, group_corpus, group, m
     alone = score_statistics(scorer, group_corpus, objective, batch_size=3)
     for found in run_all(monkeypatch, reward, processes, lambda: score_statistics(scorer, group_corpus, objective, 3)):
         assert found == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_all_processes_judge_the_ratios_of_all(group, monkeypatch, processes):
+    generator = torch.Generator().manual_seed(2)
+    tokens = [7, 0, 4, 11, 1][:processes]
+    ratios = [1 + 0.1 * torch.randn(count, generator=generator) for count in tokens]
+    ranks = itertools.cycle(range(processes))
+    errors = (torch.cat(ratios).double() - 1).abs()
+    for found in run_all(monkeypatch, checks, processes, lambda: unit_ratio_error(ratios[next(ranks)].split(2))):
+        assert found == pytest.approx((float(errors.max()), float(errors.mean())), rel=1e-5)
 
 
 def prompts() -> list[np.ndarray]:
@@ -128,11 +142,13 @@ def test_every_process_has_the_scores_of_all_samples_in_their_order(gpt2_folder,
 
     def score() -> Any:
         order = np.random.default_rng(1).permutation(7)
-        return score_samples(samples, micro_batches(order, samples.lengths, 2, next(ranks), processes), scorers, 1.0)
+        share = micro_batches(order, samples.lengths, 2, next(ranks), processes)
+        return score_samples(samples, Partition([[share]]), scorers, 1.0)
 
     ranks = itertools.cycle(range(processes))
     together = run_all(monkeypatch, scoring, processes, score)
-    alone = score_samples(samples, micro_batches(np.arange(7), samples.lengths, 7, 0, 1), scorers, 1.0)
+    whole = Partition([[micro_batches(np.arange(7), samples.lengths, 7, 0, 1)]])
+    alone = score_samples(samples, whole, scorers, 1.0)
     for scores in together:
         for name in ("logprobs", "ref_logprobs", "values", "entropy", "score"):
             assert torch.allclose(getattr(scores, name), getattr(alone, name), atol=1e-4), name
@@ -146,10 +162,10 @@ def test_mixed_rows_are_the_same_batch_on_all_processes(gpt2_folder, group, monk
     for number in range(processes):
         _become(monkeypatch, mix, number, processes, None, None)
         mixed = PretrainingMix(corpus, 0.3, rows_per_step=7, micro_size=2, seed=5)
-        share = mixed.next_rows()
-        rows += [row for micro in share if micro.weight for row in micro.rows]
+        batch = mixed.next_batch()
+        rows += [row for micro in batch.shares if micro.weight for row in micro.rows]
         with torch.no_grad():
-            total += float(sum(mixed.losses(model, share, UpdateStatistics())))
+            total += float(sum(loss() for loss in mixed.losses(model, batch, UpdateStatistics())))
     monkeypatch.undo()
     assert len(rows) == len(set(rows)) == 7
     with torch.no_grad():
@@ -167,8 +183,7 @@ def step(folder, corpus) -> float:
     """Gradient norm of one optimizer step."""
     settings = EngineSettings(0, "fp32", 4, offload=False, gradient_checkpointing=False, overrides={})
     trainer, objective = Trainer(load_policy(folder, "fp32"), OPTIMIZATION, settings, 1), AnswerLikelihood()
-    loss, _ = objective.loss(trainer.engine, corpus, np.arange(4))
-    norm = trainer.step([loss / 10], 1)
+    norm = trainer.step([lambda: objective.loss(trainer.engine, corpus, np.arange(4))[0] / 10])
     assert norm is not None
     return norm
 

@@ -12,8 +12,7 @@ from rlhf.errors import UserError
 from rlhf.models.loading import load_policy, load_reward_backbone
 from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo.reward import SameTokens
-from rlhf.ppo.rollout import Rectangle, Samples, collate
-from rlhf.ppo.sampling import Answer
+from rlhf.ppo.samples import Answer, Partition, Rectangle, Samples, collate
 from rlhf.ppo.scoring import Scorers, score_samples
 from tests.unit.conftest import EVERY_FAMILY, VOCABULARY, save_random_model
 
@@ -91,7 +90,7 @@ def score(folder: Path) -> SimpleNamespace:
     rows = np.arange(len(SHAPES))
     with torch.no_grad():
         earlier = before_eos(samples, rows, samples.rectangle(rows, 0, CPU))
-    scores = score_samples(samples, shares, scorers, temperature=0.7)
+    scores = score_samples(samples, Partition([[shares]]), scorers, temperature=0.7)
     return SimpleNamespace(policy=policy, value=value, reward=reward, samples=samples, scores=scores, earlier=earlier)
 
 

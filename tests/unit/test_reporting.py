@@ -439,16 +439,18 @@ def test_figures_without_data_say_so() -> None:
     assert ElementTree.fromstring(reward_vs_kl(nothing)) is not None
 
 
-def test_the_index_names_models_that_half_precision_would_spoil(tmp_path: Path) -> None:
+def test_the_index_says_what_half_precision_would_lose_and_names_models_that_it_would_spoil(tmp_path: Path) -> None:
     runs = [ExperimentRun(**run) for run in make_experiment(tmp_path)]
-    for name, error in (("tiny-s1-sft", 0.72), ("tiny-s2-sft", 0.04)):
+    for name, error in (("tiny-s1-sft", 0.7213), ("tiny-s2-sft", 0.0444)):
         path = tmp_path / f"results/sft/{name}/manifest.json"
         merge = {"model": {"dtype": "bf16", "error": error, "limit": 0.05}}
         _write(path, json.loads(path.read_text()) | {"merge": merge})
     files = summarise(read_experiment("reviews", runs, tmp_path), CODE, tmp_path / "results/experiments/reviews", 5)
     models = files["index.md"].split("## Models")[1].split("## Tables")[0]
-    assert "Load these in float32" in models and "- results/sft/tiny-s1-sft/model: 72% (bf16)" in models
-    assert "tiny-s2-sft/model:" not in models
+    assert models.count("- results/sft/") == 2
+    spoilt, others = models.split("**Load these in float32**")[1].split("a small share of the change")
+    assert "- results/sft/tiny-s1-sft/model: 72.1% (bf16)" in spoilt
+    assert "- results/sft/tiny-s2-sft/model: 4.4% (bf16)" in others
 
 
 def test_summary_links_resolve(tmp_path: Path) -> None:

@@ -9,9 +9,17 @@ from rlhf.errors import UserError
 from rlhf.models.loading import load_policy
 from rlhf.models.scores import answer_logits, token_logprobs
 from rlhf.ppo import rollout
-from rlhf.ppo.checks import require_same_distribution, require_unit_ratio, sampling_error, unit_ratio_error
-from rlhf.ppo.rollout import collate
-from rlhf.ppo.sampling import Answer, GumbelNoise, sample_answers
+from rlhf.ppo.checks import (
+    RatioError,
+    SamplingError,
+    require_same_distribution,
+    require_unit_ratio,
+    sampling_error,
+    unit_ratio_error,
+)
+from rlhf.ppo.rollout import GumbelNoise, sample_answers
+from rlhf.ppo.samples import Answer, collate
+from rlhf.training import distributed
 
 CPU = torch.device("cpu")
 PROMPTS = [np.array([5, 6, 7]), np.array([9]), np.array([11, 12, 13, 14, 15, 16])]
@@ -99,7 +107,8 @@ def test_processes_wait_for_each_other_only_where_parameters_are_partitioned(
         "rank": lambda: 0,
         "all_gather": lambda own: [others, own],
     }.items():
-        monkeypatch.setattr(rollout, name, value)
+        for module in (rollout, distributed):
+            monkeypatch.setattr(module, name, value, raising=False)
     samples = rollout.generate(model, [np.array([7])] * 4, range(4), 1, 12, 1.0)
     assert asked == [synced] * (4 // processes)
     assert sorted(int(answer.ids[0]) for answer in samples.answers) == ([5] * 4 if processes == 1 else [5, 5, 6, 6])
@@ -118,26 +127,30 @@ def test_wrong_positions_are_caught_by_the_sampling_check(gpt2_folder):
     lengths = [len(answer.ids) for answer in answers]
     wrong = [token_logprobs(logits[row, -1 - n : -1], ids[row, -n:]) for row, n in enumerate(lengths)]
     error = sampling_error(answers, part.table(torch.cat(wrong)), part.mask)
-    assert error[0] > 0.01
+    assert error.largest_logprob > 0.01
     with pytest.raises(UserError, match="sampling and training disagree"):
         require_same_distribution(error, "fp32", 1e-4)
 
 
 def test_checks_pass_below_and_fail_above_their_limits():
-    require_same_distribution((9e-5, 0.0), "fp32", 1e-4)
-    require_same_distribution((0.3, 0.009), "bf16", 1e-4)
+    require_same_distribution(SamplingError(9e-5, 0.0), "fp32", 1e-4)
+    require_same_distribution(SamplingError(0.3, 0.009), "bf16", 1e-4)
     with pytest.raises(UserError, match="bf16"):
-        require_same_distribution((0.3, 0.011), "bf16", 1e-4)
-    require_unit_ratio((9e-7, 9e-7), "fp32", 1e-6)
-    with pytest.raises(UserError, match="first minibatch"):
-        require_unit_ratio((2e-6, 1e-9), "fp32", 1e-6)
+        require_same_distribution(SamplingError(0.3, 0.011), "bf16", 1e-4)
+    require_unit_ratio(RatioError(9e-7, 9e-7), "fp32", 1e-6)
+    with pytest.raises(UserError, match="first minibatch") as error:
+        require_unit_ratio(RatioError(2e-6, 1e-9), "fp32", 1e-6)
+    assert str(error.value).endswith(
+        ": old and new log-probabilities are not of the same computation. "
+        "Usual causes: dropout, or layers that behave differently in training mode"
+    )
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("bf16", 1 / 8), ("fp16", 1 / 64)])
 def test_in_half_precision_the_mean_ratio_has_a_limit_of_its_own(dtype, limit):
-    require_unit_ratio((0.9, 0.99 * limit), dtype, 1e-6)
+    require_unit_ratio(RatioError(0.9, 0.99 * limit), dtype, 1e-6)
     with pytest.raises(UserError, match=f"on average, allowed is .* in {dtype}: .* Try ppo.dtype: fp32"):
-        require_unit_ratio((0.9, 1.01 * limit), dtype, 1e-6)
+        require_unit_ratio(RatioError(0.9, 1.01 * limit), dtype, 1e-6)
 
 
 def test_the_error_of_ratios_is_over_all_tokens(group):
@@ -157,7 +170,7 @@ def test_two_kinds_of_attention_in_half_precision_are_one_computation(gpt2_folde
         with torch.no_grad():
             found.append(token_logprobs(answer_logits(model, *part.inputs), part.targets))
     error = unit_ratio_error([(found[1] - found[0]).exp()])
-    assert 1e-4 < error[1] < error[0]
+    assert 1e-4 < error.mean < error.largest
     require_unit_ratio(error, "bf16", 1e-6)
     with pytest.raises(UserError, match="first minibatch"):
         require_unit_ratio(error, "fp32", 1e-6)

@@ -18,14 +18,16 @@ from rlhf.config import dumped
 from rlhf.config.section import Section
 from rlhf.config.specification import ResolvedDataset, ResolvedModel, RewardUpstream, SplitSettings
 from rlhf.config.stages import Optimization, PpoSettings
+from rlhf.files import sha256_tree
 from rlhf.models.card import model_card
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
+from rlhf.models.merged import FILE, MergedAdapters
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.records.metrics import MetricsLine
 from rlhf.runtime.lineage import lineage
 from rlhf.runtime.manifest import describe
-from rlhf.training.weights import adapter_weights, plain_weights
+from rlhf.training.weights import WeightCopy, adapter_weights, merged_adapters, plain_weights
 from tests.specifications import specification
 
 LORA = {"lora_dim": 4, "lora_alpha": 6.0, "lora_module_name": "h."}
@@ -42,9 +44,10 @@ def train(model: Any) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def save(model: Any, folder: Path, tokenizer: Path, size: str = "5GB") -> Path:
+def save(model: Any, folder: Path, tokenizer: Path, size: str = "5GB", adapters: MergedAdapters | None = None) -> Path:
     generation = sampling_config(model, PpoSettings(temperature=0.7, max_answer_seq_len=12))
-    write_model(model, plain_weights(model, keep=True), load_tokenizer(tokenizer), folder, size, generation, "# card\n")
+    weights = plain_weights(model, keep=True)
+    write_model(model, weights, load_tokenizer(tokenizer), folder, size, generation, "# card\n", adapters)
     return folder
 
 
@@ -91,6 +94,28 @@ def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_
     assert str(gpt2_folder) == adapted.peft_config["default"].base_model_name_or_path  # the live one is untouched
     names = load_file(tmp_path / "one/adapter_model.safetensors")
     assert all("lora_" in name and "default" not in name for name in names)
+
+
+def test_equal_content_is_equal_bytes_in_every_file(gpt2_folder, tmp_path, group):
+    """Written many times, because an order that is drawn anew for each file is the same one in half of them."""
+    model = load_policy(gpt2_folder, "fp32")
+    adapted = add_lora(model, Optimization(**LORA), "sft")
+    train(model)
+    changes = merged_adapters(model, keep=True)
+    assert len(changes) > 3
+    copies = WeightCopy(model)
+
+    def hashes(folder: Path) -> dict[str, str]:
+        save(model, folder / "model", gpt2_folder, "20KB", changes)
+        write_adapter(model, adapter_weights(model, keep=True), adapted, folder / "adapter", BASE)
+        copies.save(folder)
+        return sha256_tree(folder)
+
+    first = hashes(tmp_path / "0")
+    assert {"rank-0.safetensors", "adapter/adapter_model.safetensors", f"model/{FILE}"} < set(first)
+    assert sum(name.endswith(".safetensors") for name in first) > 3 + 2
+    for number in range(1, 16):
+        assert hashes(tmp_path / str(number)) == first
 
 
 def test_a_large_model_is_cut_into_files_with_an_index(gpt2_folder, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlhf.commands.status import render
+from rlhf.commands.status import status_table
 from rlhf.config import Plan, Stage, check_cluster, require_no_jobs
 from rlhf.config.cluster import Nodes, partition_nodes, require_nodes
 from rlhf.config.section import Section
@@ -129,7 +129,7 @@ def test_the_queue_tells_of_this_projects_stages(answers: Any, tmp_path: Path) -
     answers(
         "squeue",
         line("7", "RUNNING", "rule_train_sft_wildcards_opt-00000001", tmp_path)
-        + line("8", "PENDING", "rule_evaluate_baseline_wildcards_b", tmp_path, "", "Priority")
+        + line("8", "PENDING", "rule_sample_baseline_wildcards_b", tmp_path, "", "Priority")
         + line("9", "RUNNING", "rule_train_sft_wildcards_c", tmp_path / "else")
         + line("10", "RUNNING", "my own job", tmp_path),
     )
@@ -172,7 +172,7 @@ def test_status_shows_jobs_nodes_reasons_and_memory_against_request(tmp_path: Pa
     ]
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
-        console.print(render(entries, tmp_path, "The queue is not known"))
+        console.print(status_table(entries, tmp_path, "The queue is not known"))
     text = capture.get()
     for shown in ("2.5 / 4.0 GB", "n[1-2]", "reward b: Resources", "1 queued, 1 starting, 1 running", "is not known"):
         assert shown in text, text

@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-ab25ae17",
-    "policy": "gpt2-scratch-7c2a59dc",
-    "sft": "gpt2-scratch-s1-cc9c9272",
-    "reward": "gpt2-scratch-s1-7fbcef2d",
-    "ppo": "gpt2-scratch-s1-83f9af59",
-    "evaluate_sft": "gpt2-scratch-s1-4728a692",
-    "evaluate_reward": "gpt2-scratch-s1-25e918fe",
-    "baseline": "gpt2-scratch-s1-0bd1cb11",
-    "evaluate_ppo": "gpt2-scratch-s1-ef1ac450",
+    "dataset": "reviews-627a5712",
+    "policy": "gpt2-scratch-506a159e",
+    "sft": "gpt2-scratch-s1-4fe7a7e5",
+    "reward": "gpt2-scratch-s1-75ebd2ca",
+    "ppo": "gpt2-scratch-s1-36891ecb",
+    "evaluate_sft": "gpt2-scratch-s1-5e24738d",
+    "evaluate_reward": "gpt2-scratch-s1-eb852b35",
+    "baseline": "gpt2-scratch-s1-2fc6427d",
+    "evaluate_ppo": "gpt2-scratch-s1-32faca09",
 }
-SPLIT, TOKENS = "reviews-14ea3826", "reviews-gpt2-scratch-87291445"
+SPLIT, TOKENS = "reviews-6e6052f4", "reviews-gpt2-scratch-72acfc5e"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from rlhf.commands import status
-from rlhf.commands.status import key_metrics, parse_args, render, show
+from rlhf.commands.status import key_metrics, parse_args, show, status_table
 from rlhf.errors import UserError
 from rlhf.files import TAIL_BYTES
 from rlhf.reporting.stage_status import StageStatus, read_status
@@ -54,7 +54,7 @@ def _result(root: Path, stage: str, identifier: str, finished: float = NOW, **fi
 def _text(root: Path) -> str:
     console = Console(width=160, color_system=None)
     with console.capture() as capture:
-        console.print(render(read_status(root, NOW), root))
+        console.print(status_table(read_status(root, NOW), root))
     return capture.get()
 
 

@@ -1,4 +1,4 @@
-"""Plain text as token ids: what joins and ends prompt and answer, and what the token store keeps of them."""
+"""The token store: what it keeps of texts, and gives back."""
 
 from __future__ import annotations
 
@@ -7,64 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.data.tokens import TokenStore, encode_answers, encode_prompts, tokenize, tokenizer_fingerprint
+from rlhf.data.tokens import TokenStore, tokenize, tokenizer_fingerprint
 from rlhf.errors import UserError
 from rlhf.files import read_json
 from tests.unit.conftest import cached_dataset, edit_json, make_model
 
-BOS, EOS, PAD = 0, 1, 2
-SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "clean_up_tokenization_spaces": False}
-
-
-def byte_tokenizer(ends_texts: bool) -> PreTrainedTokenizerFast:
-    """One token for each byte, BOS before every text, and perhaps EOS after it, as some published ones have it."""
-    names = ["<bos>", "<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    single = "<bos> $A <eos>" if ends_texts else "<bos> $A"
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 0), ("<eos>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
-
-
-@pytest.fixture(params=[False, True])
-def tokenizer(request) -> PreTrainedTokenizerFast:
-    return byte_tokenizer(request.param)
-
-
-def test_a_prompt_begins_as_the_tokenizer_begins_texts_and_has_no_end(tokenizer):
-    texts = ["Who?", "", "<eos>", "So <eos>"]
-    for text, ids in zip(texts, encode_prompts(texts, tokenizer), strict=True):
-        assert ids[0] == BOS
-        assert len(ids) == 1 + len(text)
-        assert not {BOS, EOS, PAD} & set(ids[1:])  # an end that a text spells out is text
-        assert tokenizer.decode(ids[1:]) == text
-
-
-@pytest.mark.parametrize(
-    ("prompt", "answer", "joined"),
-    [("Q:", "A b", " A b"), ("Q: ", "A", "A"), ("Q:\n", "A", "A"), ("Q:", " A", " A"), ("Q:", "\tA", "\tA"),
-     ("", "A", " A"), ("Q: ", " A ", " A ")],
-)  # fmt: skip
-def test_an_answer_has_the_space_before_it_and_one_end(tokenizer, prompt, answer, joined):
-    first, ids = encode_answers(["Q:", prompt], ["other", answer], tokenizer)
-    assert tokenizer.decode(first[:-1]) == " other"
-    assert tokenizer.decode(ids[:-1]) == joined
-    assert ids[-1] == EOS
-    assert not {BOS, EOS, PAD} & set(ids[:-1])
-
-
+SPECIAL = {"eos_token": "<eos>", "pad_token": "<pad>", "clean_up_tokenization_spaces": False}
 ROWS = {
     "train": [
-        {"prompt": "w3 w4 w5", "chosen": "w6", "rejected": ["w7 w8", "w9"], "ratings": [3.0, 2.5, 0.5], "subset": "b"},
-        {"prompt": "w10", "chosen": "w11 w12 w13 w14"},
-        {"prompt": "w15 w16", "chosen": "w17 w18", "rejected": ["w19"], "ranks": [0, 0], "subset": "a"},
-        {"prompt": "w20 w21 w22 w23 w24 w25", "chosen": "w26", "subset": "b"},
+        {"prompt": "w3 w4 w5", "chosen": " w6", "rejected": [" w7 w8", " w9"], "ratings": [3, 2.5, 0.5], "subset": "b"},
+        {"prompt": "w10", "chosen": " w11 w12 w13 w14"},
+        {"prompt": "w15 w16", "chosen": " w17 w18", "rejected": [" w19"], "ranks": [0, 0], "subset": "a"},
+        {"prompt": "w20 w21 w22 w23 w24 w25", "chosen": " w26", "subset": "b"},
     ],
-    "eval": [{"prompt": "w30", "chosen": "w31 w32", "subset": "c"}],
+    "eval": [{"prompt": "w30", "chosen": " w31 w32", "subset": "c"}],
 }
 
 
@@ -98,6 +57,7 @@ def test_the_store_gives_every_row_its_own_ids(made, split):
         np.testing.assert_array_equal(judged["rating"], np.array(ratings, np.float32))
         assert store.subset(number) == row.get("subset")
         assert store.longest_answers()[number] == max(map(len, answers))
+        assert store.longest_answers().dtype == np.int64
         lengths = [int(store.lengths(field)[number]) for field in ("prompt", "chosen", "rejected")]
         assert lengths == [len(ids_of(row["prompt"])), len(answers[0]), sum(map(len, answers[1:]))]
 
@@ -112,7 +72,7 @@ def test_the_facts_describe_what_is_stored(made):
         }  # fmt: skip
     assert facts["statistics"]["eval"]["chosen"]["tokens"] == 3
     assert (facts["rows"], facts["subsets"]) == ({"train": 4, "eval": 1}, {"train": ["a", "b"], "eval": ["c"]})
-    assert (facts["schema_version"], facts["dtype"], facts["chat_template"]) == (2, "uint16", None)
+    assert (facts["schema_version"], facts["dtype"], facts["chat_template"]) == (3, "uint16", None)
     assert (facts["pad_token_id"], facts["eos_token_id"]) == (store.pad_token_id, store.eos_token_id) == (0, 1)
     assert facts["dataset_fingerprint"] == "sha256:rows"
     fingerprint = tokenizer_fingerprint(made / "model")
@@ -132,9 +92,8 @@ def test_ids_of_large_vocabularies_are_stored_whole(tmp_path, tokens, dtype):
     names = {"<pad>": 0, "<eos>": 1} | {f"w{number}": number for number in range(2, tokens)}
     words = Tokenizer(models.WordLevel(names, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {name: token for name, token in SPECIAL.items() if name != "bos_token"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path / "model")
-    row = {"prompt": f"w{tokens - 1} w2", "chosen": f"w{tokens - 2}"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL).save_pretrained(tmp_path / "model")
+    row = {"prompt": f"w{tokens - 1} w2", "chosen": f" w{tokens - 2}"}
     cached_dataset(tmp_path / "dataset", train=[row], eval=[row])
     tokenize(tmp_path / "dataset", tmp_path / "model", tmp_path / "tokens")
     store = TokenStore(tmp_path / "tokens", "train")

@@ -2,18 +2,19 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from rlhf.config.stages import SftSettings
-from rlhf.data.batching import micro_batches
+from rlhf.data.batching import MicroBatch, micro_batches
 from rlhf.errors import UserError
 from rlhf.models.loading import dropout_keys, load_policy, load_reward_backbone
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import TokenScorer
-from rlhf.training.engine import EngineSettings, Trainer, parameter_groups
+from rlhf.training.engine import EngineSettings, LazyLoss, Trainer, parameter_groups
 from rlhf.training.reward import GroupPreference, pair_loss, score_statistics
 from rlhf.training.sft import AnswerLikelihood, collate_answers
 from rlhf.training.supervised import mean_loss, steps_per_epoch
@@ -36,6 +37,15 @@ def engine_settings(**changes) -> EngineSettings:
     return EngineSettings(**(settings | changes))
 
 
+def lazy_losses(trainer, objective, corpus, share, count) -> list[LazyLoss]:
+    """The losses of micro-batches, each a part of the mean over `count`."""
+
+    def loss_of(micro: MicroBatch) -> torch.Tensor:
+        return objective.loss(trainer.engine, corpus, micro.rows)[0] * (micro.weight / count)
+
+    return [partial(loss_of, micro) for micro in share]
+
+
 def train(model, corpus, micro_size, steps=3, objective=None, **changes) -> tuple[list[float], list[torch.Tensor]]:
     """A few steps on all rows; returns gradient norms and final weights."""
     objective = objective or AnswerLikelihood()
@@ -45,8 +55,7 @@ def train(model, corpus, micro_size, steps=3, objective=None, **changes) -> tupl
     norms = []
     for _ in range(steps):
         share = micro_batches(rows, objective.lengths(corpus), micro_size, 0, 1)
-        losses = (objective.loss(trainer.engine, corpus, micro.rows)[0] * (micro.weight / count) for micro in share)
-        norms.append(trainer.step(losses, len(share)))
+        norms.append(trainer.step(lazy_losses(trainer, objective, corpus, share, count)))
     if changes.get("zero_stage") == 3:
         import deepspeed
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,13 +17,16 @@ from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
-from rlhf.ppo.checks import require_same_distribution, require_unit_ratio
+from rlhf.models import loading
+from rlhf.ppo.checks import RatioError, SamplingError, require_same_distribution, require_unit_ratio
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.progress import StageMetrics
 from rlhf.training import checkpoints as checkpoints_module
+from rlhf.training import stage as stage_module
 from rlhf.training.checkpoints import Checkpoints
+from rlhf.training.delivery import Delivery
 from rlhf.training.faults import FaultCounter
 
 STATE = Path("state/sft/tiny-s1-1a2b3c4d")
@@ -79,10 +83,35 @@ def a_loss_that_is_not_finite() -> str:
 
 def numbers_that_do_not_fit_together() -> list[str]:
     return [
-        message(lambda: require_same_distribution((0.03, 0.0), "fp32", 1e-4)),
-        message(lambda: require_unit_ratio((2e-6, 1e-9), "fp32", 1e-6)),
-        message(lambda: require_unit_ratio((0.9, 0.3123), "bf16", 1e-6)),
+        message(lambda: require_same_distribution(SamplingError(0.03, 0.0), "fp32", 1e-4)),
+        message(lambda: require_unit_ratio(RatioError(2e-6, 1e-9), "fp32", 1e-6)),
+        message(lambda: require_unit_ratio(RatioError(0.9, 0.3123), "bf16", 1e-6)),
     ]
+
+
+class Constant(torch.nn.Module):
+    """A model that always says the same."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+
+def a_model_that_is_not_the_trained_one(monkeypatch, caplog) -> list[str]:
+    folder, trained, saved = Path("results/sft/tiny-s1-1a2b3c4d/model"), Constant(-3.85), Constant(-3.87)
+    questions = [(np.arange(9), 1)] * 2
+    delivery = Delivery(
+        trained, lambda _: saved, lambda model, *_: torch.full((8,), model.value), "log-probability", 1e-3, questions
+    )
+    lost = message(lambda: delivery.require_same(folder, delivery.expected()))
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "half_precision_error", lambda *_: 0.72)
+        stage = SimpleNamespace(settings=SimpleNamespace(dtype="bf16"), _merge={})
+        stage_module.TrainingStage._note_merge(stage, folder, {}, {"layer": []})
+        patch.setattr(loading, "adapted_layer", lambda *_: None)
+        patch.setattr(loading, "_stored", lambda *_: {"h.0.attn.c_attn.weight": torch.zeros(2, 2).bfloat16()})
+        converted = message(lambda: next(loading._bases(None, folder, {"h.0.attn.c_attn": []})))
+    return [lost, caplog.messages[-1], converted]
 
 
 def too_few_steps() -> str:
@@ -172,6 +201,7 @@ def test_every_message_is_quoted_as_it_is_shown(quoted, group, monkeypatch, capl
         a_silent_death(),
         a_loss_that_is_not_finite(),
         *numbers_that_do_not_fit_together(),
+        *a_model_that_is_not_the_trained_one(monkeypatch, caplog),
         too_few_steps(),
         *refusals(),
         *stops(),

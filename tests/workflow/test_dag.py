@@ -39,7 +39,7 @@ def test_the_default_shares_stages_between_settings(tmp_path):
         "check_ppo": 4,
         "evaluate_sft": 2,
         "evaluate_reward": 2,
-        "evaluate_baseline": 2,
+        "sample_baseline": 2,
         "evaluate_ppo": 4,
         "summarise": 1,
     }

@@ -14,3 +14,8 @@ class Interrupted(Exception):
 
 class PeerFailed(RuntimeError):
     """Another process of this stage has failed; the message says which one, and of what."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of a library says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from rlhf.errors import UserError
+
+# A gold reward: (prompt, answer, whether the answer ends with EOS) -> float.
+Judge = Callable[[str, str, bool], float]
 
 
 def load_function(reference: str, key: str) -> Callable[..., Any]:
@@ -30,8 +34,24 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def load_judge(reference: str | None) -> Callable[[str, str, bool], float] | None:
-    """The gold reward (prompt, answer, finished) -> float that an experiment names, or None where it names none.
+def require_arguments(function: Callable[..., Any], arguments: dict[str, Any], reference: str, key: str) -> None:
+    """Refuse keyword arguments that a function does not take, before it is called: what fails in it is its own.
+
+    Raises:
+        UserError: one is unknown or missing.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C, it tells nothing
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{key}: {reference} does not take them: {error}; its arguments are {signature}") from None
+
+
+def load_judge(reference: str | None) -> Judge | None:
+    """The gold reward that an experiment names, or None where it names none.
 
     Raises:
         UserError: the function cannot be loaded.

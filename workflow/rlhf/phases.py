@@ -1,3 +1,20 @@
-"""The three phases, in the order of the proportions in `data_split`."""
+"""The names of the three phases, and of every kind of stage with the rule that makes it."""
 
+# In the order of the proportions in `data_split`. A kind of this name is the stage that trains.
 PHASES = ("sft", "reward", "ppo")
+
+# Kind of stage -> its rule, upstream first. A kind is called by what it makes, or as its rule where that is an
+# evaluation; it is hashed in every ID and names the folder below results/, so it stays.
+RULES = {
+    "dataset": "cache_dataset",
+    "model": "cache_model",
+    "tokens": "tokenize_dataset",
+    "split": "split_dataset",
+    "sft": "train_sft",
+    "evaluate_sft": "evaluate_sft",
+    "reward": "train_reward",
+    "evaluate_reward": "evaluate_reward",
+    "baseline": "sample_baseline",
+    "ppo": "train_ppo",
+    "evaluate_ppo": "evaluate_ppo",
+}

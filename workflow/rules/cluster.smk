@@ -3,9 +3,8 @@
 
 def submission(kind: str) -> dict[str, str]:
     """What the profile adds to a stage's job; without `slurm_partition`, jobs do not go to Slurm."""
-    prefix = "" if kind.startswith("evaluate_") else "evaluate_" if kind == "baseline" else "train_"
     settings = workflow.resource_settings
-    added = {**(settings.default_resources or {}), **settings.overwrite_resources.get(prefix + kind, {})}
+    added = {**(settings.default_resources or {}), **settings.overwrite_resources.get(RULES[kind], {})}
     return {name: str(added[name].raw) for name in ("slurm_partition", "slurm_extra") if name in added}
 
 

@@ -1,5 +1,6 @@
 """The plan of stages that the configuration asks for, and what rules need to know of it."""
 
+import inspect
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from rlhf.config import (
+    RULES,
     Fingerprints,
     Plan,
     Stage,
@@ -27,13 +29,20 @@ from rlhf.config import (
     read_plan,
     remove_recorded_states,
     require,
+    require_distinct_keys,
     require_no_jobs,
     resolve,
     stand_before_slurm,
+    with_types,
 )
 from rlhf.errors import UserError
 
-SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
+# Beside the library, wherever the rules were read from: a Snakefile that uses them as a module lies elsewhere.
+HOME = Path(inspect.getfile(Plan)).parents[2]
+SCRIPTS = str(HOME / "scripts")
+# Snakemake (9.27) prints a module's commands with the names of the Snakefile that uses it.
+for modifier in workflow.modifier_stack:
+    modifier.globals.setdefault("SCRIPTS", SCRIPTS)
 
 # Only the two cache rules may reach a hub. Progress bars are for terminals; logs get a line every ten seconds.
 shell.prefix(
@@ -57,14 +66,16 @@ def make_plan() -> Plan:
     """Resolve the configuration; a user's mistake is one message without a traceback."""
     fingerprints = Fingerprints("resources/fingerprints.json")
     try:
-        plan = resolve(config, fingerprints.of)
+        require_distinct_keys(workflow.configfiles)
+        settings = with_types(config, workflow.config_settings.config)
+        plan = resolve(settings, fingerprints.of)
         check_cached_models(plan)
         if workflow.is_main_process:
             check_cluster(plan, submission)
     except UserError as error:
         raise WorkflowError(str(error)) from None
     fingerprints.save()
-    validate(config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.json"), set_default=False)
+    validate(settings, str(HOME / "schemas/config.schema.json"), set_default=False)
     return plan
 
 

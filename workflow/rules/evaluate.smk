@@ -57,7 +57,7 @@ rule evaluate_reward:
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"
 
 
-rule evaluate_baseline:
+rule sample_baseline:
     input:
         spec=ancient("results/baseline/{id}/spec.yaml"),
         tokens=upstream("baseline", "tokens", "results/tokens/{}"),
@@ -82,7 +82,7 @@ rule evaluate_baseline:
         output=subpath(output.evaluation, parent=True),
         state="state/baseline/{id}",
     shell:
-        "exec python {SCRIPTS:q}/launch.py --alone {SCRIPTS:q}/evaluate_baseline.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
+        "exec python {SCRIPTS:q}/launch.py --alone {SCRIPTS:q}/sample_baseline.py --spec {input.spec:q} --execution {resources.execution:q} --tokens {input.tokens:q}"
         " --split {input.split:q} --sft {input.sft:q} --reward {input.reward:q}"
         " --output {params.output:q} --state {params.state:q} > {log:q} 2>&1"
 

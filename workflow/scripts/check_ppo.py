@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf.records.checks import write_checks
 from rlhf.records.manifest import read_manifest
 from rlhf.records.metrics import read_metrics
-from rlhf.reporting.checks import check_metrics, describe, report, require_hard
+from rlhf.reporting.checks import check_metrics, in_words, report, require_hard
 from rlhf.runtime.logging import get_logger, run_script
 
 logger = get_logger("rlhf.check_ppo")
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     require_hard(checks, manifest["id"])
     for check in checks:
         if not check.holds:
-            logger.warning(describe(check))
+            logger.warning(in_words(check))
     write_checks(args.output, report(checks, manifest["id"]))
     logger.info("%s: %d of %d inequalities hold", manifest["id"], sum(check.holds for check in checks), len(checks))
 

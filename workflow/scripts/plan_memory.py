@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from rlhf.config.memory import MemorySettings
+from rlhf.config.schema import MemorySettings
 from rlhf.config.specfile import read_job
 from rlhf.config.specification import TRAINING
 from rlhf.planning.files import plan_from_files, refusal

@@ -11,7 +11,7 @@ from rlhf.ppo.loop import train_ppo
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
-from rlhf.training.stage import Stage
+from rlhf.training.stage import TrainingStage
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
     spec = read_spec(PpoSpecification, args.spec, args.execution)
-    with processes(spec.execution.collective_timeout), Stage(spec, stage_paths(args)) as stage:
+    with processes(spec.execution.collective_timeout), TrainingStage(spec, stage_paths(args)) as stage:
         if not stage.was_finished():
             train_ppo(stage, args.sft, args.reward, load_judge(stage.settings.gold_reward))
 

@@ -10,7 +10,7 @@ from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
 from rlhf.training.sft import train_sft
-from rlhf.training.stage import Stage
+from rlhf.training.stage import TrainingStage
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the stage."""
     spec = read_spec(SftSpecification, args.spec, args.execution)
-    with processes(spec.execution.collective_timeout), Stage(spec, stage_paths(args)) as stage:
+    with processes(spec.execution.collective_timeout), TrainingStage(spec, stage_paths(args)) as stage:
         if not stage.was_finished():
             train_sft(stage, args.model)
 

@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from rich.box import SIMPLE
 from rich.console import Console
@@ -24,6 +23,7 @@ from rich.table import Table
 from rlhf.config.expand import deep_merge
 from rlhf.config.section import mistakes
 from rlhf.config.stages import PpoSection, RewardSection, SftSection
+from rlhf.config.yaml_text import read_yaml
 from rlhf.errors import UserError
 from rlhf.memory.devices import GIB, find_device
 from rlhf.memory.parts import ALL_KINDS
@@ -65,7 +65,7 @@ def stage_section(args: argparse.Namespace) -> StageSection:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: write KEY=VALUE, for example execution.zero_stage=3")
-        nested: Any = yaml.safe_load(value)
+        nested: Any = read_yaml(value, f"--set {key}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         given = deep_merge(given, nested)

@@ -42,7 +42,7 @@ STYLES = {
 }
 
 
-def render(entries: Sequence[StageStatus], root: Path, problem: str = "") -> RenderableType:
+def status_table(entries: Sequence[StageStatus], root: Path, problem: str = "") -> RenderableType:
     """The table, with what is known about waiting, failed and stalled stages below it, and what could not be asked."""
     if not entries:
         return Text(
@@ -130,7 +130,7 @@ def show(args: argparse.Namespace) -> None:
 
     def table() -> RenderableType:
         jobs, problem = queue(args.root)
-        return render(read_status(args.root, jobs=jobs), args.root, problem)
+        return status_table(read_status(args.root, jobs=jobs), args.root, problem)
 
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     if args.watch is None:

@@ -1,16 +1,18 @@
 """Typed configuration and its resolution into stages. Light on purpose: every submitted job imports it."""
 
 from rlhf.config.cluster import check_cluster, require_no_jobs, stand_before_slurm
+from rlhf.config.command_line import with_types
 from rlhf.config.expand import parse
 from rlhf.config.fingerprints import Fingerprints
 from rlhf.config.finished import accept_finished, remove_recorded_states
-from rlhf.config.launch import cluster_resources
+from rlhf.config.launch import cluster_resources, planned_execution, planned_memory
 from rlhf.config.messages import closing_message, failure_message
 from rlhf.config.plan import Plan, Run, Stage, dumped
-from rlhf.config.planned import planned_execution, planned_memory
 from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
+from rlhf.config.yaml_text import require_distinct_keys
+from rlhf.phases import RULES
 from rlhf.records.plan import read_plan
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Configuration",
     "Fingerprints",
     "Plan",
+    "RULES",
     "Requirement",
     "Run",
     "Stage",
@@ -33,7 +36,9 @@ __all__ = [
     "read_plan",
     "remove_recorded_states",
     "require",
+    "require_distinct_keys",
     "require_no_jobs",
     "resolve",
     "stand_before_slurm",
+    "with_types",
 ]

@@ -41,7 +41,12 @@ experiments:         # by name: what differs from the defaults
 - Batch sizes are global (`global_batch_size`, `prompts_per_rollout`); what `execution` says (GPUs, micro-batches, ZeRO,
   offload) changes how a stage runs, not its result beyond rounding, and never causes a rerun.
 - An unknown key is refused with the nearest valid name. Write `1.0e-5`: YAML reads `1e-5` as text.
-- Paths are relative to the working directory. An edited file reruns what depends on it; a touched one does not.
+- Paths are relative to the working directory. An edited file reruns what depends on it, also where size and time of
+  modification stayed the same; a touched one does not. Only a file system that keeps no time of change hides an edit.
+- An edited function of yours (`generator`, `gold_reward`) reruns what depends on it: its module's file, the packages it
+  lies in and all they import from folders that are no installed packages are part of the ID. Put their folder on
+  PYTHONPATH. What is not seen: modules that are imported by a name made at run time, installed packages, and files that
+  the code reads; name those in `reads` and `gold_reward_reads`.
 """
 
 

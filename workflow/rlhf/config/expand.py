@@ -37,8 +37,8 @@ def deep_merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
 
 
 def expand(name: str, experiment: dict[str, Any]) -> Iterator[tuple[dict[str, Any], ExperimentSettings]]:
-    """Every point of the sweep with its settings."""
-    sweep = experiment.get("sweep") or {}
+    """Every point of the sweep with its settings, in the order of the keys' names and of each key's values."""
+    sweep = dict(sorted((experiment.get("sweep") or {}).items()))
     for values in itertools.product(*sweep.values()):
         point = dict(zip(sweep, values, strict=True))
         overlay: dict[str, Any] = {}

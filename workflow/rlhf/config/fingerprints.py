@@ -1,6 +1,8 @@
 """Content hashes of the local files that a configuration names.
 
-Hashes are remembered by path, size and modification time, so that parsing the workflow does not read large files again.
+Hashes are remembered by path, size, time of modification and time of change, so that parsing the workflow does not read
+large files again. The time of change is the system's own, no program can set it: content that was exchanged under an
+old time of modification (`cp -p`, `rsync -t`, `touch -r`) is seen. Not where a file system keeps no time of change.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Fingerprints:
 
     def _file(self, file: Path) -> str:
         stat = file.stat()
-        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
         if key not in self._known:
             with file.open("rb") as stream:
                 self._known[key] = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,10 +12,10 @@ from base64 import urlsafe_b64decode
 from collections import defaultdict
 from pathlib import Path
 
+from rlhf.phases import PHASES
 from rlhf.records.manifest import MANIFEST, is_whole
 
 MARKS = Path(".snakemake/incomplete")
-TRAINED = ("sft", "reward", "ppo")
 
 
 def accept_finished() -> list[str]:
@@ -27,7 +27,7 @@ def accept_finished() -> list[str]:
     marks: dict[Path, list[Path]] = defaultdict(list)
     for mark in MARKS.rglob("*"):
         place = Path(_marked_path(mark)).parent
-        if len(place.parts) == 3 and place.parts[0] == "results" and place.parts[1] in TRAINED:
+        if len(place.parts) == 3 and place.parts[0] == "results" and place.parts[1] in PHASES:
             marks[place].append(mark)
     accepted = sorted(place for place in marks if is_whole(place))
     for place in accepted:
@@ -41,7 +41,7 @@ def remove_recorded_states(root: Path = Path()) -> None:
 
     To be called when Snakemake has recorded what ended well, and removed the results of what did not.
     """
-    for kind in TRAINED:
+    for kind in PHASES:
         for aside in (root / "state" / kind).glob("*/finished"):
             if (root / "results" / kind / aside.parent.name / MANIFEST).exists():
                 shutil.rmtree(aside.parent)

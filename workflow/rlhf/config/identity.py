@@ -9,7 +9,16 @@ from typing import Any
 
 IDENTITY_VERSION = 2  # raised when results of older code are of a form that this code cannot read
 # Kind -> number, raised with each change of the code (see CHANGELOG.md) by which equal settings give other results.
-REVISIONS = {"sft": 1, "reward": 1, "ppo": 1, "evaluate_reward": 1}
+REVISIONS = {
+    "dataset": 2,
+    "model": 1,
+    "tokens": 1,
+    "split": 1,
+    "sft": 1,
+    "reward": 1,
+    "ppo": 1,
+    "evaluate_reward": 1,
+}
 
 
 def slug(text: str, length: int = 32) -> str:

@@ -1,8 +1,19 @@
-"""What a stage asks of a cluster, in the resources that Snakemake's executors understand."""
+"""What a job asks for, in the resources that Snakemake's executors understand, and how it runs.
+
+A training job follows its memory plan, changed by what earlier attempts ran out of.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rlhf.config.plan import Stage
+from rlhf.files import JsonObject
+from rlhf.records.attempts import out_of_memory_failures
+from rlhf.records.plan import MemoryPlan
+from rlhf.records.progress import read_progress
+
+GROWTH = 1.5  # of host memory, for each attempt that was killed without a word
 
 
 def cluster_resources(stage: Stage) -> dict[str, int | str | None]:
@@ -29,3 +40,36 @@ def cluster_resources(stage: Stage) -> dict[str, int | str | None]:
         "tasks": nodes if local == 1 else None,
         "tasks_per_gpu": 0,
     }
+
+
+def planned_execution(plan: MemoryPlan, state: Path) -> JsonObject:
+    """How a stage runs in its next attempt.
+
+    Each attempt that ran out of device memory moves one step down the ladder of the plan. None of the steps changes the
+    result, or what the stage's checkpoints depend on.
+
+    Args:
+        plan: content of memory_plan.json.
+        state: state/<stage>/<id>/.
+
+    Returns:
+        The `execution` of the plan's decision after these steps, with `mem_mb` and the names of the steps as
+        `memory_steps`.
+    """
+    steps = plan["after_out_of_memory"][: out_of_memory_failures(state)]
+    execution = steps[-1]["execution"] if steps else plan["execution"]
+    names = [step["name"] for step in [*plan["adaptations"], *steps]]
+    return {**execution, "mem_mb": plan["resources"]["mem_mb"], "memory_steps": names}
+
+
+def planned_memory(plan: MemoryPlan, state: Path, attempt: int) -> int:
+    """Host memory to ask for, in MB: more after an attempt that was killed without a word, as the kernel does it.
+
+    Args:
+        plan: content of memory_plan.json.
+        state: state/<stage>/<id>/.
+        attempt: number of the attempt in this run of Snakemake, from 1.
+    """
+    progress = read_progress(state) if attempt > 1 else None
+    killed = progress is not None and progress.get("status") == "running"
+    return int(plan["resources"]["mem_mb"] * (GROWTH ** (attempt - 1) if killed else 1))

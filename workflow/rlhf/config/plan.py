@@ -5,17 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf.config.memory import MemorySettings
 from rlhf.config.requirements import Requirement
+from rlhf.config.schema import MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.stages import JobExecution
 from rlhf.phases import PHASES
 from rlhf.records.experiment import ExperimentRun, runs_text
 
+RESULTS = {  # stage kind -> a file or folder of its results, by the stage's ID
+    "dataset": "resources/datasets/{}/report.json",
+    "model": "resources/models/{}/manifest.json",
+    "tokens": "results/tokens/{}",
+    "split": "results/split/{}/rows",
+    **{kind: f"results/{kind}/{{}}/manifest.json" for kind in PHASES},
+    "evaluate_sft": "results/evaluate_sft/{}/evaluation.json",
+    "evaluate_reward": "results/evaluate_reward/{}/evaluation.json",
+    "baseline": "results/baseline/{}/evaluation.json",
+    "evaluate_ppo": "results/evaluate_ppo/{}/evaluation.json",
+}
+
 
 def dumped(section: Section) -> dict[str, Any]:
-    """A section as JSON types."""
-    return section.model_dump(mode="json")
+    """A section as JSON types: its keys as they are declared, those that the user chose (such as arguments) sorted.
+
+    So the order in which the keys of a configuration are written does not matter.
+    """
+    return {name: _in_order(getattr(section, name), value) for name, value in section.model_dump(mode="json").items()}
+
+
+def _in_order(value: Any, json: Any) -> Any:
+    """JSON types of a value, with the keys of plain dictionaries sorted."""
+    if isinstance(value, Section):
+        return {name: _in_order(getattr(value, name), item) for name, item in json.items()}
+    if isinstance(json, dict):
+        return {key: _in_order(value[key], json[key]) for key in sorted(json)}
+    if isinstance(json, list):
+        return [_in_order(*pair) for pair in zip(value, json, strict=True)]
+    return json
 
 
 @dataclass(frozen=True)
@@ -93,10 +119,16 @@ class Plan:
         Snakemake does not miss a file that only finished stages read, so those of models are asked for too: one that
         was damaged and discarded is made again.
         """
-        folders = {"model": "resources/models"} | {kind: f"results/{kind}" for kind in PHASES}
         experiments = dict.fromkeys(f"results/experiments/{run.experiment}/index.md" for run in self.runs)
-        models = [f"{folders[kind]}/{id}/manifest.json" for kind, id in self.stages if kind in folders]
+        models = [RESULTS[kind].format(id) for kind, id in self.stages if kind in ("model", *PHASES)]
         return [*experiments, *models]
+
+    def results(self) -> list[str]:
+        """One file or folder of everything that the workflow makes on its way to the products."""
+        made = [RESULTS[kind].format(id) for kind, id in self.stages if kind in RESULTS]
+        specifications = [f"results/{kind}/{id}/spec.yaml" for kind, id in self.stages if kind != "tokens"]
+        plans = [f"results/{kind}/{id}/memory_plan.json" for kind, id in self.stages if kind in PHASES]
+        return [*specifications, *made, *plans]
 
     def runs_text(self, experiment: str) -> str:
         """Content of an experiment's runs.json."""

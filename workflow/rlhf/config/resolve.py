@@ -7,17 +7,16 @@ whose inputs are equal share a stage.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf.config.consistency import require_consistency
 from rlhf.config.expand import deep_merge, expand, parse
 from rlhf.config.identity import slug, stage_id
-from rlhf.config.memory import MemorySettings
 from rlhf.config.plan import Plan, Run, Stage, dumped
-from rlhf.config.requirements import policy_requirements, reward_requirements
-from rlhf.config.schema import Configuration, ExperimentSettings
+from rlhf.config.requirements import policy_requirements, require_consistency, reward_requirements
+from rlhf.config.schema import Configuration, ExperimentSettings, MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.sources import DatasetSection, ModelSection
 from rlhf.config.specification import (
@@ -43,6 +42,7 @@ from rlhf.config.specification import (
     TokensUpstream,
 )
 from rlhf.config.stages import EvaluationSection, JobExecution
+from rlhf.config.user_code import function_content
 from rlhf.errors import UserError
 from rlhf.phases import PHASES
 
@@ -64,11 +64,12 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
     if not configuration.experiments:
         raise UserError("experiments: none is defined; add one, for example `experiments: {demo: {}}`")
     plan = Plan()
+    code = functools.cache(function_content)
     defaults = config.get("defaults") or {}
     for name, overlay in config["experiments"].items():
         for point, settings in expand(name, deep_merge(defaults, overlay or {})):
             for seed in settings.seeds:
-                stages = _Resolver(configuration, plan, fingerprint, f"experiments.{name}").run(settings, seed)
+                stages = _Resolver(configuration, plan, fingerprint, code, f"experiments.{name}").run(settings, seed)
                 plan.runs.append(Run(name, point, seed, stages, settings.evaluation.samples))
     return plan
 
@@ -76,10 +77,18 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
 class _Resolver:
     """Adds the stages of one run to the plan, upstream first."""
 
-    def __init__(self, configuration: Configuration, plan: Plan, fingerprint: Fingerprint, place: str) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        plan: Plan,
+        fingerprint: Fingerprint,
+        function_content: Callable[[str, str], str | None],
+        place: str,
+    ) -> None:
         self._configuration = configuration
         self._plan = plan
         self._fingerprint = fingerprint
+        self._function_content = function_content
         self._place = place
         self._memory = MemorySettings()
 
@@ -99,7 +108,7 @@ class _Resolver:
         ]
         policy_data = {"tokens": self._tokens(settings.data_path, datasets, policy), "split": splits}
         reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
-        gold = self._gold(settings.data_path)
+        gold = self._gold(settings.data_path, proportions)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
         weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
         ids["sft"] = self._train(
@@ -128,7 +137,7 @@ class _Resolver:
             "ppo",
             _label(ids["sft"]),
             seed,
-            _with(ResolvedPpo, settings.ppo, gold_reward=gold, data_weights=weights),
+            _with(ResolvedPpo, settings.ppo, **gold, data_weights=weights),
             PpoUpstream(sft=ids["sft"], reward=ids["reward"], **policy_data),
             settings.ppo.execution,
         )
@@ -152,7 +161,7 @@ class _Resolver:
         ids: dict[str, str],
         policy_data: dict[str, list[str]],
         reward_data: dict[str, list[str]],
-        gold: str | None,
+        gold: dict[str, Any],
     ) -> dict[str, str]:
         evaluation, ppo = settings.evaluation, settings.ppo
         sft, reward = ids["sft"], ids["reward"]
@@ -162,7 +171,7 @@ class _Resolver:
             max_prompt_seq_len=ppo.max_prompt_seq_len,
             max_answer_seq_len=ppo.max_answer_seq_len,
             temperature=ppo.temperature,
-            gold_reward=gold,
+            **gold,
         )
         out = {}
         out["evaluate_sft"] = self._evaluate(
@@ -176,7 +185,7 @@ class _Resolver:
             "evaluate_reward",
             reward,
             evaluation,
-            _with(ResolvedRewardEvaluation, evaluation, max_seq_len=settings.reward.max_seq_len, gold_reward=gold),
+            _with(ResolvedRewardEvaluation, evaluation, max_seq_len=settings.reward.max_seq_len, **gold),
             RewardEvaluationUpstream(reward=reward, **reward_data),
         )
         out["baseline"] = self._evaluate(
@@ -204,15 +213,24 @@ class _Resolver:
     def _dataset(self, name: str, place: str) -> str:
         dataset: DatasetSection = self._named(self._configuration.datasets, name, place, "datasets")
         files, key = dataset.source.files, f"datasets.{name}.source.path"
+        source = dataset.source
+        content = [self._fingerprint(file, key) for file in files]
+        content += self._code(f"datasets.{name}.source", "generator", source.generator, "reads", source.reads)
         settings = _with(
             ResolvedDataset,
             dataset,
             turns=None if dataset.chat_template is None else True,
-            content=[self._fingerprint(file, key) for file in files] or None,
+            content=content or None,
         )
-        generator = (dataset.source.generator or "").split(":")[0].split(".")[-1]
-        label = slug(dataset.source.hub or generator or _stem(files))
-        return self._add("dataset", label, settings, NoUpstream(), tuple(files), f"datasets.{name}")
+        generator = (source.generator or "").split(":")[0].split(".")[-1]
+        label = slug(source.hub or generator or _stem(files))
+        inputs = (*files, *source.reads)
+        return self._add("dataset", label, settings, NoUpstream(), inputs, f"datasets.{name}")
+
+    def _code(self, place: str, key: str, reference: str | None, reads_key: str, reads: list[str]) -> list[str]:
+        """Hashes of a user's function, none for one of this library, and of the files that it is said to read."""
+        code = None if reference is None else self._function_content(reference, f"{place}.{key}")
+        return [*([] if code is None else [code]), *(self._fingerprint(file, f"{place}.{reads_key}") for file in reads)]
 
     def _model(self, name: str | None, key: str) -> str:
         model: ModelSection = self._named(self._configuration.models, name, f"{self._place}.{key}", "models")
@@ -284,9 +302,30 @@ class _Resolver:
         identifier = stage_id(_label(subject), kind, {**dumped(settings), "seed": seed}, dumped(upstream))
         return self._plan.add(Stage(kind, identifier, settings, upstream, seed, evaluation.execution))
 
-    def _gold(self, names: list[str]) -> str | None:
-        found = {self._configuration.datasets[name].gold_reward for name in names}
-        return found.pop() if len(found) == 1 else None
+    def _gold(self, names: list[str], proportions: list[str]) -> dict[str, Any]:
+        """What judges the answers to all prompts, with hashes of its code and of what it reads.
+
+        A dataset that only SFT sees has no prompts that are answered.
+        """
+        judged = {
+            name: self._configuration.datasets[name]
+            for name, split in zip(names, proportions, strict=True)
+            if any(map(float, split.split(",")[1:]))
+        }
+        found = {section.gold_reward for section in judged.values()}
+        if len(found) > 1:
+            each = ", ".join(f"{name}: {section.gold_reward or 'none'}" for name, section in judged.items())
+            raise UserError(
+                f"{self._place}.data_path: give all of these datasets the same gold_reward, or none ({each})"
+            )
+        content = [
+            hashed
+            for name, section in judged.items()
+            for hashed in self._code(
+                f"datasets.{name}", "gold_reward", section.gold_reward, "gold_reward_reads", section.gold_reward_reads
+            )
+        ]
+        return {"gold_reward": found.pop(), "gold_content": list(dict.fromkeys(content)) or None}
 
 
 def _with(resolved: type[SectionT], section: Section, **added: Any) -> SectionT:

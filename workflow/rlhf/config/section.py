@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-GpuType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-DataSplit = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?(,[0-9]{1,9}(\.[0-9]{1,9})?){2}$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_GPU_TYPE = r"^[A-Za-z0-9_.]+$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_SPLIT = r"^[0-9]{1,9}(\.[0-9]{1,9})?(,[0-9]{1,9}(\.[0-9]{1,9})?){2}$"
 # No address, which may hold a password, and no way out of a cache folder.
 _WORD = r"[A-Za-z0-9_]+"
 _REPOSITORY = rf"{_WORD}([.-]+{_WORD})*"
-HubName = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}(/{_REPOSITORY})?$", max_length=200)]
-Revision = Annotated[str, StringConstraints(pattern=rf"^{_WORD}([./-]{_WORD})*$", max_length=200)]
-FunctionName = Annotated[str, StringConstraints(pattern=r"^\w+(\.\w+)*:\w+$")]
+_HUB = rf"^{_REPOSITORY}(/{_REPOSITORY})?$"
+_REVISION = rf"^{_WORD}([./-]{_WORD})*$"
+_FUNCTION = r"^\w+(\.\w+)*:\w+$"
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+GpuType = Annotated[str, StringConstraints(pattern=_GPU_TYPE)]
+Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+DataSplit = Annotated[str, StringConstraints(pattern=_SPLIT)]
+HubName = Annotated[str, StringConstraints(pattern=_HUB, max_length=200)]
+Revision = Annotated[str, StringConstraints(pattern=_REVISION, max_length=200)]
+FunctionName = Annotated[str, StringConstraints(pattern=_FUNCTION)]
+ALLOWED = {  # pattern -> what it asks for, in words
+    _NAME: "a name has letters (a-z, A-Z), digits, `_`, `.` and `-`, begins with a letter or digit, and has at most 64 "
+    "characters",
+    _GPU_TYPE: "it has letters, digits, `_` and `.` alone",
+    _VARIABLE: "a variable has letters, digits and `_`, and does not begin with a digit",
+    _SPLIT: "write three numbers with commas between them, for example '2,4,4'",
+    _HUB: "write NAME or OWNER/NAME of a hub's repository, without an address",
+    _REVISION: "write a branch, a tag or a commit",
+    _FUNCTION: "write module:function, for example my_data:rows",
+}
 # What is kept in a specification and hashed: YAML knows more, such as dates, bytes and references in a circle.
 Values = dict[str, JsonValue]
 
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # a number that YAML takes for text
 SHOWN_CHARACTERS = 200
+OF_A_KEY = "[key]"  # where pydantic means a key itself
 TYPE_NAMES = ("function-", "literal[")  # pydantic puts them among the keys where one of several types may stand
 
 
@@ -49,12 +69,28 @@ def mistakes(error: ValidationError) -> list[tuple[str, str]]:
     """What is wrong: for each mistake the dotted path of its key ("" where it is the whole), and what is said of it."""
     found = []
     for item in error.errors():
-        place = ".".join(str(key) for key in item["loc"] if not str(key).startswith(TYPE_NAMES))
-        message = item["msg"].removeprefix("Value error, ")
+        keys = [str(key) for key in item["loc"] if not str(key).startswith(TYPE_NAMES)]
+        place = ".".join(keys[:-1] if keys[-1:] == [OF_A_KEY] else keys)
+        message = _said(item)
         given = "" if isinstance(item["input"], dict) else f" (given: {_shown(item['input'])})"
         number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
         found.append((place, f"{message}{given}{number}"))
     return found
+
+
+def _said(item: Mapping[str, Any]) -> str:
+    """A mistake in plain words, where pydantic has those of a programmer."""
+    kind, given = item["type"], item["input"]
+    if kind == "string_type" and item["loc"][-1:] == (OF_A_KEY,):
+        return (
+            "a name must be text, and YAML reads this one (as no, yes, on, off and numbers) as something else: quote it"
+        )
+    if kind == "string_pattern_mismatch":
+        pattern = item["ctx"]["pattern"]
+        return ALLOWED.get(pattern, f"it must match {pattern}")
+    if kind in ("model_type", "dict_type"):
+        return "it is empty; write `{}`, or keys below it" if given is None else "it must be keys with values below it"
+    return str(item["msg"]).removeprefix("Value error, ")
 
 
 def _shown(value: Any) -> str:
@@ -65,7 +101,7 @@ def _shown(value: Any) -> str:
 
 
 def _looks_like_exponent(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) is not None
+    return isinstance(value, str) and EXPONENT.fullmatch(value) is not None
 
 
 def require_local(path: str) -> None:

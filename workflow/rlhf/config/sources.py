@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,25 +20,52 @@ from rlhf.config.section import (
     require_local,
 )
 
+INAPPLICABLE = {
+    "hub": ("arguments", "reads"),
+    "path": ("revision", "arguments", "reads"),
+    "generator": ("revision", "name", "data_dir", "train_split", "eval_split"),
+}
+
 
 class DatasetSource(Section):
     """Where a dataset comes from: exactly one of `hub`, `path`, `generator`."""
 
     hub: HubName | None = Field(None, description="Name of a hub dataset, for example `Dahoas/rm-static`.")
     revision: Revision | None = Field(None, description="Commit or tag of the hub dataset; unset takes the newest.")
-    name: str | None = Field(None, pattern=r"^[^/\\]+$", description="Configuration name of the hub dataset.")
+    name: str | None = Field(
+        None,
+        pattern=r"^[^/\\]+$",
+        description="Configuration name of the dataset, on the hub or in a folder from there.",
+    )
+    data_dir: str | None = Field(
+        None, min_length=1, description="Folder inside of the dataset, on the hub or in a folder from there."
+    )
     path: str | list[str] | dict[str, str] | None = Field(
         None,
-        description="Local files (json, jsonl, csv, tsv, parquet, optionally .gz), a folder written by "
-        "`save_to_disk`, a list of files, or `{train: ..., eval: ...}`.",
+        description="A local file (json, jsonl, csv, tsv, parquet, optionally .gz), a pattern such as "
+        "`data/*.parquet`, a folder as a hub has it (splits by file names or its README) or written by `save_to_disk`, "
+        "a list of these, or `{train: ..., eval: ...}`. Text is UTF-8 or what its byte order mark says. Fields "
+        "of a tsv file are in quotes where it reads as pandas writes it, else quotes are ordinary characters.",
     )
     generator: FunctionName | None = Field(
-        None, description="`module:function` that yields rows; called with `arguments`."
+        None,
+        description="`module:function` that yields rows; called with `arguments`. Its module, and what that imports "
+        "from your own folders, is part of the dataset's ID: an edit makes it anew.",
     )
     arguments: Values = Field({}, description="Keyword arguments of the generator.")
+    reads: list[str] = Field(
+        [],
+        exclude=True,  # their content is part of the ID, their names are not
+        description="Files or folders that the generator reads: an edit of them makes the dataset anew too.",
+    )
     train_split: str = Field("train", description="Split used for training.")
     eval_split: str | None = Field(None, description="Split used as unseen data; unset holds out `eval_share`.")
     eval_share: Share = Field(0.1, description="Share of rows held out as unseen data where there is no eval split.")
+    first_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Read only so many rows from the beginning, and of a separate eval split too; for trials.",
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -47,16 +76,37 @@ class DatasetSource(Section):
             raise ValueError(f"path: give `train` and perhaps `eval` (given: {', '.join(self.path) or 'none'})")
         if self.path is not None and not self.files:
             raise ValueError("path: name at least one file")
-        for file in self.files:
+        for file in [*self.files, *self.reads]:
             require_local(file)
+        self._require_effect(given[0])
         return self
+
+    def _require_effect(self, place: str) -> None:
+        """Refuse a key that does not apply; one that is written with its default does no harm."""
+        for key in INAPPLICABLE[place]:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect on a source with `{place}`; leave it out")
+        own_eval = self.eval_split is not None or (isinstance(self.path, dict) and "eval" in self.path)
+        if own_eval and self.eval_share != type(self).model_fields["eval_share"].default:
+            raise ValueError(
+                "eval_share has no effect where unseen rows are given; leave it out, or eval_split or `eval`"
+            )
+        if isinstance(self.path, dict) and self.eval_split is not None:
+            raise ValueError("eval_split has no effect beside `{train: ...}`; name unseen rows as `eval` of it")
 
     @property
     def files(self) -> list[str]:
-        """The local files or folders, in an order that does not depend on that of keys."""
+        """The local files or folders, patterns expanded, in an order that does not depend on that of keys."""
         if isinstance(self.path, dict):
-            return [self.path[key] for key in ("train", "eval") if key in self.path]
-        return [self.path] if isinstance(self.path, str) else self.path or []
+            parts = [self.path[key] for key in ("train", "eval") if key in self.path]
+        else:
+            parts = [self.path] if isinstance(self.path, str) else self.path or []
+        return [file for part in parts for file in matching(part)]
+
+
+def matching(path: str) -> list[str]:
+    """The files that a pattern such as `data/*.parquet` fits, in the order of their names; another path as it is."""
+    return [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True)) or [path]
 
 
 class DatasetSettings(Section):
@@ -72,10 +122,25 @@ class DatasetSettings(Section):
     columns: dict[str, str] = Field(
         {},
         description="Role -> column; dots reach into nested fields. Optional roles: `subset`, a name for the reports; "
-        "`margin` of `pairs`, `dialogues` and `messages`, a number of at least 0.",
+        "`margin` of `pairs`, `dialogues` and `messages`, a number of at least 0; `group`, see `keep_together`.",
     )
-    prompt_format: str | None = Field(None, description="Template of the prompt text, for example `Human: {prompt}`.")
-    answer_format: str | None = Field(None, description="Template of the answer text; default `{answer}`.")
+    keep_together: Literal["prompt", "row"] = Field(
+        "prompt",
+        description="What stays on one side of a split, of training and unseen rows and of the phases: all rows of a "
+        "`prompt`, or only a `row` itself. The role `group` of `columns` names another key, such as a conversation's.",
+    )
+    prompt_format: str | None = Field(
+        None,
+        description="Template of the prompt text, for example `Human: {prompt}`. Special tokens that it writes are "
+        "special tokens, those in the data are trained as characters. Unset: `{prompt}`; for `instructions` "
+        "`Human: {instruction}\\n{input}\\n\\nAssistant:`, or the ready mapping's.",
+    )
+    answer_format: str | None = Field(
+        None,
+        description="Template of the answer text. Nothing is put between prompt and answer but what a format or the "
+        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions` and `messages` '
+        '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
+    )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
 
 
@@ -88,7 +153,8 @@ class DatasetSection(DatasetSettings):
         pattern=r"^[^\x00]*$",
         description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
         "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
-        "turn; the text of a turn is stripped. Unset: plain text.",
+        "turn; white space around the text of a turn is left to the template. A template that asks for the date gets "
+        "26 July 2024, on every day. Unset: plain text. See docs/texts.md.",
     )
     data_split: DataSplit | None = Field(
         None,
@@ -96,8 +162,21 @@ class DatasetSection(DatasetSettings):
         "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
     gold_reward: FunctionName | None = Field(
-        None, description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists."
+        None,
+        description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists. As a "
+        "generator's, its code is part of the ID of the stages that report it.",
     )
+    gold_reward_reads: list[str] = Field(
+        [], description="Files or folders that `gold_reward` reads, as `source.reads`."
+    )
+
+    @model_validator(mode="after")
+    def _reads_for_a_function(self) -> Self:
+        if self.gold_reward_reads and self.gold_reward is None:
+            raise ValueError("gold_reward_reads: it belongs to gold_reward; leave it out")
+        for file in self.gold_reward_reads:
+            require_local(file)
+        return self
 
 
 class ModelSource(Section):

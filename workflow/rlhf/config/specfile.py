@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rlhf.config.section import mistakes
 from rlhf.config.specification import SpecificationT
 from rlhf.config.stages import Execution
+from rlhf.config.yaml_text import read_yaml
 from rlhf.errors import UserError
 
 REMEDY = (
@@ -64,7 +65,7 @@ def read_execution(given: dict[str, Any]) -> Execution:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: no readable specification: {error}") from None
     if not isinstance(content, dict):

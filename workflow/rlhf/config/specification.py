@@ -37,7 +37,7 @@ class ResolvedDataset(DatasetSettings):
     """A dataset, with the content of its files."""
 
     turns: Literal[True] | None = ABSENT  # prompts are kept as the turns of a chat; which template is up to the tokens
-    content: list[str] | None = ABSENT  # hashes of the local files
+    content: list[str] | None = ABSENT  # hashes of the local files, or of a generator's code and what it reads
 
 
 class ResolvedModel(ModelSettings):
@@ -69,6 +69,7 @@ class Judged(Section):
     """What stages know that report a gold reward."""
 
     gold_reward: FunctionName | None = Field(description="`module:function` that judges answers, if one exists.")
+    gold_content: list[str] | None = ABSENT  # hashes of its code, where that is not of this library, and what it reads
 
 
 class ResolvedSft(Weighted, SftSettings):

@@ -186,7 +186,9 @@ class SupervisedSettings(Optimization):
         32, ge=1, description="Sequences (SFT) or groups of answers to one prompt (reward) per optimizer step."
     )
     num_train_epochs: int = Field(1, ge=1, description="Passes over the training data.")
-    max_seq_len: int = Field(512, ge=2, description="Longest prompt + answer, in tokens; longer rows are counted out.")
+    max_seq_len: int = Field(
+        512, ge=2, description="Longest prompt + answer, in tokens; longer rows are left out; the log says how many."
+    )
     max_eval_rows: int = Field(
         1000,
         ge=1,
@@ -252,7 +254,9 @@ class PpoSettings(Section):
     prompts_per_rollout: int = Field(64, ge=1, description="Prompts per rollout, over all processes.")
     ppo_epochs: int = Field(1, ge=1, description="Passes over each rollout.")
     minibatches: int = Field(1, ge=1, description="Optimizer steps per pass; divides `prompts_per_rollout`.")
-    max_prompt_seq_len: int = Field(256, ge=1, description="Longest prompt, in tokens; longer ones are counted out.")
+    max_prompt_seq_len: int = Field(
+        256, ge=1, description="Longest prompt, in tokens; longer ones are left out; the log says how many."
+    )
     max_answer_seq_len: int = Field(256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature, used in every log-probability.")
     answers_per_prompt: int = Field(1, ge=1, description="Answers sampled for each prompt; `rloo` and `grpo` need 2.")

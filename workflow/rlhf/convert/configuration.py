@@ -15,7 +15,7 @@ from rlhf.config.schema import ExperimentSettings
 from rlhf.convert.arguments import Command
 from rlhf.convert.flags import CORE, Value
 from rlhf.convert.programs import PROGRAMS
-from rlhf.convert.sources import Section, dataset, model, short_names
+from rlhf.convert.sources import Section, dataset, model, names_of_paths
 from rlhf.errors import UserError
 
 COMPATIBILITY = "deepspeed_chat"
@@ -182,13 +182,13 @@ def _sources(converted: Converted, experiment: Section, commands: dict[str, Comm
     config = converted.config
     policy = _model_of(commands.get("sft"), choices.policy, "--policy", "the model that step 1 starts from")
     reward = _model_of(commands.get("reward"), choices.reward_model, "--reward-model", "the model of step 2")
-    models = short_names([policy, reward])
+    models = names_of_paths([policy, reward])
     config["models"] = {name: model(path) for path, name in models.items()}
     experiment["policy"], experiment["reward_model"] = models[policy], models[reward]
     lists = {phase: command.words("data_path") for phase, command in commands.items()}
     names = list(dict.fromkeys(path for paths in lists.values() for path in paths))
     sft_only = commands["sft"].words("sft_only_data_path") if "sft" in commands else []
-    for path, name in short_names([*names, *sft_only]).items():
+    for path, name in names_of_paths([*names, *sft_only]).items():
         config["datasets"][name], notes = dataset(path, sft_only=path not in names)
         converted.notes += notes
     experiment["data_path"] = list(config["datasets"])

@@ -24,7 +24,7 @@ def table(flags: Sequence[Flag], title: str = "flag", dashes: str = "--") -> str
     return "\n".join(lines)
 
 
-def render(text: str) -> str:
+def with_tables(text: str) -> str:
     """The document with its tables made anew: each stands between `<!-- table NAME -->` and `<!-- end -->`."""
 
     def made(match: re.Match[str]) -> str:
@@ -37,7 +37,7 @@ def render(text: str) -> str:
 
 def main() -> None:
     """Write the tables."""
-    DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _value(flag: Flag) -> str:

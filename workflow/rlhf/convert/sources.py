@@ -10,6 +10,7 @@ from rlhf.data.mappings import KNOWN
 
 Section = dict[str, Any]  # a mapping of the configuration file
 LOCAL_JSON = "local/jsonfile"
+SPACED = {"prompt_format": " {prompt}", "answer_format": " {answer}"}  # as its class puts in
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -23,7 +24,7 @@ def dataset(path: str, sft_only: bool) -> tuple[Section, list[str]]:
     own: Section = {"data_split": "1,0,0"} if sft_only else {}
     if path == LOCAL_JSON:
         files = {"train": "data/train.json", "eval": "data/eval.json"}
-        return {"source": {"path": files}} | own, [f"{path} is read from {' and '.join(files.values())}"]
+        return {"source": {"path": files}, **SPACED} | own, [f"{path} is read from {' and '.join(files.values())}"]
     place = {"hub": path} if _is_hub(path) else {"path": path}
     notes = [] if path in KNOWN else [f"{path} has no ready mapping: set its shape and columns (config/README.md)"]
     return {"source": place} | own, notes
@@ -34,7 +35,7 @@ def model(path: str) -> Section:
     return {"source": {"hub": path} if _is_hub(path) else {"path": path}}
 
 
-def short_names(paths: Iterable[str]) -> dict[str, str]:
+def names_of_paths(paths: Iterable[str]) -> dict[str, str]:
     """Path -> a name for it, its last part in lower case; later ones of equal names get a number."""
     found: dict[str, str] = {}
     for path in paths:

@@ -1,33 +1,39 @@
-"""Conversations as a chat template writes them, with the template's special tokens and none that a text spells out."""
+"""Conversations as a chat template writes them."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.groups import answer_groups, grouped_ids
-from rlhf.data.special import OrdinaryText
+from rlhf.data.clock import without_clock
+from rlhf.data.encoding import require_fast, special_tokens
+from rlhf.data.texts import Answer, Piece, PlainText, Row, Text, Writer, Written, cut, joined, own_texts
 from rlhf.errors import UserError
 
 OF_TOKENIZER = "tokenizer"
 MARK = re.compile("\ue000(\\d+)\ue001")  # from a private area of Unicode
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a written conversation: the template's own text, or (`turn`) that of the turn of this number."""
+class Part(NamedTuple):
+    """A part of a written conversation: the template's own text, or that of the turn of this number."""
 
-    text: str
+    text: Text
     turn: int | None = None
 
 
+class Turn(NamedTuple):
+    """A turn before the template writes it."""
+
+    role: str
+    text: Text
+
+
 class Chat:
-    """Token ids of conversations.
+    """The writer of rows whose prompts are turns of a chat.
 
     Args:
         tokenizer: with distinct EOS and padding tokens.
@@ -38,94 +44,117 @@ class Chat:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        require_fast(tokenizer)
         self._tokenizer = tokenizer
         self._template = None if template == OF_TOKENIZER else template
-        name = tokenizer.name_or_path
         if self._template is None and not tokenizer.chat_template:
+            name = tokenizer.name_or_path
             raise UserError(f"{name}: the tokenizer has no chat template; write one as chat_template of the dataset")
-        if not tokenizer.is_fast:
-            raise UserError(f"{name}: chat_template needs a tokenizer with a tokenizer.json (a fast one)")
-        self._ordinary = OrdinaryText(tokenizer)
+        try:
+            self._template = without_clock(tokenizer.get_chat_template(self._template))
+        except ValueError as error:  # it has several, and none is the default
+            name = tokenizer.name_or_path
+            raise UserError(f"{name}: {error}; write the one that you mean as chat_template of the dataset") from None
+        self._special = special_tokens(tokenizer)
 
-    def encode(self, batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        """Columns of the token store: ids of prompts, and of answers as they follow them, EOS included.
+    def write(self, row: Row) -> Written:
+        """The turns of a row as the template writes them.
 
-        Args:
-            batch: columns `turns`, `chosen`, `rejected`, `row` of a cached dataset.
+        The template may leave out the white space around a turn's text, as many do; it must not change it otherwise.
 
         Raises:
             UserError: the template fails, refuses a role, changes a text, ends answers with another special token than
                 EOS, or does not continue the prompt when it writes the answer.
         """
-        prompts: list[list[Piece]] = []
-        answers: list[list[Piece]] = []
-        groups = answer_groups(batch)
-        for turns, group, row in zip(batch["turns"], groups, batch["row"], strict=True):
-            messages = json.loads(turns)
-            try:
-                prompts.append(self._write(messages, add_generation_prompt=True))
-                answers += [self._answer(messages, prompts[-1], answer) for answer in group]
-            except (TemplateError, TypeError, ValueError) as error:
-                raise UserError(f"chat_template: row {row} cannot be written with it: {error}") from None
-        end = self._tokenizer.eos_token_id
-        ids = [[*answer, end] for answer in self._ids(answers)]
-        return {"prompt": self._ids(prompts), **grouped_ids(groups, ids)}
+        prompt, *answers = own_texts(row)
+        messages = [Turn(turn["role"], [Piece(turn["content"])]) for turn in json.loads(row["turns"])]
+        if len(messages) == 1 and joined(messages[0].text) == joined(prompt):
+            messages = [Turn(messages[0].role, prompt)]  # with the words of a format
+        try:
+            written = joined_parts(self._write(messages, add_generation_prompt=True))
+            continued = [self._answer(messages, joined(written), answer) for answer in answers]
+        except (TemplateError, TypeError, ValueError) as error:
+            raise UserError(f"chat_template: row {row['row']} cannot be written with it: {error}") from None
+        return Written(written, continued, opened=True)
 
-    def _answer(self, messages: list[dict[str, str]], prompt: list[Piece], answer: str) -> list[Piece]:
+    def _answer(self, messages: list[Turn], prompt: str, answer: Text) -> Answer:
         """What the template adds to the prompt for an answer, up to its end; EOS, which ends it, is left out."""
-        whole = self._write([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-        places = [place for place, piece in enumerate(whole) if piece.turn == len(messages)]
+        whole = self._write([*messages, Turn("assistant", answer)], add_generation_prompt=False)
+        places = [place for place, part in enumerate(whole) if part.turn == len(messages)]
         if len(places) != 1:
             raise ValueError(f"it writes an answer {len(places)} times")
-        lead = _text(whole[: places[0]])
-        if not lead.startswith(_text(prompt)):
+        lead = joined(joined_parts(whole[: places[0]]))
+        if not lead.startswith(prompt):
             raise ValueError("with an answer, it writes the prompt in another way than without")
-        closing, ended, _ = _text(whole[places[0] + 1 :]).partition(self._tokenizer.eos_token)
-        for token in self._ordinary.names:
+        closing, ended, _ = joined(joined_parts(whole[places[0] + 1 :])).partition(self._tokenizer.eos_token)
+        for token in self._special:
             if token in closing:
                 raise ValueError(
                     f"it ends answers with {token!r}, but the model's EOS is {self._tokenizer.eos_token!r}; name it in "
                     "eos_token of the model"
                 )
         # A closing without EOS is the template's own way to end a turn, whose place EOS takes.
-        return [Piece(lead[len(_text(prompt)) :]), whole[places[0]], Piece(closing if ended else "")]
+        return Answer(lead[len(prompt) :], whole[places[0]].text, closing if ended else "")
 
-    def _write(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[Piece]:
-        """The template's text with marks in the place of the turns' texts, so that both can be told apart."""
-        hollow = [{**message, "content": f"\ue000{turn}\ue001"} for turn, message in enumerate(messages)]
-        parts = MARK.split(self._apply(hollow, add_generation_prompt))
-        pieces = [Piece(parts[0])]
-        for turn, text in zip(map(int, parts[1::2]), parts[2::2], strict=True):
-            pieces += [Piece(messages[turn]["content"], turn), Piece(text)]
-        if _text(pieces) != self._apply(messages, add_generation_prompt):
+    def _write(self, messages: list[Turn], add_generation_prompt: bool) -> list[Part]:
+        """The template's text, told from that of the turns by marks that stand in for these."""
+        marked = [f"\ue000{number}\ue001" for number in range(len(messages))]
+        pieces = MARK.split(self._apply(messages, marked, add_generation_prompt))
+        own, turns = pieces[0::2], list(map(int, pieces[1::2]))
+        texts = [joined(message.text) for message in messages]
+        pattern = re.escape(own[0]) + "".join(
+            f"({_perhaps_trimmed(texts[turn])}){re.escape(after)}" for turn, after in zip(turns, own[1:], strict=True)
+        )
+        found = re.fullmatch(pattern, self._apply(messages, texts, add_generation_prompt))
+        if found is None:
             raise ValueError("it changes the text of a turn, so that special tokens in it cannot be told from its own")
-        return pieces
+        parts = [Part([Piece(own[0], own=True)])]
+        for number, (turn, after) in enumerate(zip(turns, own[1:], strict=True), start=1):
+            start = texts[turn].index(found[number])
+            kept = cut(messages[turn].text, start, start + len(found[number]))
+            parts += [Part(kept, turn), Part([Piece(after, own=True)])]
+        return parts
 
-    def _apply(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _apply(self, messages: list[Turn], contents: list[str], add_generation_prompt: bool) -> str:
+        conversation: list[dict[str, Any]] = [
+            {"role": message.role, "content": content} for message, content in zip(messages, contents, strict=True)
+        ]
         text: str = self._tokenizer.apply_chat_template(
-            messages,
+            conversation,
             chat_template=self._template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
         return text
 
-    def _ids(self, texts: list[list[Piece]]) -> list[list[int]]:
-        """Ids of written texts; a special token that touches the text of a turn is read as ordinary characters."""
-        encoded = self._tokenizer(list(map(_text, texts)), add_special_tokens=False, return_offsets_mapping=True)
-        rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return [self._ordinary.restore(_text(pieces), ids, offsets, _spans(pieces)) for pieces, ids, offsets in rows]
+
+def writer_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Writer:
+    """What decides the text of a dataset's rows.
+
+    Args:
+        tokenizer: of the model that reads them.
+        template: `chat_template` of the dataset; None: plain text.
+
+    Raises:
+        UserError: see `Chat`.
+    """
+    return PlainText() if template is None else Chat(tokenizer, template)
 
 
-def _text(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)
+def joined_parts(parts: list[Part]) -> Text:
+    """The text of parts; own words that follow each other are one piece."""
+    text: Text = []
+    for part in parts:
+        for piece in part.text:
+            if text and text[-1].own and piece.own:
+                text[-1] = Piece(text[-1].text + piece.text, own=True)
+            else:
+                text.append(piece)
+    return text
 
 
-def _spans(pieces: list[Piece]) -> list[tuple[int, int]]:
-    """(first, last + 1) characters of the turns' texts."""
-    spans, start = [], 0
-    for piece in pieces:
-        if piece.turn is not None:
-            spans.append((start, start + len(piece.text)))
-        start += len(piece.text)
-    return spans
+def _perhaps_trimmed(text: str) -> str:
+    """A pattern of a text with or without the white space around it."""
+    core = text.strip()
+    before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if core else ""
+    return f"(?:{re.escape(before)})?{re.escape(core)}(?:{re.escape(after)})?"

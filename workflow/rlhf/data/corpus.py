@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf.data.questions import Question
 from rlhf.data.tokens import TokenStore
 from rlhf.errors import UserError
 from rlhf.runtime.seeds import derive_seed
@@ -67,10 +68,20 @@ class Corpus:
         templates = {store.chat_template for store in self._stores}
         return templates.pop() if len(templates) == 1 else None
 
+    @property
+    def has_own_templates(self) -> bool:
+        """Whether the tokenizer's own chat template wrote some of the prompts."""
+        return any(store.is_of_tokenizer for store in self._stores)
+
     def prompt(self, index: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
         store, row = self._row(index)
         return store.prompt(row)
+
+    def question(self, index: int) -> Question:
+        """A prompt as text."""
+        store, row = self._row(index)
+        return store.question(row)
 
     def chosen(self, index: int) -> np.ndarray:
         """Ids of the chosen answer, EOS included: [length] int64."""
@@ -109,6 +120,10 @@ class Corpus:
     def longest_answers(self) -> np.ndarray:
         """Tokens of the longest answer of each row: [rows] int64."""
         return self._of_rows([store.longest_answers() for store in self._stores])
+
+    def has_equal_answers(self) -> np.ndarray:
+        """Whether two answers of a row are the same ids: [rows] bool."""
+        return self._of_rows([store.has_equal_answers for store in self._stores]).astype(bool)
 
     def _of_rows(self, tables: list[np.ndarray]) -> np.ndarray:
         values = np.empty(len(self), dtype=np.int64)
@@ -181,14 +196,19 @@ class Corpus:
             stands[own] = (drawn.argsort().argsort() + offset) / max(1, len(own))
         return stands.argsort(kind="stable")[:limit]
 
-    def keep(self, mask: np.ndarray, limit: str) -> int:
+    def keep(self, mask: np.ndarray, limit: str, remedy: str = "raise it") -> int:
         """Keep the rows where `mask` is true; returns how many were dropped.
 
+        Args:
+            mask: [rows] bool.
+            limit: what excluded the others, for example a setting.
+            remedy: what to do where that leaves none.
+
         Raises:
-            UserError: no row is left; `limit` names the setting that excluded them.
+            UserError: no row is left.
         """
         dropped = int((~mask).sum())
         if dropped == len(self):
-            raise UserError(f"{limit} excludes all {len(self)} rows; raise it")
+            raise UserError(f"{limit} excludes all {len(self)} rows; {remedy}")
         self._places = self._places[mask]
         return dropped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,10 +12,12 @@ import datasets
 import numpy as np
 
 from rlhf.config.specification import ResolvedDataset
-from rlhf.data.example import Example
+from rlhf.data.example import Example, Row, UnreadableRow
 from rlhf.data.examples import examples
 from rlhf.data.mappings import mapped_source, row_format
+from rlhf.data.partition import numbered, partition
 from rlhf.data.sources import load_rows
+from rlhf.data.texts import own_spans
 from rlhf.errors import UserError
 from rlhf.files import write_json
 from rlhf.runtime.folders import atomic_directory
@@ -33,6 +34,8 @@ FEATURES = datasets.Features(
         "ranks": datasets.List(datasets.Value("int32")),  # of chosen and rejected
         "ratings": datasets.List(datasets.Value("float64")),  # of the same, or null
         "turns": datasets.Value("string"),
+        "own": datasets.List(datasets.List(datasets.Value("int32"))),  # see `rlhf.data.texts.own_spans`
+        "group": datasets.Value("string"),  # rows of one stay together in every split
         "row": datasets.Value("int64"),
     }
 )
@@ -55,7 +58,7 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
         UserError: the source cannot be read, a mapped column does not exist, nothing is left, or the share of unusable
             rows is above `max_bad_share`.
     """
-    source = mapped_source(settings)
+    source = mapped_source(settings, place)
     rows = load_rows(source, f"{place}.source")
     kept, report = _read(rows.train, settings, place)
     if rows.eval is None:
@@ -66,10 +69,13 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
         unseen, eval_report = _read(rows.eval, settings, place)
         reports = {"train": report, "eval": eval_report}
     splits = {"train": train, "eval": unseen}
-    prompts = {row["prompt"] for row in train}
+    groups = {row["group"] for row in train}
     for name, part in splits.items():
         reports[name] |= _describe(part)
-    reports["eval"]["prompts_seen_in_train"] = sum(row["prompt"] in prompts for row in unseen)
+    seen = sum(row["group"] in groups for row in unseen)
+    if seen:
+        logger.warning("%s: %d of %d unseen rows are of groups that are trained on", place, seen, len(unseen))
+    reports["eval"]["seen_in_train"] = seen
     with atomic_directory(output) as folder:
         table = {name: datasets.Dataset.from_list(part, features=FEATURES) for name, part in splits.items()}
         datasets.DatasetDict(table).save_to_disk(folder / "arrow")
@@ -95,14 +101,15 @@ def cached_texts(path: Path) -> Iterator[str]:
 
 
 def _read(
-    rows: Iterable[dict[str, Any]], settings: ResolvedDataset, place: str
+    rows: Iterable[Row | UnreadableRow], settings: ResolvedDataset, place: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Usable rows, and the report of the others."""
     kept: list[dict[str, Any]] = []
     bad: dict[str, list[int]] = {}
     for number, result in examples(_logged(rows, place), row_format(settings), place):
         if isinstance(result, Example):
-            kept.append({**vars(result), "row": number})
+            own = own_spans([result.prompt, result.chosen, *result.rejected])
+            kept.append({**vars(result), "own": own, "group": _group(result, number, settings), "row": number})
         else:
             bad.setdefault(result, []).append(number)
     count = len(kept) + sum(map(len, bad.values()))
@@ -131,7 +138,13 @@ def _read(
     return kept, report
 
 
-def _logged(rows: Iterable[dict[str, Any]], place: str) -> Iterator[dict[str, Any]]:
+def _group(example: Example, number: int, settings: ResolvedDataset) -> str:
+    if example.group is not None:
+        return f"group {example.group}"
+    return f"row {number}" if settings.keep_together == "row" else f"prompt {example.prompt}"
+
+
+def _logged(rows: Iterable[Row | UnreadableRow], place: str) -> Iterator[Row | UnreadableRow]:
     for number, row in enumerate(rows, start=1):
         yield row
         if number % LOG_EVERY == 0:
@@ -141,16 +154,16 @@ def _logged(rows: Iterable[dict[str, Any]], place: str) -> Iterator[dict[str, An
 def _hold_out(
     rows: list[dict[str, Any]], share: float, place: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training and unseen rows; which rows are unseen follows from their number alone."""
+    """Training and unseen rows, by groups; which ones are unseen follows from the groups and their order alone."""
     count = round(share * len(rows))
-    if not 0 < count < len(rows):
+    groups = numbered([row["group"] for row in rows])
+    (unseen, train) = partition(groups, (count, len(rows) - count), HOLDOUT_SEED)
+    if not (len(unseen) and len(train)):
         raise UserError(
-            f"{place}.source.eval_share: {share} of {len(rows)} rows leaves {count} unseen rows and "
-            f"{len(rows) - count} training rows; both are needed"
+            f"{place}.source.eval_share: {share} of {len(rows)} rows in {groups.max() + 1} groups that stay together "
+            f"leaves {len(unseen)} unseen rows and {len(train)} training rows; both are needed ({place}.keep_together)"
         )
-    unseen = np.zeros(len(rows), dtype=bool)
-    unseen[np.random.default_rng(HOLDOUT_SEED).permutation(len(rows))[:count]] = True
-    return list(itertools.compress(rows, ~unseen)), list(itertools.compress(rows, unseen))
+    return [rows[row] for row in train], [rows[row] for row in unseen]
 
 
 def _describe(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.data.texts import Formatted, formatted
+
 LARGEST_NUMBER = 3.4e38  # of single precision, in which ratings are stored
 Row = dict[str, Any]
 Messages = list[tuple[str, str]]
@@ -25,6 +27,7 @@ class Example:
         ranks: of chosen and rejected answers; 0 is best, equal ranks are ties.
         ratings: of the same answers, where the data measures by how much one is better: differences are margins.
         turns: the prompt for a chat template, as JSON, where one will write it.
+        group: what its row has in common with others that are to stay with it, where the data names that.
     """
 
     prompt: str
@@ -34,10 +37,18 @@ class Example:
     ranks: tuple[int, ...] = (0,)
     ratings: tuple[float, ...] | None = None
     turns: str | None = None
+    group: str | None = None
 
 
 class BadRow(Exception):
     """A row that cannot be used; the argument is the reason, under which it is counted."""
+
+
+@dataclass(frozen=True)
+class UnreadableRow:
+    """In the place of a row that its file does not hold in a readable form."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -49,12 +60,12 @@ class Formats:
     remove: str | None
     chat: bool = False
 
-    def format_prompt(self, default: str, **fields: str) -> str:
-        """The prompt text."""
-        return (self.prompt or default).format(**fields)
+    def format_prompt(self, default: str, **fields: str) -> Formatted:
+        """The prompt text; the default is that of the shape."""
+        return formatted(self.prompt or default, **fields)
 
-    def format_answer(self, answer: str) -> str:
-        """The answer text.
+    def format_answer(self, answer: str, default: str = "{answer}") -> Formatted:
+        """The answer text; the default is that of the shape, and for plain text.
 
         Raises:
             BadRow: the answer is empty.
@@ -63,8 +74,7 @@ class Formats:
             answer = re.sub(self.remove, "", answer)
         if not answer.strip():
             raise BadRow("empty answer")
-        text = (self.answer or "{answer}").format(answer=answer)
-        return text.strip() if self.chat else text
+        return formatted(self.answer or ("{answer}" if self.chat else default), answer=answer)
 
     def turns(self, prompt: str, messages: Messages | None = None) -> str | None:
         """The turns before the answer as JSON, where a chat template will write them.
@@ -76,7 +86,7 @@ class Formats:
         if not self.chat:
             return None
         turns = [("user", prompt)] if messages is None else messages
-        return json.dumps([{"role": role, "content": text.strip()} for role, text in turns], ensure_ascii=False)
+        return json.dumps([{"role": role, "content": text} for role, text in turns], ensure_ascii=False)
 
 
 def checked(example: Example) -> Example:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from rlhf.data.example import BadRow, Example, Formats, Row, as_number, checked, in_order
+from rlhf.data.example import BadRow, Example, Formats, Row, UnreadableRow, as_number, checked, in_order
 from rlhf.data.mappings import RowFormat
 from rlhf.data.shapes import SHAPES, Shape
 from rlhf.errors import UserError
@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 MISSING = object()
 
 
-def examples(rows: Iterable[Row], form: RowFormat, place: str) -> Iterator[tuple[int, Example | str]]:
+def examples(rows: Iterable[Row | UnreadableRow], form: RowFormat, place: str) -> Iterator[tuple[int, Example | str]]:
     """Read rows of the configured shape.
 
     Args:
@@ -47,7 +47,7 @@ def examples(rows: Iterable[Row], form: RowFormat, place: str) -> Iterator[tuple
             fields_of_rows.append((count - 1, row, fields))
         else:
             yield count - 1, _read(shape, row, fields, formats)
-    if count:
+    if available:  # else no row can be read, which is counted
         _require_columns(shape, columns, seen, list(available), place)
     if fields_of_rows:
         yield from _rated(fields_of_rows, formats)
@@ -55,12 +55,15 @@ def examples(rows: Iterable[Row], form: RowFormat, place: str) -> Iterator[tuple
 
 def _read(shape: Shape, row: Any, fields: Row, formats: Formats) -> Example | str:
     try:
+        if isinstance(row, UnreadableRow):
+            raise BadRow(row.reason)
         if not isinstance(row, dict):
             raise BadRow("wrong type")
         present = {role: value for role, value in fields.items() if value is not MISSING and value is not None}
-        if set(shape.columns) - shape.optional - set(present):
+        if set(shape.columns) - shape.optional - set(present) or ("group" in fields and "group" not in present):
             raise BadRow("missing field")
-        return checked(shape.read(present, formats))
+        example = checked(shape.read(present, formats))
+        return replace(example, group=str(present["group"])) if "group" in present else example
     except BadRow as reason:
         return str(reason)
 
@@ -100,9 +103,9 @@ def _best_first(answers: list[tuple[float, int, Example]]) -> tuple[int, Example
 
 
 def _columns(shape: Shape, form: RowFormat, place: str) -> dict[str, str]:
-    unknown = set(form.columns) - set(shape.columns)
+    unknown = set(form.columns) - set(shape.columns) - {"group"}
     if unknown:
-        roles = ", ".join(shape.columns)
+        roles = ", ".join((*shape.columns, "group"))
         raise UserError(f"{place}.columns: {', '.join(sorted(unknown))}: shape {form.shape} has the roles {roles}")
     return shape.columns | form.columns
 

@@ -1,6 +1,7 @@
 """Ready mappings for public datasets: what the configuration leaves unset comes from here.
 
-Formats and splits follow DeepSpeed-Chat's dataset classes (`dschat/utils/data/raw_datasets.py`).
+Formats and splits follow DeepSpeed-Chat's dataset classes (`dschat/utils/data/raw_datasets.py`): what these put into a
+text, spaces too, is in the formats here, and nothing is put in elsewhere.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 
 from rlhf.config.sources import DatasetSource
 from rlhf.config.specification import ResolvedDataset
+from rlhf.errors import UserError
 
 _HUMAN = " Human: {prompt} Assistant:"
 _SPACED = " {answer}"
@@ -59,6 +61,7 @@ KNOWN: dict[str, ReadyMapping] = {
         eval_split="test",
         prompt_format="{prompt}Assistant:",
         columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        remove="(?s)^.*Assistant:",  # which the prompt has then
     ),
     "Anthropic/hh-rlhf": ReadyMapping(shape="dialogues", eval_split="test"),
     "openai/webgpt_comparisons": ReadyMapping(
@@ -112,9 +115,21 @@ def row_format(settings: ResolvedDataset) -> RowFormat:
     )
 
 
-def mapped_source(settings: ResolvedDataset) -> DatasetSource:
-    """Where a dataset comes from, with the unseen split of a known hub dataset where none is given."""
-    source = settings.source
+def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
+    """Where a dataset comes from, with the unseen split of a known hub dataset where none is given.
+
+    Args:
+        settings: of the dataset.
+        place: its configuration path, for messages.
+
+    Raises:
+        UserError: a share to hold out is given for a dataset of which unseen rows are known.
+    """
+    source, known = settings.source, _mapping(settings).eval_split
+    if known is not None and source.eval_share != DatasetSource.model_fields["eval_share"].default:
+        raise UserError(
+            f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known!r}; leave it out"
+        )
     return source.model_copy(update={"eval_split": source.eval_split or _mapping(settings).eval_split})
 
 

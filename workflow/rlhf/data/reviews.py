@@ -36,7 +36,7 @@ def generate_pairs(rows: int, seed: int) -> Iterator[dict[str, str]]:
         seed: all pairs follow from it.
 
     Yields:
-        `prompt`, `chosen`, `rejected`.
+        `prompt`, `chosen`, `rejected`; an answer begins with the space that parts it from its prompt.
     """
     generator = random.Random(seed)
     for _ in range(rows):
@@ -47,7 +47,7 @@ def generate_pairs(rows: int, seed: int) -> Iterator[dict[str, str]]:
         difference = gold_reward(prompt, first, True) - gold_reward(prompt, second, True)
         first_wins = generator.random() < 1 / (1 + math.exp(-2 * difference))
         chosen, rejected = (first, second) if first_wins else (second, first)
-        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        yield {"prompt": prompt, "chosen": f" {chosen}", "rejected": f" {rejected}"}
 
 
 def gold_reward(prompt: str, answer: str, finished: bool) -> float:

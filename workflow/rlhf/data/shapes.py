@@ -9,6 +9,8 @@ from typing import Any
 
 from rlhf.data.example import BadRow, Example, Formats, Messages, Row, as_number, in_order
 
+SPACED = " {answer}"  # behind a prompt that ends with `Assistant:`
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -52,6 +54,8 @@ def _dialogues(fields: Row, formats: Formats) -> Example:
     rejected_prompt, rejected = _last_turn(_text(fields["rejected"]))
     if chosen_prompt != rejected_prompt:
         raise BadRow("prompt differs")
+    if formats.chat:
+        chosen, rejected = _after_mark(chosen), _after_mark(rejected)
     prompt = formats.format_prompt("{prompt}", prompt=chosen_prompt)
     turns = formats.turns(prompt, _marked_turns(prompt)) if formats.chat else None
     return _pair(prompt, formats.format_answer(chosen), formats.format_answer(rejected), fields, turns)
@@ -64,7 +68,12 @@ def _marked_turns(dialogue: str) -> Messages:
     if first.strip() or names != ["Human", "Assistant"] * (len(names) // 2):
         raise BadRow("roles do not alternate")
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [(roles[name], text) for name, text in zip(names, texts, strict=False)]
+    return [(roles[name], _after_mark(text)) for name, text in zip(names, texts, strict=False)]
+
+
+def _after_mark(text: str) -> str:
+    """A turn's text without the space that separates it from its mark."""
+    return text.removeprefix(" ")
 
 
 def _last_turn(dialogue: str) -> tuple[str, str]:
@@ -82,10 +91,7 @@ def _instructions(fields: Row, formats: Formats) -> Example:
     if not formats.chat:
         default = f"Human: {default}\n\nAssistant:"
     prompt = formats.format_prompt(default, instruction=instruction, input=extra)
-    # Templates end without a space; the answer brings it, as a tokenizer sees words with their leading space.
-    answer = formats.format_answer(_text(fields["output"]))
-    if not formats.answer and not formats.chat:
-        answer = " " + answer.lstrip()
+    answer = formats.format_answer(_text(fields["output"]), SPACED)
     return Example(prompt, answer, subset=_subset(fields), turns=formats.turns(prompt))
 
 
@@ -96,11 +102,11 @@ def _messages(fields: Row, formats: Formats) -> Example:
         rejected_prompt, rejected = _turns(fields["rejected"])
         if rejected_prompt != prompt:
             raise BadRow("prompt differs")
-        rejected = formats.format_answer(rejected)
+        rejected = formats.format_answer(rejected, SPACED)
     prompt = formats.format_prompt("{prompt}", prompt=prompt)
     messages = [(message["role"], message["content"]) for message in fields["messages"][:-1]]
     turns = formats.turns(prompt, messages)
-    return _pair(prompt, formats.format_answer(chosen), rejected, fields, turns)
+    return _pair(prompt, formats.format_answer(chosen, SPACED), rejected, fields, turns)
 
 
 def _turns(messages: Any) -> tuple[str, str]:
@@ -112,8 +118,9 @@ def _turns(messages: Any) -> tuple[str, str]:
     if any(message.get("role") not in list(names) for message in messages):  # a role may be unhashable
         raise BadRow("unknown role")
     text = "".join(names[message["role"]] + _text(message.get("content")) for message in messages[:-1])
-    answer = _text(messages[-1].get("content"))
-    return text.lstrip("\n") + "\n\nAssistant:", " " + answer if answer.strip() else answer
+    if messages[0]["role"] != "system":
+        text = text.removeprefix("\n\n")
+    return text + "\n\nAssistant:", _text(messages[-1].get("content"))
 
 
 def _comparisons(fields: Row, formats: Formats) -> Example:

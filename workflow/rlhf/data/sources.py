@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import itertools
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet
 
-from rlhf.config.sources import DatasetSource
-from rlhf.errors import UserError
-from rlhf.functions import load_function
-
-Row = dict[str, Any]
-FORMATS = ("json", "jsonl", "csv", "tsv", "parquet")
+from rlhf.config.sources import DatasetSource, matching
+from rlhf.data.example import Row, UnreadableRow
+from rlhf.data.files import read_file
+from rlhf.errors import UserError, first_line
+from rlhf.functions import load_function, require_arguments
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows for training, and unseen rows where the source separates them."""
 
-    train: Iterable[Row]
-    eval: Iterable[Row] | None = None
+    train: Iterable[Row | UnreadableRow]
+    eval: Iterable[Row | UnreadableRow] | None = None
 
 
 def load_rows(source: DatasetSource, place: str) -> Rows:
-    """The rows of a source.
+    """The rows of a source, or the first ones, where it asks for them.
 
     Args:
         source: `DatasetSource` settings.
@@ -42,6 +37,14 @@ def load_rows(source: DatasetSource, place: str) -> Rows:
     Raises:
         UserError: the source cannot be read; the message says what is there instead.
     """
+    rows = _all_rows(source, place)
+    if source.first_rows is None:
+        return rows
+    unseen = None if rows.eval is None else itertools.islice(rows.eval, source.first_rows)
+    return Rows(itertools.islice(rows.train, source.first_rows), unseen)
+
+
+def _all_rows(source: DatasetSource, place: str) -> Rows:
     if source.hub is not None:
         return _from_hub(source.hub, source, place)
     if source.generator is not None:
@@ -49,14 +52,16 @@ def load_rows(source: DatasetSource, place: str) -> Rows:
     path = source.path
     assert path is not None  # DatasetSource has one of the three
     if isinstance(path, dict):
-        return Rows(_from_path(path["train"], source, place).train, _unseen(path.get("eval"), source, place))
-    if isinstance(path, list):
-        return Rows(list(itertools.chain.from_iterable(_from_path(part, source, place).train for part in path)))
-    return _from_path(path, source, place)
+        unseen = _from_paths([path["eval"]], source, place).train if "eval" in path else None
+        return Rows(_from_paths([path["train"]], source, place).train, unseen)
+    return _from_paths([path] if isinstance(path, str) else path, source, place)
 
 
-def _unseen(path: str | None, source: DatasetSource, place: str) -> Iterable[Row] | None:
-    return None if path is None else _from_path(path, source, place).train
+def _from_paths(paths: list[str], source: DatasetSource, place: str) -> Rows:
+    parts = [_from_path(file, source, place) for path in paths for file in matching(path)]
+    unseen = [part.eval for part in parts if part.eval is not None]
+    train = itertools.chain.from_iterable(part.train for part in parts)
+    return Rows(list(train), list(itertools.chain.from_iterable(unseen)) if unseen else None)
 
 
 def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
@@ -64,52 +69,89 @@ def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
         raise UserError(f"{place}.hub: there is a local {hub!r}; give it as {place}.path, or move it")
 
     def load(split: str) -> Iterable[Row]:
-        rows: Iterable[Row] = datasets.load_dataset(hub, source.name, revision=source.revision, split=split)
+        rows: Iterable[Row] = datasets.load_dataset(
+            hub, source.name, data_dir=source.data_dir, revision=source.revision, split=split
+        )
         return rows
 
     try:
         return Rows(load(source.train_split), load(source.eval_split) if source.eval_split else None)
     except (OSError, ValueError) as error:  # network trouble and unknown names, revisions or splits
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{place}.hub: {hub!r} cannot be loaded ({first}). Check name, revision and splits, run this "
+            f"{place}.hub: {hub!r} cannot be loaded ({first_line(error)}). Check name, revision and splits, run this "
             f"step where the hub can be reached, or download it and give {place}.path"
         ) from None
 
 
 def _from_generator(reference: str, arguments: dict[str, Any], place: str) -> Iterator[Row]:
     function = load_function(reference, f"{place}.generator")
-    try:
-        yield from function(**arguments)
-    except TypeError as error:
-        raise UserError(f"{place}.arguments: {reference} does not take them: {error}") from None
+    require_arguments(function, arguments, reference, f"{place}.arguments")
+    rows = function(**arguments)
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{place}.generator: {reference} must yield or return rows; it returned {type(rows).__name__}")
+    yield from rows
 
 
 def _from_path(name: str, source: DatasetSource, place: str) -> Rows:
     path = Path(name)
     if not path.exists():
-        raise UserError(f"{place}.path: {name!r} does not exist; paths are relative to the working directory")
+        home = "; `~` has no meaning here: write the whole path" if name.startswith("~") else ""
+        raise UserError(
+            f"{place}.path: {name!r} does not exist or fits no file; paths are relative to the working directory{home}"
+        )
     if path.is_dir():
-        return _from_saved_folder(path, source, place)
-    rows = list(_from_file(path, place))
-    if not rows:
-        raise UserError(f"{place}.path: {name!r} holds no row")
-    return Rows(rows)
+        saved = any((path / file).exists() for file in ("dataset_dict.json", "state.json"))
+        return (_from_saved_folder if saved else _from_plain_folder)(path, source, place)
+    for key in ("name", "data_dir", "train_split", "eval_split"):
+        if getattr(source, key) != DatasetSource.model_fields[key].default:
+            raise UserError(f"{place}.{key}: has no effect on the file {name!r}; leave it out")
+    return Rows(_nonempty([path], place))
+
+
+def _nonempty(files: list[Path], place: str) -> list[Row | UnreadableRow]:
+    rows = []
+    for file in files:
+        found = list(read_file(file, place))
+        if not found:
+            raise UserError(f"{place}.path: {str(file)!r} holds no row")
+        rows += found
+    return rows
+
+
+def _from_plain_folder(path: Path, source: DatasetSource, place: str) -> Rows:
+    """A folder as a hub has it: the library that reads hubs says which files, and which split each one belongs to."""
+    try:
+        builder = datasets.load_dataset_builder(str(path), source.name, data_dir=source.data_dir)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"{place}.path: {str(path)!r} is neither a folder written by `save_to_disk` nor one of data files "
+            f"({first_line(error)})"
+        ) from None
+    files = {str(split): [Path(file) for file in found] for split, found in builder.config.data_files.items()}
+    _require_splits(source, files, path, place)
+    unseen = None if source.eval_split is None else _nonempty(files[source.eval_split], place)
+    return Rows(_nonempty(files[source.train_split], place), unseen)
+
+
+def _require_splits(source: DatasetSource, there: Iterable[str], path: Path, place: str) -> None:
+    for key, split in (("train_split", source.train_split), ("eval_split", source.eval_split)):
+        if split is not None and split not in there:
+            raise UserError(f"{place}.{key}: {str(path)!r} has no split {split!r}; it has {', '.join(there)}")
 
 
 def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
     try:
         _require_own_files(path, place)
         saved = datasets.load_from_disk(str(path))
-    except FileNotFoundError:
-        raise UserError(f"{place}.path: {str(path)!r} is not a folder written by `save_to_disk`") from None
     except (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise UserError(f"{place}.path: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
     if isinstance(saved, datasets.Dataset):
+        if source.eval_split is not None or source.train_split != "train":
+            raise UserError(
+                f"{place}: {str(path)!r} has one split without a name; leave out train_split and eval_split"
+            )
         return Rows(saved)
-    for key, split in (("train_split", source.train_split), ("eval_split", source.eval_split)):
-        if split is not None and split not in saved:
-            raise UserError(f"{place}.{key}: {str(path)!r} has no split {split!r}; it has {', '.join(saved)}")
+    _require_splits(source, saved, path, place)
     return Rows(saved[source.train_split], saved[source.eval_split] if source.eval_split else None)
 
 
@@ -119,48 +161,3 @@ def _require_own_files(path: Path, place: str) -> None:
         for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
             if Path(file["filename"]).name != file["filename"]:
                 raise UserError(f"{place}.path: {str(state)!r} names {file['filename']!r}, which is not beside it")
-
-
-def _from_file(path: Path, place: str) -> Iterator[Row]:
-    suffixes = [suffix.lstrip(".").lower() for suffix in path.suffixes]
-    zipped = bool(suffixes) and suffixes[-1] == "gz"
-    kind = suffixes[-2 if zipped else -1] if len(suffixes) > zipped else ""
-    if kind not in FORMATS:
-        raise UserError(f"{place}.path: {str(path)!r} has no known format; known: {', '.join(FORMATS)}, also with .gz")
-    try:
-        if kind == "parquet":
-            yield from _parquet(path, zipped)
-            return
-        with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as stream:
-            yield from {"json": _json, "jsonl": _json_lines, "csv": _commas, "tsv": _tabs}[kind](stream)
-    except (ValueError, OSError, EOFError, RecursionError, csv.Error, zlib.error, pa.ArrowException) as error:
-        raise UserError(f"{place}.path: {str(path)!r} is not readable as {kind}: {error}") from None
-
-
-def _json(stream: IO[str]) -> Iterator[Row]:
-    rows = json.load(stream)
-    if not isinstance(rows, list):
-        raise ValueError("it must be one list of objects")
-    yield from rows
-
-
-def _json_lines(stream: IO[str]) -> Iterator[Row]:
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from None
-
-
-def _commas(stream: IO[str]) -> Iterator[Row]:
-    yield from csv.DictReader(stream, strict=True)
-
-
-def _tabs(stream: IO[str]) -> Iterator[Row]:
-    yield from csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _parquet(path: Path, zipped: bool) -> Iterator[Row]:
-    source: Any = pa.BufferReader(gzip.decompress(path.read_bytes())) if zipped else path
-    yield from pa.parquet.read_table(source).to_pylist()

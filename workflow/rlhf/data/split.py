@@ -1,13 +1,13 @@
-"""The partition of a dataset's rows into the three phases: exact, seeded, by row number only."""
+"""The partition of a dataset's rows into the three phases: exact, seeded, by groups of rows that belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rlhf.data.dataset import load_cached
+from rlhf.data.partition import numbered, partition
 from rlhf.errors import UserError
 from rlhf.files import write_json
 from rlhf.phases import PHASES
@@ -17,35 +17,11 @@ from rlhf.runtime.logging import get_logger
 logger = get_logger(__name__)
 
 
-def exact_partition(rows: int, proportions: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Disjoint random parts that cover all rows, with sizes by the largest remainder.
-
-    Args:
-        rows: number of rows.
-        proportions: any positive scale, for example 2, 4, 4.
-        seed: of the permutation.
-
-    Returns:
-        Sorted row numbers of each part, int64.
-
-    Raises:
-        ValueError: all proportions are 0.
-    """
-    total = sum(proportions)
-    if total <= 0:
-        raise ValueError(f"proportions {list(proportions)} sum to 0")
-    exact = np.array([share * rows / total for share in proportions])
-    sizes = np.floor(exact).astype(int)
-    sizes[np.argsort(sizes - exact, kind="stable")[: rows - sizes.sum()]] += 1
-    order = np.random.default_rng(seed).permutation(rows)
-    return [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
-
-
 def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> None:
     """Write `<split>.<phase>.npy` index files and `split.json` into `output`.
 
-    Training rows are divided among the phases; unseen rows serve all phases that have a share. All answers of a prompt
-    are one row, so they stay together. A row without a rejected answer cannot serve the reward phase: it is left out
+    Training rows are divided among the phases; unseen rows serve all phases that have a share. Rows of one group (by
+    default, of one prompt) stay together. A row without a rejected answer cannot serve the reward phase: it is left out
     there, and counted.
 
     Args:
@@ -61,7 +37,8 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
     if sum(proportions) <= 0:
         raise UserError(f"data_split: {data_split!r} gives every phase nothing")
     train, unseen = load_cached(dataset, "train"), load_cached(dataset, "eval")
-    parts = dict(zip(PHASES, exact_partition(len(train), proportions, seed), strict=True))
+    groups = numbered(train["group"])
+    parts = dict(zip(PHASES, partition(groups, proportions, seed), strict=True))
     indices = {f"train.{phase}": part for phase, part in parts.items()}
     indices |= {
         f"eval.{phase}": np.arange(len(unseen) if share > 0 else 0)
@@ -76,7 +53,8 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
     for phase, share in zip(PHASES, proportions, strict=True):
         if share > 0 and not len(indices[f"train.{phase}"]):
             raise UserError(
-                f"data_split: {data_split!r} of {len(train)} rows leaves phase {phase} without a usable row "
+                f"data_split: {data_split!r} of {len(train)} rows in {groups.max() + 1} groups leaves "
+                f"phase {phase} without a usable row "
                 f"({left_out['train']} have no rejected answer); give it no share of that phase in `data_split` of the "
                 "dataset, or more rows"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rlhf.data.chat import OF_TOKENIZER, Chat
+from rlhf.data.chat import OF_TOKENIZER, writer_of
 from rlhf.data.dataset import load_cached
-from rlhf.data.groups import answer_groups, grouped_ids
-from rlhf.data.special import OrdinaryText
+from rlhf.data.encoding import Encoder
+from rlhf.data.questions import Question, question
+from rlhf.data.text_check import SplitReport, TextCheck, is_unseparated, log_report, spelled_tokens, split_report
+from rlhf.data.texts import Writer
 from rlhf.errors import UserError
 from rlhf.files import read_json, sha256_file, write_json
 from rlhf.runtime.folders import atomic_directory
@@ -27,6 +31,17 @@ FIELDS = ("prompt", "chosen", "rejected")
 ANSWER = np.dtype([("length", np.int32), ("rank", np.int32), ("rating", np.float32)])  # no rating: NaN
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 BATCH = 1000
+ENCODED = datasets.Features(
+    {field: datasets.List(datasets.Value("int32")) for field in (*FIELDS, "lengths")}
+    | {
+        "question": datasets.Value("string"),
+        "row": datasets.Value("int64"),
+        "spanning": datasets.Value("bool"),
+        "spelled": datasets.List(datasets.Value("string")),
+        "unseparated": datasets.Value("bool"),
+        "equal": datasets.Value("bool"),
+    }
+)
 
 
 class TokenStore:
@@ -35,6 +50,9 @@ class TokenStore:
     Args:
         folder: results/tokens/<id>/.
         split: `train` or `eval`.
+
+    Attributes:
+        has_equal_answers: whether two answers of a row are the same ids, though not the same text, [rows] bool.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -44,7 +62,7 @@ class TokenStore:
         self.pad_token_id: int = facts["pad_token_id"]
         self.tokenizer_fingerprint: str = facts["tokenizer_fingerprint"]
         self.dataset_fingerprint: str = facts["dataset_fingerprint"]
-        self.chat_template: str | None = facts.get("chat_template")  # None: the tokenizer's own, or none
+        self._template: str | None = facts["chat_template"]
         self._offsets = {field: np.load(folder / f"{split}.{field}.offsets.npy") for field in FIELDS}
         self._ids = {
             field: _map(folder / f"{split}.{field}.bin", facts["dtype"], int(self._offsets[field][-1]))
@@ -52,8 +70,21 @@ class TokenStore:
         }
         self._answers: np.ndarray = np.load(folder / f"{split}.answers.npy")
         self._answer_offsets = np.load(folder / f"{split}.answers.offsets.npy")
+        self.has_equal_answers: np.ndarray = np.load(folder / f"{split}.equal.npy")
         self._subset_names: list[str] = facts["subsets"][split]
         self._subsets = np.load(folder / f"{split}.subset.npy")
+        self._question_offsets = np.load(folder / f"{split}.question.offsets.npy")
+        self._questions = _map(folder / f"{split}.question.bin", "uint8", int(self._question_offsets[-1]))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The configuration's chat template; None: the tokenizer's own, or plain text."""
+        return None if self.is_of_tokenizer else self._template
+
+    @property
+    def is_of_tokenizer(self) -> bool:
+        """Whether the tokenizer's own chat template wrote the prompts."""
+        return self._template == OF_TOKENIZER
 
     def prompt(self, row: int) -> np.ndarray:
         """Ids of a prompt: [length] int64."""
@@ -79,6 +110,11 @@ class TokenStore:
         code = self._subsets[row]
         return None if code < 0 else self._subset_names[code]
 
+    def question(self, row: int) -> Question:
+        """A prompt as text, for a model that reads other tokens."""
+        start, end = self._question_offsets[row : row + 2]
+        return Question(self._template, **json.loads(self._questions[start:end].tobytes()))
+
     def lengths(self, field: str) -> np.ndarray:
         """Token counts of all rows, of all rejected answers together: [rows] int64."""
         return np.diff(self._offsets[field])
@@ -93,11 +129,10 @@ class TokenStore:
 
 
 def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_template: str | None = None) -> None:
-    """Tokenise prompts and answers separately, so that the boundary is the same in every phase.
+    """Ids of each row's text, cut where the prompt ends; `report.json` shows and checks them.
 
-    Answers end with the EOS id. Special tokens that a text spells out are read as ordinary characters. Where neither
-    prompt nor answer brings the space between them, the answer gets it. A chat template writes turns instead, with its
-    own special tokens.
+    The text is what formats or a chat template made of the row: prompt, answer and EOS, tokenised together. Special
+    tokens that a format or template writes are special tokens, those that data spells out are ordinary characters.
 
     Args:
         dataset: resources/datasets/<id>/.
@@ -107,39 +142,46 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
         chat_template: `tokenizer`: the tokenizer's own; a Jinja template; None: plain text.
 
     Raises:
-        UserError: there is no tokenizer, its padding and EOS ids are missing or equal, or a chat template cannot be
-            used (see `rlhf.data.chat`).
+        UserError: there is no fast tokenizer, its padding and EOS ids are missing or equal, a chat template cannot be
+            used (see `rlhf.data.chat`), or the ids are not those of the tokenizer's own file.
     """
     tokenizer = _load_tokenizer(model)
-    encode = Chat(tokenizer, chat_template).encode if chat_template else partial(_encode, tokenizer=tokenizer)
+    writer, encoder = writer_of(tokenizer, chat_template), Encoder(tokenizer)
     dtype = "uint16" if len(tokenizer) <= 2**16 else "int32"
     fingerprint = tokenizer_fingerprint(model)
     rows: dict[str, int] = {}
     statistics: dict[str, Any] = {}
     subsets: dict[str, list[str]] = {}
+    reports: dict[str, SplitReport] = {}
     with atomic_directory(output) as folder:
         for split in SPLITS:
             texts = load_cached(dataset, split)
             ids = texts.map(
-                encode,
+                partial(_encode, writer=writer, encoder=encoder),
                 batched=True,
                 batch_size=BATCH,
                 num_proc=workers if workers > 1 else None,
                 remove_columns=texts.column_names,
-                features=datasets.Features(
-                    {field: datasets.List(datasets.Value("int32")) for field in (*FIELDS, "lengths")}
-                ),
+                features=ENCODED,
                 keep_in_memory=True,
                 desc=f"tokenising {split}",
             )
             rows[split] = len(ids)
             statistics[split] = {field: _store(ids, field, folder / f"{split}.{field}", dtype) for field in FIELDS}
             _store_answers(ids, texts, folder / f"{split}.answers")
+            _store_questions(ids["question"], folder / f"{split}.question")
+            np.save(folder / f"{split}.equal.npy", np.array(ids["equal"], dtype=bool))
             subsets[split] = _store_subsets(texts, folder / f"{split}.subset.npy")
+            reports[split] = split_report(ids)
+        check = TextCheck(tokenizer, model, writer, encoder)
+        sample = load_cached(dataset, "train")
+        write_json(
+            folder / "report.json", {"schema_version": 1, "splits": reports, **check.report(sample, str(dataset))}
+        )
         write_json(
             folder / "tokens.json",
             {
-                "schema_version": 2,
+                "schema_version": 3,
                 "dtype": dtype,
                 "rows": rows,
                 "subsets": subsets,
@@ -148,10 +190,17 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
                 "tokenizer_fingerprint": fingerprint,
                 "dataset_fingerprint": read_json(dataset / "report.json")["fingerprint"],
                 "statistics": statistics,
-                "chat_template": None if chat_template == OF_TOKENIZER else chat_template,
+                "chat_template": chat_template,
             },
         )
     logger.info("%s: %s", output, ", ".join(f"{count} {split} rows" for split, count in rows.items()))
+    for split, report in reports.items():
+        log_report(report, split)
+
+
+def are_chats(tokens: Sequence[Path]) -> bool:
+    """Whether chat templates wrote all texts of folders results/tokens/<id>/."""
+    return bool(tokens) and all(read_json(folder / "tokens.json")["chat_template"] is not None for folder in tokens)
 
 
 def tokenizer_fingerprint(model: Path) -> str:
@@ -176,47 +225,23 @@ def _load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
-    """Ids of prompt and chosen, of all rejected answers in one, and the length of each answer."""
-    groups = answer_groups(batch)
-    prompts = [prompt for prompt, group in zip(batch["prompt"], groups, strict=True) for _ in group]
-    answers = encode_answers(prompts, [answer for group in groups for answer in group], tokenizer)
-    return {"prompt": encode_prompts(batch["prompt"], tokenizer), **grouped_ids(groups, answers)}
-
-
-def encode_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of prompts, with what the tokenizer puts before a text (BOS), never with an EOS after it."""
-    encoded = _ordinary_ids(prompts, tokenizer, add_special_tokens=True)
-    end = tokenizer.eos_token_id
-    return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded]  # some tokenizers end every text
-
-
-def encode_answers(prompts: list[str], answers: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of answers as they follow their prompts, EOS included."""
-    texts = [_joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    encoded = _ordinary_ids(texts, tokenizer, add_special_tokens=False)
-    return [[*ids, tokenizer.eos_token_id] for ids in encoded]
-
-
-def _ordinary_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> list[list[int]]:
-    """Ids of texts; special tokens in them are told from added ones by offsets, where the tokenizer has them."""
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=add_special_tokens,
-        split_special_tokens=True,
-        return_offsets_mapping=tokenizer.is_fast,
-    )
-    every: list[list[int]] = encoded["input_ids"]
-    if not tokenizer.is_fast:
-        return every
-    ordinary = OrdinaryText(tokenizer)
-    rows = zip(texts, every, encoded["offset_mapping"], strict=True)
-    return [ordinary.restore(text, ids, offsets, [(0, len(text))]) for text, ids, offsets in rows]
-
-
-def _joined(prompt: str, answer: str) -> str:
-    """The answer as it follows its prompt, with the space that separates them."""
-    return answer if prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
+def _encode(batch: dict[str, list[Any]], writer: Writer, encoder: Encoder) -> dict[str, list[Any]]:
+    """Ids of prompt and chosen, of all rejected answers in one, the length of each answer, and what reports count."""
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    written = [writer.write(row) for row in rows]
+    encoded = encoder.encode(written)
+    return {
+        "prompt": [row.prompt for row in encoded],
+        "chosen": [row.answers[0] for row in encoded],
+        "rejected": [[token for answer in row.answers[1:] for token in answer] for row in encoded],
+        "lengths": [[len(answer) for answer in row.answers] for row in encoded],
+        "question": [question(row, text, ids.spanning) for row, text, ids in zip(rows, written, encoded, strict=True)],
+        "row": batch["row"],
+        "spanning": [bool(row.spanning) for row in encoded],
+        "spelled": [spelled_tokens(row, encoder) for row in written],
+        "unseparated": [is_unseparated(row) for row in written],
+        "equal": [len(set(map(tuple, row.answers))) < len(row.answers) for row in encoded],
+    }
 
 
 def _store(ids: datasets.Dataset, field: str, path: Path, dtype: str) -> dict[str, float]:
@@ -232,6 +257,13 @@ def _store(ids: datasets.Dataset, field: str, path: Path, dtype: str) -> dict[st
         "p95": float(np.percentile(lengths, 95)),
         "max": int(lengths.max()),
     }
+
+
+def _store_questions(questions: list[str], path: Path) -> None:
+    """Write the text of each prompt, as `rlhf.data.questions` keeps it."""
+    encoded = [text.encode() for text in questions]
+    path.with_name(path.name + ".bin").write_bytes(b"".join(encoded))
+    np.save(path.with_name(path.name + ".offsets.npy"), np.cumsum([0, *map(len, encoded)]))
 
 
 def _store_answers(ids: datasets.Dataset, texts: datasets.Dataset, path: Path) -> None:

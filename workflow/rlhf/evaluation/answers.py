@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.batching import micro_batches
 from rlhf.data.corpus import Corpus
-from rlhf.evaluation.frame import AnswersEvaluation, decode, require_same_prompts, unseen_prompts
+from rlhf.evaluation.frame import AnswersEvaluation, require_same_prompts, unseen_prompts
 from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_rate, mean_and_error, win_rate
 from rlhf.functions import load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
-from rlhf.models.scores import TokenScorer, answer_logits, token_logprobs
-from rlhf.ppo.kl import token_kl
+from rlhf.models.scores import TokenScorer
+from rlhf.models.tokenizers import decode
+from rlhf.ppo.experience import judge_samples
 from rlhf.ppo.reward import reward_scorer
-from rlhf.ppo.rollout import Samples
-from rlhf.ppo.sampling import Answer, sample_answers
+from rlhf.ppo.rollout import generate
+from rlhf.ppo.samples import Samples
+from rlhf.ppo.scoring import answer_kl, answer_scores
 from rlhf.records.evaluation import BaselineEvaluation, BestOfN, PpoEvaluation
 from rlhf.records.samples import AnswerSample, BaselineSample, SamplePair, read_baseline_samples, write_samples
 from rlhf.runtime.seeds import derive_seed
@@ -27,8 +27,8 @@ from rlhf.training.distributed import device
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Answers with what reward model and gold reward say; arrays are [answers]."""
+class JudgedSamples:
+    """Answers with their scores by the reward model and, where there is one, the gold reward; arrays are [answers]."""
 
     samples: Samples
     texts: list[str]
@@ -36,7 +36,7 @@ class Judged:
     gold: np.ndarray | None
 
     def sample(self, index: int) -> AnswerSample:
-        """One answer as samples.jsonl has it."""
+        """One answer with its scores, as samples.jsonl has it."""
         answer = self.samples.answers[index]
         sample: AnswerSample = {
             "text": self.texts[index],
@@ -49,14 +49,22 @@ class Judged:
         return sample
 
 
-def evaluate_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
-    """Answers of the SFT model: one to compare the policy with, and `best_of_n` more to choose the best from."""
+def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
+    """Sample the SFT model: for each unseen prompt one answer that the policy is compared with, and `best_of_n` more.
+
+    From those the best by the reward model is chosen, which is what PPO has to beat at equal KL.
+
+    Args:
+        evaluation: specification and paths.
+        sft: model folder of the SFT stage.
+        reward: model folder of the reward stage.
+    """
     corpus, chosen = unseen_prompts(evaluation)
     count = evaluation.settings.best_of_n
     rows = np.repeat(chosen, count + 1)
     model, tokenizer = load_policy(sft, "fp32").eval().to(device()), load_tokenizer(sft)
     samples = _sample(evaluation, model, corpus, rows, "baseline")
-    judged = _judge(evaluation, samples, reward, tokenizer)
+    judged = _judge(evaluation, samples, reward, tokenizer, corpus)
     shape = (len(chosen), count + 1)
     score = judged.score.reshape(shape)
     gold = None if judged.gold is None else judged.gold.reshape(shape)
@@ -97,9 +105,10 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     require_same_prompts(before, chosen.tolist(), baseline)
     model, tokenizer = load_policy(policy, "fp32").eval().to(device()), load_tokenizer(policy)
     samples = _sample(evaluation, model, corpus, chosen, "policy")
-    judged = _judge(evaluation, samples, reward, tokenizer)
+    judged = _judge(evaluation, samples, reward, tokenizer, corpus)
     reference = load_policy(sft, "fp32").eval().to(device())
-    kl, kl_error = mean_and_error(_kl(evaluation, samples, model, reference, corpus.pad_token_id))
+    shares, temperature = samples.shares(evaluation.batch_size), evaluation.settings.temperature
+    kl, kl_error = mean_and_error(answer_kl(samples, shares, model, reference, corpus.pad_token_id, temperature))
     first = [row["answers"][0] for row in before]
     sft_score = np.array([answer["score"] for answer in first])
     rate, rate_error = win_rate(judged.score, sft_score)
@@ -142,60 +151,27 @@ def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
 def _sample(
     evaluation: AnswersEvaluation, model: PreTrainedModel, corpus: Corpus, rows: np.ndarray, purpose: str
 ) -> Samples:
+    """An answer to the prompt of each row; one that stands several times gets as many answers."""
     settings, seed = evaluation.settings, evaluation.spec.seed
     prompts = [corpus.prompt(row) for row in rows]
-    lengths = np.array([len(prompt) for prompt in prompts])
-    answers: dict[int, Answer] = {}
-    for micro in micro_batches(np.arange(len(rows)), lengths, evaluation.batch_size, rank=0, world_size=1):
-        drawn = sample_answers(
-            model,
-            [prompts[place] for place in micro.rows],
-            [derive_seed(seed, purpose, int(place)) for place in micro.rows],
-            settings.max_answer_seq_len,
-            settings.temperature,
-        )
-        answers |= dict(zip(micro.rows.tolist(), drawn, strict=True))
-    return Samples(prompts, [answers[place] for place in range(len(rows))])
+    seeds = [derive_seed(seed, purpose, place) for place in range(len(rows))]
+    limits = (evaluation.batch_size, settings.max_answer_seq_len, settings.temperature)
+    return replace(generate(model, prompts, seeds, *limits), rows=rows.tolist())
 
 
-def _judge(evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judged:
+def _judge(
+    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+) -> JudgedSamples:
+    """What the reward model in a folder and the gold reward say of answers; `tokenizer` made their ids."""
     model = load_reward(folder, "fp32")
     positions = getattr(model.config, "max_position_embeddings", None)
     scorer = TokenScorer.normalised(model).eval().to(device())
-    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer)
-    score = np.zeros(len(samples))
-    with torch.no_grad():
-        for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
-            part = samples.rectangle(micro.rows, tokenizer.pad_token_id, device())
-            score[micro.rows] = reward(samples, micro.rows, part).cpu().numpy()
+    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer, corpus)
+    score = answer_scores(samples, samples.shares(evaluation.batch_size), reward)
     texts = decode(tokenizer, [answer.ids for answer in samples.answers])
     judge = load_judge(evaluation.settings.gold_reward)
-    if judge is None:
-        return Judged(samples, texts, score, None)
-    prompts = decode(tokenizer, samples.prompts)
-    gold = [judge(*item) for item in zip(prompts, texts, samples.finished.tolist(), strict=True)]
-    return Judged(samples, texts, score, np.array(gold))
-
-
-def _kl(
-    evaluation: AnswersEvaluation,
-    samples: Samples,
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    pad_id: int,
-) -> np.ndarray:
-    """Log pi(answer) - log pi_SFT(answer) of each of the policy's own answers, in nats: [samples]."""
-    temperature = evaluation.settings.temperature
-    kl = np.zeros(len(samples))
-    with torch.no_grad():
-        for micro in micro_batches(np.arange(len(samples)), samples.lengths, evaluation.batch_size, 0, 1):
-            part = samples.rectangle(micro.rows, pad_id, device())
-            own, other = (
-                part.table(token_logprobs(answer_logits(model, *part.inputs) / temperature, part.targets))
-                for model in (policy, reference)
-            )
-            kl[micro.rows] = token_kl(own, other, part.mask, "k1").sum(1).cpu().numpy()
-    return kl
+    gold = None if judge is None else np.array(judge_samples(samples, tokenizer, judge))
+    return JudgedSamples(samples, texts, score, gold)
 
 
 def _best_of(n: int, score: np.ndarray, gold: np.ndarray | None) -> BestOfN:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.section import Section
 from rlhf.config.specification import JobSpecification, ResolvedAnswers
@@ -84,15 +83,8 @@ def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
     return corpus, chosen
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
-    """Texts of id sequences, special tokens left out."""
-    ids = [sequence.tolist() for sequence in sequences]
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
-
-
 def require_same_prompts(rows: list[BaselineSample], prompts: list[int], path: Path) -> None:
-    """The policy must answer the prompts that the SFT model answered.
+    """Refuse a baseline of other prompts: policy and SFT model are compared prompt by prompt.
 
     Raises:
         UserError: they are others.

@@ -50,7 +50,7 @@ class JudgedPairs:
         return margin
 
     def where(self, mask: np.ndarray) -> JudgedPairs:
-        """The pairs at which `mask` is true."""
+        """Those pairs for which a mask [pairs] is true."""
         return replace(self, **{name: values[mask] for name, values in vars(self).items()})
 
 
@@ -73,7 +73,7 @@ def accuracy(pairs: JudgedPairs) -> Accuracy:
 
 
 def longer_accuracy(pairs: JudgedPairs) -> float:
-    """What choosing the longer answer would score; equal lengths count half."""
+    """Accuracy of a judge that always chooses the longer answer; pairs of equal length count half, as ties do."""
     return float(outcomes(pairs.length_difference, 0).mean())
 
 

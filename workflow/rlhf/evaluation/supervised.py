@@ -13,7 +13,7 @@ from rlhf.config.specification import ResolvedRewardEvaluation, ResolvedSftEvalu
 from rlhf.data.batching import micro_batches
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
-from rlhf.evaluation.frame import Evaluation, decode
+from rlhf.evaluation.frame import Evaluation
 from rlhf.evaluation.preferences import (
     JudgedPairs,
     accuracy,
@@ -24,19 +24,20 @@ from rlhf.evaluation.preferences import (
     gold_agreement,
     longer_accuracy,
 )
-from rlhf.functions import load_judge
+from rlhf.functions import Judge, load_judge
 from rlhf.models.loading import load_policy, load_reward, load_tokenizer
 from rlhf.models.scores import TokenScorer
-from rlhf.ppo.experience import Judge
+from rlhf.models.tokenizers import decode
 from rlhf.records.evaluation import GoldAgreement, RewardEvaluation
-from rlhf.training.distributed import device
+from rlhf.training.distributed import device, gather_rows, rank, world_size
+from rlhf.training.frame import keep_usable
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.supervised import mean_loss
 
 
 def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Path) -> None:
-    """Loss in nats per answer token and perplexity on unseen rows."""
+    """Write the SFT model's loss on unseen rows, in nats per answer token, and its perplexity."""
     objective = AnswerLikelihood()
     corpus = evaluation.paths.corpus("eval", "sft")
     limit = evaluation.settings.max_seq_len
@@ -56,36 +57,38 @@ def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Pa
 
 
 def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_folder: Path) -> None:
-    """How well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
+    """Write how well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
     objective = GroupPreference()
     corpus = evaluation.paths.corpus("eval", "reward")
-    limit = evaluation.settings.max_seq_len
-    dropped = corpus.keep(objective.lengths(corpus) <= limit, f"reward.max_seq_len: {limit}")
+    dropped = keep_usable(corpus, objective, evaluation.settings.max_seq_len, "reward")
     model = load_reward(model_folder, "fp32")
     raw = unseen_scores(TokenScorer(model).eval().to(device()), corpus, evaluation.batch_size)
     result: RewardEvaluation = {
         **reward_report(judged_pairs(corpus, raw), raw, model.config.reward_mean, model.config.reward_std),
         **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
-        "rows_too_long": dropped,
+        "rows_too_long": dropped.too_long,
+        "rows_of_equal_answers": dropped.equal,
     }
     evaluation.write(result)
 
 
 def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.ndarray:
     """Scores of all answers of all rows, one after the other: [answers] float64."""
-    objective, rows = GroupPreference(), np.arange(len(corpus))
-    scores: list[np.ndarray] = [np.empty(0)] * len(corpus)
-    with torch.no_grad():
-        for micro in micro_batches(rows, objective.lengths(corpus), batch_size, rank=0, world_size=1):
-            counts = [len(corpus.judgements(row)) for row in micro.rows]
-            parts = torch.split(objective.scores(model, corpus, micro.rows), counts)
-            for row, part in zip(micro.rows, parts, strict=True):
-                scores[row] = part.double().cpu().numpy()
-    return np.concatenate(scores)
+    objective = GroupPreference()
+
+    @torch.no_grad()
+    def scores(rows: np.ndarray) -> list[np.ndarray]:
+        counts = [len(corpus.judgements(row)) for row in rows]
+        parts = torch.split(objective.scores(model, corpus, rows), counts)
+        return [part.double().cpu().numpy() for part in parts]
+
+    lengths = objective.lengths(corpus)
+    shares = micro_batches(np.arange(len(corpus)), lengths, batch_size, rank(), world_size())
+    return np.concatenate(gather_rows(shares, scores))
 
 
 def judged_pairs(corpus: Corpus, scores: np.ndarray) -> JudgedPairs:
-    """All comparisons of a corpus with their scores.
+    """All comparisons in a corpus, each with the scores of its two answers.
 
     Args:
         corpus: preferences.

@@ -6,10 +6,10 @@ a s = f. It has no logits, optimizer, adapters, buffers or context, and takes fo
 
 from __future__ import annotations
 
-from rlhf.memory.closed_form import Shape
+from rlhf.memory.closed_form import ActivationShape
 
 
-def article_activations(shape: Shape) -> int:
+def article_activations(shape: ActivationShape) -> int:
     """T (8 h + 2 a s + 10 h + 6 f) L bytes: 19.53 GiB for OPT-13B at batch 4, length 512."""
     each = 18 * shape.width + 2 * shape.heads * shape.length + 6 * shape.ffn
     return shape.tokens * each * shape.layers

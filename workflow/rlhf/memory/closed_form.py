@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
-class Shape:
+class ActivationShape:
     """What activations depend on.
 
     Args:
@@ -49,7 +49,7 @@ COEFFICIENTS = {"opt": (16, 2, 6), "llama": (24, 8, 6), "gpt2": (16, 10, 2), "gp
 FUSED_COPIES = {"gpt_neox": 6}  # its eager attention works on views of one query-key-value tensor
 
 
-def saved_by_layer(shape: Shape) -> dict[str, int]:
+def saved_by_layer(shape: ActivationShape) -> dict[str, int]:
     """Bytes that one decoder layer keeps for the backward pass, without dropout, by what they are.
 
     Raises:
@@ -68,7 +68,7 @@ def saved_by_layer(shape: Shape) -> dict[str, int]:
     }
 
 
-def attention_matrix(shape: Shape) -> int:
+def attention_matrix(shape: ActivationShape) -> int:
     """What attention keeps beside queries, keys, values and outputs.
 
     Fused: a log-sum-exp of each head and token in fp32, and the additive mask of the layer. Eager: the softmax in fp32
@@ -80,12 +80,12 @@ def attention_matrix(shape: Shape) -> int:
     return COEFFICIENTS[shape.family][2] * heads * length * tokens
 
 
-def checkpointed_by_layer(shape: Shape) -> int:
+def checkpointed_by_layer(shape: ActivationShape) -> int:
     """With gradient checkpointing, a layer keeps its 16-bit input."""
     return 2 * shape.tokens * shape.width
 
 
-def activations(shape: Shape, checkpointing: bool) -> int:
+def activations(shape: ActivationShape, checkpointing: bool) -> int:
     """Bytes kept for the backward pass by all layers; with checkpointing, their inputs and all of the layer in work."""
     layer = sum(saved_by_layer(shape).values())
     if not checkpointing:
@@ -93,7 +93,7 @@ def activations(shape: Shape, checkpointing: bool) -> int:
     return shape.layers * checkpointed_by_layer(shape) + layer
 
 
-def cross_entropy(shape: Shape, kept: int = 0) -> int:
+def cross_entropy(shape: ActivationShape, kept: int = 0) -> int:
     """Logits at the loss: 16-bit logits of T positions, their fp32 copy, its softmax and a gradient.
 
     Args:

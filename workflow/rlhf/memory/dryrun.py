@@ -26,7 +26,7 @@ Places = dict[str, Peak]
 
 
 @dataclass
-class Run:
+class DryRun:
     """What a dry run hands to the program that it traces.
 
     Args:
@@ -45,7 +45,7 @@ class Run:
             parameter.grad = None
 
 
-Program = Callable[[Run], None]
+Program = Callable[[DryRun], None]
 
 
 def dry_run(blueprint: Blueprint, program: Program, cuda: bool = True, gradient_share: float = 1.0) -> Places:
@@ -83,7 +83,7 @@ def trace(model: nn.Module, blueprint: Blueprint, layers: int, program: Program,
     clock.start("load")
     with tracker:
         tracker.count(weights(model), WEIGHTS)
-        program(Run(model, tracker, clock))
+        program(DryRun(model, tracker, clock))
     return tracker.peaks(gradient_share)
 
 

@@ -32,7 +32,7 @@ from rlhf.memory.tracker import ACTIVATIONS, CACHE, GRADIENTS, LOGITS, WEIGHTS
 
 OPTIMIZER, BUFFERS = "optimizer", "buffers"
 ALL_KINDS = (WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, CACHE, BUFFERS)
-Row = tuple[str, str]  # model, kind
+Cell = tuple[str, str]  # model, kind
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Part:
 
     phase: str
     name: str
-    bytes: dict[Row, int] = field(default_factory=dict)
+    bytes: dict[Cell, int] = field(default_factory=dict)
 
     def add(self, model: str, kind: str, amount: int) -> Part:
         """Add an amount to the entry of a model and kind; an amount of 0 makes no entry."""

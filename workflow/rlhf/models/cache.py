@@ -16,7 +16,6 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,11 +24,12 @@ from transformers.utils import cached_file
 
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.sources import ModelSettings, ModelSource
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.files import sha256_tree, write_json
+from rlhf.models.loading import load_tokenizer
 from rlhf.models.lora import linear_modules
 from rlhf.models.merged import FILE, MergedAdapters, fits, read_merged, write_merged
-from rlhf.models.tokenizers import settle_special_tokens, train_tokenizer
+from rlhf.models.tokenizers import changed_rules, load_as_published, settle_special_tokens, train_tokenizer
 from rlhf.records.manifest import MANIFEST, ModelManifest
 from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
@@ -50,7 +50,7 @@ UNREADABLE = (
     StrictDataclassError,
 )
 OPTIONAL = {"_raise_exceptions_for_missing_entries": False}  # of a file that may be absent
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def cache_model(
@@ -86,9 +86,21 @@ def cache_model(
         if adapters:
             write_merged(folder / "model", adapters)
         tokenizer.save_pretrained(folder / "model")
+        _require_same_when_loaded(folder / "model", place)
         write_json(folder / MANIFEST, {**facts, "outputs": sha256_tree(folder)})
     parameters, tokens = f"{facts['parameters']:,}", facts["vocabulary"]
     logger.info("%s: %s with %s parameters, %s tokens", place, facts["model_type"], parameters, tokens)
+
+
+def _require_same_when_loaded(model: Path, place: str) -> None:
+    """All later stages load the tokenizer by the class that its folder names.
+
+    Raises:
+        UserError: this class changes what the file does.
+    """
+    changed = changed_rules(load_tokenizer(model), model / "tokenizer.json")
+    if changed:
+        raise UserError(f"{place}: a tokenizer loaded again changes {', '.join(changed)} of its tokenizer.json")
 
 
 def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelManifest:
@@ -118,7 +130,7 @@ def _from_scratch(
         seed_everything(settings.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, ArithmeticError, StrictDataclassError) as error:
-        raise UserError(f"{place}.architecture: transformers cannot build it: {_first_line(error)}") from None
+        raise UserError(f"{place}.architecture: transformers cannot build it: {first_line(error)}") from None
     return model, tokenizer
 
 
@@ -147,13 +159,13 @@ def _from_source(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **_where(source)}
     if source.hub and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
         raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
-    if source.path and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+    if source.path and not any((Path(name) / file).exists() for file in VOCABULARY_FILES):
         # transformers would make up an empty tokenizer of the model's family
-        raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(TOKENIZER_FILES)}); {_remedy(source)}")
+        raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(VOCABULARY_FILES)}); {_remedy(source)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = load_as_published(name, options, key)
     except UNREADABLE as error:
-        raise UserError(f"{key}: no usable tokenizer in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
+        raise UserError(f"{key}: no usable tokenizer in {name!r} ({first_line(error)}); {_remedy(source)}") from None
     try:
         _require_whole_safetensors(name, key, options)
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -165,7 +177,7 @@ def _from_source(
             **options,
         )
     except UNREADABLE as error:
-        raise UserError(f"{key}: no usable model in {name!r} ({_first_line(error)}); {_remedy(source)}") from None
+        raise UserError(f"{key}: no usable model in {name!r} ({first_line(error)}); {_remedy(source)}") from None
     lacking = {*loading["missing_keys"], *(str(item[0]) for item in loading["mismatched_keys"])}
     if lacking:
         missing = ", ".join(sorted(lacking)[:5])
@@ -220,10 +232,6 @@ def _merged_adapters(model: PreTrainedModel, source: ModelSource) -> MergedAdapt
             "%d of %d merged adapters belong to other weights; left out", len(adapters) - len(kept), len(adapters)
         )
     return kept
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _remedy(source: ModelSource) -> str:

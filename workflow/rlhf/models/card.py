@@ -134,6 +134,27 @@ inputs = tokenizer("a prompt in the format of the training data", return_tensors
 answer = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
+POLICY_CHAT_SNIPPET = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+turns = [{"role": "user", "content": "a question"}]
+prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")  # the template writes them
+answer = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+REWARD_CHAT_SNIPPET = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this folder
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+turns = [{"role": "user", "content": "a question"}]
+prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(prompt + "its answer" + tokenizer.eos_token, add_special_tokens=False, return_tensors="pt")
+score = (model(**inputs).logits[0, 0] - model.config.reward_mean) / model.config.reward_std"""
+
 REWARD_SNIPPET = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -151,6 +172,12 @@ REWARD_USAGE = (
     "`config.json` are those of unseen answers in training: with them, scores have mean 0 and deviation 1. Only scores "
     "of answers to the same prompt can be compared."
 )
+SNIPPETS = {  # (of a reward model, of chats) -> how it is asked
+    (False, False): POLICY_SNIPPET,
+    (False, True): POLICY_CHAT_SNIPPET,
+    (True, False): REWARD_SNIPPET,
+    (True, True): REWARD_CHAT_SNIPPET,
+}
 PURPOSES = {"train": "trained on", "eval": "unseen in training, to evaluate"}
 EXPLANATIONS = {
     "sft": "Loss is in nats per token.",
@@ -172,6 +199,7 @@ def model_card(
     averaged: bool = False,
     has_adapter: bool = False,
     merge: Merge | None = None,
+    chat: bool = False,
 ) -> str:
     """The text of README.md: what the model is, from what it was made, how well, and how to load it.
 
@@ -186,6 +214,7 @@ def model_card(
         has_adapter: whether the adapters are saved apart, beside this folder.
         merge: `dtype` of a training in half precision that has merged adapters, and `error`, the share that a loader
             in that precision would lose (or None); None: there is nothing to lose.
+        chat: whether a chat template wrote what it was trained on.
     """
     kind, settings = stage.stage, stage.settings
     trained = settings.actor if isinstance(settings, PpoSettings) else settings
@@ -204,7 +233,7 @@ def model_card(
         columns=columns,
         results=results,
         explanation=EXPLANATIONS[kind],
-        snippet=REWARD_SNIPPET if kind == "reward" else POLICY_SNIPPET,
+        snippet=SNIPPETS[kind == "reward", chat],
         usage=REWARD_USAGE if kind == "reward" else POLICY_USAGE,
         limits=LIMITS[kind],
         purposes=PURPOSES,

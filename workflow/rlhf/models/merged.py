@@ -148,7 +148,8 @@ def write_merged(folder: Path, adapters: MergedAdapters) -> None:
             scales[f"{name}.{number}"] = change.scale
             tensors |= {f"{name}.{number}.a": change.a.contiguous(), f"{name}.{number}.b": change.b.contiguous()}
     (folder / FOLDER).mkdir()
-    save_file(tensors, folder / FILE, metadata={"format": "pt", SCALES: json.dumps(scales, sort_keys=True)})
+    # One key: safetensors keeps metadata in a hash map, so that several would be in another order in each file.
+    save_file(tensors, folder / FILE, metadata={SCALES: json.dumps(scales, sort_keys=True)})
 
 
 def read_merged(folder: Path) -> MergedAdapters:

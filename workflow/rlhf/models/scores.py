@@ -1,4 +1,19 @@
-"""Log-probabilities, entropies and reward scores of given sequences."""
+"""Log-probabilities, entropies and reward scores of given sequences.
+
+Where a reader has to carry shapes, a local name ends with them, here, in `rlhf.ppo` and in the losses of
+`rlhf.training`: `logits_NV` is [answer tokens, vocabulary].
+
+    B   sequences computed at once, or samples of a rollout
+    S   positions of a padded sequence, prompt and answer
+    T   columns of a table of answers: tokens of the longest one
+    N   answer tokens of all sequences, row by row, without padding
+    V   vocabulary
+    D   width of the model
+    G   groups: prompts with several answers each
+    K   answers of a group, where all have as many
+    A   answers of all groups, one after the other
+    P   pairs of answers
+"""
 
 from __future__ import annotations
 
@@ -94,16 +109,16 @@ class TokenScorer(nn.Module):
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if positions is not None:
             arguments["position_ids"] = positions
-        hidden = self.body(**arguments).last_hidden_state
-        scores: Tensor = self.model.score(hidden).squeeze(-1).float()
-        return (scores - self.mean) / self.std
+        hidden_BSD = self.body(**arguments).last_hidden_state
+        scores_BS: Tensor = self.model.score(hidden_BSD).squeeze(-1).float()
+        return (scores_BS - self.mean) / self.std
 
 
 def last_token(values: Tensor, attention_mask: Tensor) -> Tensor:
     """The entry at each row's last valid position, under padding on either side: [batch, seq] -> [batch]."""
     width = attention_mask.shape[1]
-    last = width - 1 - attention_mask.flip(1).long().argmax(1)
-    return values.gather(1, last.unsqueeze(1)).squeeze(1)
+    last_B = width - 1 - attention_mask.flip(1).long().argmax(1)
+    return values.gather(1, last_B.unsqueeze(1)).squeeze(1)
 
 
 def inference_device(model: nn.Module) -> torch.device:

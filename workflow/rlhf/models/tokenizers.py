@@ -1,16 +1,23 @@
-"""Tokenizers for models that start from scratch, and the special tokens every model needs."""
+"""Tokenizers for models that start from scratch, the special tokens every model needs, and texts of ids."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from rlhf.config.sources import TokenizerSettings
 from rlhf.errors import UserError
+from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
+
+logger = get_logger(__name__)
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -42,6 +49,62 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> PreTra
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
     )
+
+
+def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that gives the ids which its tokenizer.json gives.
+
+    The class that tokenizer_config.json names may put its own rules in the place of those of the file: `LlamaTokenizer`
+    does, and words after a special token then begin without the space that the file puts there. The file is what other
+    programs read too.
+
+    Args:
+        name: hub name or folder.
+        options: of `from_pretrained`.
+        place: configuration path of the source, for messages.
+
+    Raises:
+        UserError: no class gives the ids of the file, or the tokenizer has no such file and cannot be made one.
+    """
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{place}: {name!r} has a {type(tokenizer).__name__}, which has no tokenizer.json (no fast one) and "
+            "cannot tell where a prompt ends; convert it with transformers, and save model and tokenizer again"
+        )
+    where = {key: options[key] for key in ("local_files_only", "revision") if key in options}
+    file = cached_file(name, "tokenizer.json", **where, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return tokenizer
+    changed = changed_rules(tokenizer, Path(file))
+    if not changed:
+        return tokenizer
+    logger.warning(
+        "%s: %s changes %s of %s; the file counts, and the tokenizer is saved without this class",
+        place,
+        type(tokenizer).__name__,
+        ", ".join(changed),
+        file,
+    )
+    plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name, **options)
+    changed = changed_rules(plain, Path(file))
+    if changed:
+        raise UserError(f"{place}: {name!r}: loading the tokenizer changes {', '.join(changed)} of its tokenizer.json")
+    return plain
+
+
+def changed_rules(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[str]:
+    """What of a tokenizer.json a tokenizer does otherwise; what precedes and follows a text (BOS, EOS) is not meant.
+
+    Args:
+        tokenizer: a fast one.
+        file: tokenizer.json.
+    """
+    own = json.loads(tokenizer.backend_tokenizer.to_str())
+    published = json.loads(Tokenizer.from_file(str(file)).to_str())
+    changed = [rule for rule in ("normalizer", "pre_tokenizer", "model") if own[rule] != published[rule]]
+    added, expected = ({(token["content"], token["id"]) for token in t["added_tokens"]} for t in (own, published))
+    return [*changed, *(["added_tokens"] if expected - added else [])]
 
 
 def settle_special_tokens(
@@ -85,3 +148,10 @@ def _known(tokenizer: PreTrainedTokenizerBase, token: str, key: str) -> str:
     if token not in tokenizer.get_vocab():
         raise UserError(f"{key}: {token!r} is not one of this model's {len(tokenizer)} tokens; see its tokenizer.json")
     return token
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
+    """Texts of id sequences, special tokens left out."""
+    ids = [sequence.tolist() for sequence in sequences]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf.config.memory import MemorySettings
+from rlhf.config.schema import MemorySettings
 from rlhf.config.specfile import read_job
 from rlhf.config.specification import (
     PpoUpstream,

@@ -65,7 +65,7 @@ def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
     yield from _smaller_batches(execution)
 
 
-def dumped(execution: AnyTrainingExecution) -> JsonObject:
+def as_planned(execution: AnyTrainingExecution) -> JsonObject:
     """`execution` as a plan holds it; the names of the steps that led there stand beside it in the plan."""
     return execution.model_dump(mode="json", exclude={"memory_steps"})
 
@@ -185,4 +185,4 @@ def descent(execution: AnyTrainingExecution, trained: int) -> list[NextStep]:
         if step is None:
             return steps
         execution = step.apply(execution)
-        steps.append({"name": step.name, "cost": step.cost, "execution": dumped(execution)})
+        steps.append({"name": step.name, "cost": step.cost, "execution": as_planned(execution)})

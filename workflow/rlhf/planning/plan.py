@@ -10,13 +10,13 @@ from transformers import PreTrainedConfig
 from rlhf.config.stages import AnyTrainingExecution, PpoSettings, SupervisedExecution
 from rlhf.memory.article import article_activations, article_weights
 from rlhf.memory.blueprint import Blueprint
-from rlhf.memory.closed_form import COEFFICIENTS, Shape, activations, cross_entropy
+from rlhf.memory.closed_form import COEFFICIENTS, ActivationShape, activations, cross_entropy
 from rlhf.memory.devices import GIB, TABLE, USABLE, Device, DeviceMemory
 from rlhf.memory.host import LIBRARIES
 from rlhf.memory.parts import Resident
 from rlhf.memory.states import ELEMENT, delivered_weights
 from rlhf.planning.forecast import Earlier, Settings, forecast, on_device, on_host
-from rlhf.planning.ladder import Taken, descend, descent, dumped
+from rlhf.planning.ladder import Taken, as_planned, descend, descent
 from rlhf.planning.supervised import Forecast
 from rlhf.planning.traces import Traces
 from rlhf.records.plan import (
@@ -174,7 +174,7 @@ def plan_stage(
         "on_misfit": on_misfit,
         "verdict": judged.verdict,
         "decision": judged.decision,
-        "execution": dumped(chosen),
+        "execution": as_planned(chosen),
         "adaptations": judged.adaptations,
         "advice": judged.advice,
         "remedy": judged.remedy,
@@ -241,7 +241,7 @@ def _closed_form(
         return None
     assert isinstance(execution, SupervisedExecution)
     rows = execution.per_device_train_batch_size * (2 if kind == "reward" else 1)
-    shape = Shape(
+    shape = ActivationShape(
         config.model_type,
         config.num_hidden_layers,
         config.hidden_size,

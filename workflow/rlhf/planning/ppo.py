@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from rlhf.config.stages import PpoExecution, PpoSettings, Role
 from rlhf.memory.blueprint import Blueprint, EarlierAdapters
-from rlhf.memory.dryrun import Program, Run
+from rlhf.memory.dryrun import DryRun, Program
 from rlhf.memory.parts import (
     BUFFERS,
     Part,
@@ -33,7 +33,7 @@ from rlhf.planning.supervised import Forecast, make_engine, micro_batch_shape, r
 from rlhf.planning.traces import Traces
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
 from rlhf.ppo.models import adapters_off
-from rlhf.ppo.rollout import Rectangle, collate
+from rlhf.ppo.samples import Rectangle, collate
 from rlhf.ppo.scoring import answer_values
 from rlhf.training.sft import AnswerLikelihood
 
@@ -189,7 +189,7 @@ def _update(stage: _Stage, models: list[Resident], role: str, blueprint: Bluepri
 def generation_program(rows: int, prompt: int, answer: int) -> Program:
     """Generation at its largest instants: the pass over the prompts, and the last token of an answer, cache full."""
 
-    def program(run: Run) -> None:
+    def program(run: DryRun) -> None:
         run.model.eval()
         mask = torch.ones(rows, prompt + answer, dtype=torch.long)
         mask[:, 0] = 0  # without padding, no mask would be made
@@ -205,7 +205,7 @@ def generation_program(rows: int, prompt: int, answer: int) -> Program:
     return program
 
 
-def _filled_cache(run: Run, like: DynamicCache, length: int) -> DynamicCache:
+def _filled_cache(run: DryRun, like: DynamicCache, length: int) -> DynamicCache:
     """A cache with the layers and heads of another one, filled up to a length."""
     cache = DynamicCache(config=run.model.config)
     for index, layer in enumerate(like.layers):
@@ -216,11 +216,11 @@ def _filled_cache(run: Run, like: DynamicCache, length: int) -> DynamicCache:
     return cache
 
 
-def _count_cache(run: Run, cache: DynamicCache) -> None:
+def _count_cache(run: DryRun, cache: DynamicCache) -> None:
     run.tracker.count([part for layer in cache.layers for part in (layer.keys, layer.values)], CACHE)
 
 
-def _next_scores(run: Run, cache: DynamicCache, mask: Tensor, width: int) -> None:
+def _next_scores(run: DryRun, cache: DynamicCache, mask: Tensor, width: int) -> None:
     """One forward pass, and what sampling makes of its logits: fp32 scores, noise, their sum, a log-probability."""
     ids = torch.zeros(len(mask), width, dtype=torch.long)
     arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
@@ -241,7 +241,7 @@ def longest_samples(rows: int, prompt: int, answer: int) -> Rectangle:
 def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
     """What one model says about a micro-batch of samples."""
 
-    def program(run: Run) -> None:
+    def program(run: DryRun) -> None:
         run.model.eval()
         own = _counted(part)
         run.clock.start(SCORE)
@@ -252,7 +252,7 @@ def scoring_program(part: Rectangle, role: str, temperature: float) -> Program:
                 answer_values(run.model, own)
             else:
                 logits = _answer_logits(run.model, own) / temperature
-                own.table(token_logprobs(logits, own.targets))
+                own.logprobs(logits)
                 if role == "policy":
                     own.table(token_entropy(logits))
 
@@ -273,18 +273,18 @@ def update_program(part: Rectangle, role: str, settings: PpoSettings, accumulate
     """One or two micro-batches of PPO, and one of the SFT loss where it is mixed in."""
     rows: Any = LongestRows(settings.max_prompt_seq_len, settings.max_answer_seq_len)
 
-    def loss(run: Run) -> Tensor:
+    def loss(run: DryRun) -> Tensor:
         own = _counted(part)
         table = torch.zeros(part.mask.shape)
         if role == "value":
             values = answer_values(run.model, own)
             return value_loss(values, table, table, own.mask, settings.value_clip_range)
         logits = _answer_logits(run.model, own)
-        logprobs = token_logprobs(logits / settings.temperature, own.targets)
-        ratio = log_ratio(own.table(logprobs), table, own.mask).exp()
+        logprobs = own.logprobs(logits / settings.temperature)
+        ratio = log_ratio(logprobs, table, own.mask).exp()
         return policy_loss(ratio, table, own.mask, settings.clip_range)
 
-    def program(run: Run) -> None:
+    def program(run: DryRun) -> None:
         for name in (FIRST, LATER) if accumulates or mixed_rows else (FIRST,):
             run.clock.start(name)
             if name == LATER and mixed_rows:

@@ -18,7 +18,7 @@ from rlhf.config.stages import (
     SupervisedExecution,
 )
 from rlhf.memory.blueprint import Blueprint, EarlierAdapters
-from rlhf.memory.dryrun import Program, Run
+from rlhf.memory.dryrun import DryRun, Program
 from rlhf.memory.parts import Part, Resident, dynamic, in_fp32, largest, load_part, save_part, static, training_parts
 from rlhf.memory.states import Engine
 from rlhf.planning.rows import LongestRows
@@ -89,7 +89,7 @@ def supervised_program(
         objective = GroupPreference(settings.loss)
     rows = LongestRows.of_length(settings.max_seq_len)
 
-    def program(run: Run) -> None:
+    def program(run: DryRun) -> None:
         for name in (FIRST, LATER) if accumulates else (FIRST,):
             run.clock.start(name)
             loss, _ = objective.loss(run.model, rows, np.arange(micro))

@@ -3,7 +3,7 @@
 Answers of one prompt stand side by side: answer i belongs to prompt i // answers_per_prompt.
 
 Column t of every tensor is the state before answer token t and the action that draws it. `mask` is 1 on the answer's
-tokens, its first EOS included, and 0 after.
+tokens, its first EOS included, and 0 after. Shape suffixes are those of `rlhf.models.scores`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ GROUP_EPSILON = 1e-4
 
 
 def final_score(score: Tensor, finished: Tensor, clip: float, missing_eos_penalty: float) -> Tensor:
-    """Clipped score, minus the penalty of an answer that was cut off. All [batch]; `finished` is bool."""
+    """What an answer is worth as a whole: its clipped score, less the penalty if it was cut off before its EOS.
+
+    The penalty is outside the clip, or an answer of the lowest score would lose nothing by never ending.
+
+    Args:
+        score: of the reward model, [batch] float32.
+        finished: whether the answer ends with EOS, [batch] bool.
+        clip: scores are clamped to +-clip.
+        missing_eos_penalty: subtracted from unfinished answers.
+
+    Returns:
+        [batch] float32.
+    """
     return score.clamp(-clip, clip) - missing_eos_penalty * (~finished).float()
 
 
@@ -31,8 +43,8 @@ def token_rewards(penalty: Tensor, score: Tensor, mask: Tensor) -> Tensor:
     Returns:
         [batch, width] float32, 0 outside the mask.
     """
-    last = mask.sum(1).long() - 1
-    return (-penalty * mask).scatter_add(1, last.unsqueeze(1), score.unsqueeze(1))
+    last_B = mask.sum(1).long() - 1
+    return (-penalty * mask).scatter_add(1, last_B.unsqueeze(1), score.unsqueeze(1))
 
 
 def generalised_advantages(
@@ -52,16 +64,16 @@ def generalised_advantages(
     Returns:
         Advantages and returns (advantages + values, before any whitening), each [batch, width], 0 outside the mask.
     """
-    values = values * mask
-    advantages = torch.zeros_like(rewards)
-    following = torch.zeros_like(rewards[:, 0])
-    next_value = torch.zeros_like(following)
+    values_BT = values * mask
+    advantages_BT = torch.zeros_like(rewards)
+    following_B = torch.zeros_like(rewards[:, 0])
+    next_value_B = torch.zeros_like(following_B)
     for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = (delta + gamma * gae_lambda * following) * mask[:, t]
-        advantages[:, t] = following
-        next_value = values[:, t]
-    return advantages, advantages + values
+        delta_B = rewards[:, t] + gamma * next_value_B - values_BT[:, t]
+        following_B = (delta_B + gamma * gae_lambda * following_B) * mask[:, t]
+        advantages_BT[:, t] = following_B
+        next_value_B = values_BT[:, t]
+    return advantages_BT, advantages_BT + values_BT
 
 
 def leave_one_out_advantages(rewards: Tensor, mask: Tensor, answers_per_prompt: int) -> Tensor:
@@ -75,9 +87,9 @@ def leave_one_out_advantages(rewards: Tensor, mask: Tensor, answers_per_prompt: 
     Returns:
         [batch, width] float32, equal at all tokens of an answer, 0 outside the mask.
     """
-    total = (rewards * mask).sum(1).view(-1, answers_per_prompt)
-    others = (total.sum(1, keepdim=True) - total) / (answers_per_prompt - 1)
-    return (total - others).view(-1, 1) * mask
+    total_GK = (rewards * mask).sum(1).view(-1, answers_per_prompt)
+    others_GK = (total_GK.sum(1, keepdim=True) - total_GK) / (answers_per_prompt - 1)
+    return (total_GK - others_GK).view(-1, 1) * mask
 
 
 def group_relative_advantages(rewards: Tensor, mask: Tensor, answers_per_prompt: int) -> Tensor:
@@ -93,13 +105,13 @@ def group_relative_advantages(rewards: Tensor, mask: Tensor, answers_per_prompt:
     Returns:
         [batch, width] float32, equal at all tokens of an answer, 0 outside the mask.
     """
-    total = (rewards * mask).sum(1).view(-1, answers_per_prompt)
-    scaled = (total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + GROUP_EPSILON)
-    return scaled.view(-1, 1) * mask
+    total_GK = (rewards * mask).sum(1).view(-1, answers_per_prompt)
+    scaled_GK = (total_GK - total_GK.mean(1, keepdim=True)) / (total_GK.std(1, keepdim=True) + GROUP_EPSILON)
+    return scaled_GK.view(-1, 1) * mask
 
 
 def scale_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Rewards over their deviation; the mean is not shifted, or the sum over an answer would change with its length.
+    """Rewards divided by their deviation. Their mean stays: shifted, an answer's sum would change with its length.
 
     Huang et al. 2024, "The N Implementation Details of RLHF with PPO": reward whitening. Biased variance, epsilon 1e-8.
     """
@@ -107,13 +119,13 @@ def scale_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over all masked entries (biased variance, epsilon 1e-8), 0 outside the mask."""
+    """Values at mean 0 and variance 1 over all masked entries (biased variance, epsilon 1e-8), and 0 outside."""
     mean, variance = _moments(values, mask)
     return (values - mean) * (variance + WHITENING_EPSILON).rsqrt() * mask
 
 
 def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the masked entries."""
+    """Mean and biased variance over the entries inside the mask; padding has no part in either."""
     count = mask.sum()
     mean = (values * mask).sum() / count
     return mean, ((values - mean).square() * mask).sum() / count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.stages import PpoSettings
+from rlhf.functions import Judge
+from rlhf.models.tokenizers import decode
 from rlhf.ppo.advantages import (
     final_score,
     generalised_advantages,
@@ -20,21 +21,28 @@ from rlhf.ppo.advantages import (
     whiten,
 )
 from rlhf.ppo.kl import token_kl
-from rlhf.ppo.rollout import Samples
+from rlhf.ppo.samples import Samples
 from rlhf.ppo.scoring import Scores
-
-Judge = Callable[[str, str, bool], float]
 
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout ready for training; tensors are [samples, answer width] float32 on the CPU."""
+    """A rollout ready for training; tensors are [samples, answer width] float32 on the CPU.
+
+    Attributes:
+        samples: prompts and answers.
+        scores: what the models said about them before this training.
+        mask: 1 on answer tokens, the EOS included, and 0 behind an answer's end.
+        advantages: what the policy learns from.
+        returns: what the value model learns; None without one.
+        kl_coefficient: of the penalty in this rollout's rewards, or in the loss.
+    """
 
     samples: Samples
     scores: Scores
     mask: Tensor
     advantages: Tensor
-    returns: Tensor | None  # what the value model learns; None without one
+    returns: Tensor | None
     kl_coefficient: float
 
 
@@ -69,13 +77,13 @@ def _rewards(samples: Samples, scores: Scores, mask: Tensor, settings: PpoSettin
 
 
 def rollout_kl(experience: Experience) -> float:
-    """Mean over answers of log pi - log pi_SFT of the whole answer, in nats."""
+    """Estimate of KL(pi || pi_SFT) per answer, in nats: the mean of log pi(answer) - log pi_SFT(answer)."""
     scores = experience.scores
     return float(token_kl(scores.logprobs, scores.ref_logprobs, experience.mask, "k1").sum(1).mean())
 
 
 def rollout_metrics(experience: Experience) -> dict[str, float]:
-    """What a rollout looks like before it is trained on."""
+    """Metrics of a rollout before it is trained on: means over answers, or over all their tokens where per token."""
     samples, scores, mask = experience.samples, experience.scores, experience.mask
     tokens = float(mask.sum())
     return {
@@ -101,7 +109,7 @@ def _value_metrics(experience: Experience) -> dict[str, float]:
 
 
 def judge_samples(samples: Samples, tokenizer: PreTrainedTokenizerBase, judge: Judge) -> list[float]:
-    """Gold reward of each sample's text."""
-    prompts = tokenizer.batch_decode(samples.prompts, skip_special_tokens=True)
-    answers = tokenizer.batch_decode([answer.ids for answer in samples.answers], skip_special_tokens=True)
+    """Gold reward of each sample, which the judge reads as text, special tokens left out."""
+    prompts = decode(tokenizer, samples.prompts)
+    answers = decode(tokenizer, [answer.ids for answer in samples.answers])
     return [judge(*item) for item in zip(prompts, answers, samples.finished.tolist(), strict=True)]

@@ -1,4 +1,7 @@
-"""The KL divergence from the SFT model: estimators per token, and the coefficient of the penalty."""
+"""The KL divergence from the SFT model: estimators per token, and the coefficient of the penalty.
+
+Shape suffixes are those of `rlhf.models.scores`.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ def token_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: st
     Returns:
         [batch, width] float32, 0 outside the mask, whatever the log-probabilities are there.
     """
-    difference = (logprobs - ref_logprobs).masked_fill(mask == 0, 0.0)
+    difference_BT = (logprobs - ref_logprobs).masked_fill(mask == 0, 0.0)
     if estimator == "k1":
-        return difference
+        return difference_BT
     if estimator == "k2":
-        return 0.5 * difference.square()
-    return torch.expm1(-difference) + difference
+        return 0.5 * difference_BT.square()
+    return torch.expm1(-difference_BT) + difference_BT
 
 
 class KlController:

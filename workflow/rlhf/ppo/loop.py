@@ -6,34 +6,36 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from rlhf.data.batching import MicroBatch, shuffled_rows
+from rlhf.data.batching import shuffled_rows
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
-from rlhf.ppo.average import WeightAverage
+from rlhf.functions import Judge
 from rlhf.ppo.checks import require_same_distribution, sampling_error
-from rlhf.ppo.experience import Judge, judge_samples, make_experience, rollout_kl, rollout_metrics
+from rlhf.ppo.experience import judge_samples, make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.kl import KlController
 from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.models import PpoModels, load_models
-from rlhf.ppo.rollout import Samples, generate
+from rlhf.ppo.rollout import generate
+from rlhf.ppo.samples import Partition, Samples
 from rlhf.ppo.scoring import score_samples
-from rlhf.ppo.update import PpoUpdate, minibatches
+from rlhf.ppo.update import PpoUpdate
 from rlhf.records.manifest import Facts
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.checkpoints import Part
+from rlhf.training.checkpoints import CheckpointPart
 from rlhf.training.delivery import policy_delivery
 from rlhf.training.faults import FaultCounter
 from rlhf.training.recomputation import checkpoint_activations
 from rlhf.training.stage import PpoStage
+from rlhf.training.weights import WeightAverage
 
 logger = get_logger(__name__)
 
@@ -90,8 +92,8 @@ class Ppo:
             checkpoints.finish()
             metrics.require_complete(self._iterations)
 
-    def _parts(self, metrics: StageMetrics) -> dict[str, Part]:
-        """What has a state that a checkpoint must hold."""
+    def _parts(self, metrics: StageMetrics) -> dict[str, CheckpointPart]:
+        """What changes from one iteration to the next, and so must be in a checkpoint, beside what `_state` holds."""
         parts = {
             "actor": self._models.actor,
             "critic": self._models.critic,
@@ -119,7 +121,7 @@ class Ppo:
             self._mix.skip(state["mixed_batches"])
 
     def iteration(self, iteration: int, interrupt_point: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Rollout, scoring and training; returns the metrics.
+        """One iteration: rollout, scoring and training; returns its metrics.
 
         Args:
             iteration: its number, from 0.
@@ -132,11 +134,9 @@ class Ppo:
         with _timed() as generating, memory.phase("generate"):
             rows = [next(self._order) for _ in range(settings.prompts_per_rollout)]
             samples = self._rollout(iteration, rows, interrupt_point)
-        partitions = self._partitions(samples, iteration)
+        partition = self._partition(samples, iteration)
         with _timed() as scoring, memory.phase("score"), self._models.scoring() as scorers:
-            # With the micro-batches of the first epoch, whose ratio is then exactly 1.
-            first_epoch = list(itertools.chain.from_iterable(partitions[0]))
-            scores = score_samples(samples, first_epoch, scorers, settings.temperature, interrupt_point)
+            scores = score_samples(samples, partition, scorers, settings.temperature, interrupt_point)
         experience = make_experience(samples, scores, settings, self._kl.coefficient)
         error = sampling_error(samples.answers, scores.logprobs, experience.mask)
         require_same_distribution(error, settings.dtype, settings.max_sampling_logprob_error)
@@ -144,7 +144,7 @@ class Ppo:
         rates = self._learning_rates(warm)
         with _timed() as training, memory.phase("train"):
             places = [self._prompts.place(row) for row in rows]
-            statistics = self._update.run(experience, partitions, iteration + 1, places, train_policy=warm)
+            statistics = self._update.run(experience, iteration + 1, places, train_policy=warm)
         self._kl.observe(rollout_kl(experience), len(samples))
         self._tokens += int(samples.lengths.sum())
         return {
@@ -152,7 +152,7 @@ class Ppo:
             **self._gold(samples),
             **statistics.metrics(),
             **rates,
-            "sampling_logprob_error": error[0],
+            "sampling_logprob_error": error.largest_logprob,
             "time_generate": generating.seconds,
             "time_score": scoring.seconds,
             "time_train": training.seconds,
@@ -163,7 +163,7 @@ class Ppo:
         rows = [row for row in prompts for _ in range(settings.answers_per_prompt)]
         seeds = [derive_seed(self._stage.seed, "rollout", iteration, place) for place in range(len(rows))]
         with self._models.actor.evaluation(), generation_mode(self._models.policy):
-            return generate(
+            samples = generate(
                 self._models.policy,
                 [self._prompts.prompt(row) for row in rows],
                 seeds,
@@ -172,14 +172,12 @@ class Ppo:
                 settings.temperature,
                 interrupt_point,
             )
+        return replace(samples, rows=rows)
 
-    def _partitions(self, samples: Samples, iteration: int) -> list[list[list[MicroBatch]]]:
-        """For each PPO epoch, each minibatch's micro-batches of this process."""
-        size = self._execution.per_device_training_batch_size
-        return [
-            minibatches(samples, self._settings, size, derive_seed(self._stage.seed, "minibatches", iteration, epoch))
-            for epoch in range(self._settings.ppo_epochs)
-        ]
+    def _partition(self, samples: Samples, iteration: int) -> Partition:
+        epochs = range(self._settings.ppo_epochs)
+        seeds = [derive_seed(self._stage.seed, "minibatches", iteration, epoch) for epoch in epochs]
+        return Partition.draw(samples, self._settings, self._execution.per_device_training_batch_size, seeds)
 
     def _learning_rates(self, train_policy: bool) -> dict[str, float]:
         rates = {"learning_rate": self._models.actor.learning_rate()} if train_policy else {}
@@ -195,7 +193,7 @@ class Ppo:
 
 @contextmanager
 def generation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Switch gradient checkpointing off while generating: it excludes the KV cache."""
+    """Gradient checkpointing is off in the block: with it, models generate without a KV cache."""
     checkpointing = model.is_activation_checkpointing
     if checkpointing:
         model.activation_checkpointing_disable()
@@ -231,7 +229,7 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
     trained = trained_iterations(iterations, settings.critic_warmup_iterations)
     with stage.memory.phase("load"):
         steps = settings.ppo_epochs * settings.minibatches
-        models = load_models(stage, sft, reward, trained * steps, iterations * steps)
+        models = load_models(stage, sft, reward, prompts, trained * steps, iterations * steps)
     decay = settings.ema_decay
     average = WeightAverage(models.policy, decay) if decay is not None else None
     Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
@@ -257,13 +255,13 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
 
 
 def ended_prompts(prompts: Corpus) -> Iterator[tuple[np.ndarray, int]]:
-    """Ids of each prompt followed by EOS, [length] int64, of which the first is context only."""
+    """Questions to a delivered policy: ids of prompt and EOS, [length] int64, of which the first is context only."""
     for row in range(len(prompts)):
         yield np.append(prompts.prompt(row), prompts.eos_token_id), 1
 
 
 def trained_iterations(iterations: int, critic_warmup: int) -> int:
-    """Iterations in which the policy trains; its learning-rate schedule spans their steps, and reaches its end.
+    """Iterations in which the policy trains; its learning-rate schedule spans their steps, so that it reaches its end.
 
     Raises:
         UserError: there are none, because the value model warms up in all of them.

@@ -1,4 +1,8 @@
-"""The losses of PPO (Schulman et al. 2017), as sums over answer tokens."""
+"""The losses of PPO (Schulman et al. 2017), as sums over answer tokens.
+
+Whoever takes the step divides them by the number of tokens, which is that of all micro-batches and processes. Shape
+suffixes are those of `rlhf.models.scores`.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,8 @@ def policy_loss(ratio: Tensor, advantages: Tensor, mask: Tensor, clip_range: flo
         mask: [batch, width] float32.
         clip_range: c.
     """
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return (torch.maximum(-advantages * ratio, -advantages * clipped) * mask).sum()
+    clipped_BT = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return (torch.maximum(-advantages * ratio, -advantages * clipped_BT) * mask).sum()
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float | None) -> Tensor:
@@ -33,5 +37,5 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     """
     if clip_range is None:
         return 0.5 * ((values - returns).square() * mask).sum()
-    clipped = torch.clamp(values, old_values - clip_range, old_values + clip_range)
-    return 0.5 * (torch.maximum((values - returns).square(), (clipped - returns).square()) * mask).sum()
+    clipped_BT = torch.clamp(values, old_values - clip_range, old_values + clip_range)
+    return 0.5 * (torch.maximum((values - returns).square(), (clipped_BT - returns).square()) * mask).sum()

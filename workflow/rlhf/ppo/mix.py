@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,11 +14,20 @@ from rlhf.data.corpus import Corpus
 from rlhf.ppo.statistics import UpdateStatistics
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import rank, world_size
+from rlhf.training.engine import LazyLoss
 from rlhf.training.sft import AnswerLikelihood
 
 
+@dataclass(frozen=True)
+class MixedBatch:
+    """SFT rows of one optimizer step: this process's micro-batches, and the answer tokens of all processes' rows."""
+
+    shares: list[MicroBatch]
+    tokens: int
+
+
 class PretrainingMix:
-    """Batches of SFT rows, in a new random order in each pass.
+    """Batches of SFT rows for the policy's steps, in a new random order in each pass over the rows.
 
     The loss is coefficient x mean negative log-likelihood per answer token of a batch, added to the PPO loss, which is
     a mean per answer token too. InstructGPT's 27.8 belongs to its own ratio of batch sizes.
@@ -36,24 +46,25 @@ class PretrainingMix:
         self._objective = AnswerLikelihood()
         self._lengths = self._objective.lengths(corpus)
         self._order = shuffled_rows(corpus, derive_seed(seed, "ptx"))
-        self._count = 0
         self.drawn = 0  # batches so far
 
     def skip(self, batches: int) -> None:
-        """Leave out the batches that were drawn before a checkpoint."""
+        """Go on behind the batches that were drawn before a checkpoint."""
         self._order = itertools.islice(self._order, batches * self._rows_per_step, None)
         self.drawn = batches
 
-    def next_rows(self) -> list[MicroBatch]:
-        """This process's micro-batches of the next batch."""
-        batch = np.array(list(itertools.islice(self._order, self._rows_per_step)))
-        self._count = self._objective.count(self._corpus, batch)
+    def next_batch(self) -> MixedBatch:
+        """Draw the rows of the next optimizer step; all processes draw the same."""
+        rows = np.array(list(itertools.islice(self._order, self._rows_per_step)))
         self.drawn += 1
-        return micro_batches(batch, self._lengths, self._micro_size, rank(), world_size())
+        shares = micro_batches(rows, self._lengths, self._micro_size, rank(), world_size())
+        return MixedBatch(shares, self._objective.count(self._corpus, rows))
 
-    def losses(self, model: nn.Module, rows: list[MicroBatch], statistics: UpdateStatistics) -> Iterator[Tensor]:
-        """Weighted losses of the micro-batches of `next_rows`."""
-        for micro in rows:
-            loss, _ = self._objective.loss(model, self._corpus, micro.rows)
-            statistics.add_mix(loss.detach(), self._objective.count(self._corpus, micro.rows), micro.weight)
-            yield loss * (self._coefficient * micro.weight / self._count)
+    def losses(self, model: nn.Module, batch: MixedBatch, statistics: UpdateStatistics) -> list[LazyLoss]:
+        """The losses of a batch, one for each micro-batch; computing one counts it in the statistics."""
+        return [partial(self._loss, model, micro, batch.tokens, statistics) for micro in batch.shares]
+
+    def _loss(self, model: nn.Module, micro: MicroBatch, tokens: int, statistics: UpdateStatistics) -> Tensor:
+        loss, _ = self._objective.loss(model, self._corpus, micro.rows)
+        statistics.add_mix(loss.detach(), self._objective.count(self._corpus, micro.rows), micro.weight)
+        return loss * (self._coefficient * micro.weight / tokens)

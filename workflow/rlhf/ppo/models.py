@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.stages import PpoSettings, Role
+from rlhf.data.corpus import Corpus
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.offload import OffloadedModel
 from rlhf.models.scores import TokenScorer, answer_logits
 from rlhf.ppo.reward import RewardScorer, reward_scorer, same_tokens
-from rlhf.ppo.rollout import Rectangle
+from rlhf.ppo.samples import Rectangle
 from rlhf.ppo.scoring import Scorers
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
@@ -31,7 +32,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class PpoModels:
-    """The policy and perhaps a value model, which train, and what scores answers."""
+    """All models of a run: policy and perhaps value model, which train, and those that only score answers."""
 
     actor: Trainer
     critic: Trainer | None
@@ -44,7 +45,7 @@ class PpoModels:
 
     @contextmanager
     def scoring(self) -> Iterator[Scorers]:
-        """All models in evaluation mode, where they are needed."""
+        """In the block all models are in evaluation mode, and those that rest on the host are on the device."""
         critic = self.critic
         with ExitStack() as stack:
             for model in self.offloaded:
@@ -63,7 +64,9 @@ class PpoModels:
             return answer_logits(self.actor.engine, *part.inputs)
 
 
-def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, value_steps: int) -> PpoModels:
+def load_models(
+    stage: PpoStage, sft: Path, reward: Path, prompts: Corpus, policy_steps: int, value_steps: int
+) -> PpoModels:
     """The models of PPO: the policy and its reference from SFT, the value and the reward model from phase 2.
 
     A reward model with another tokenizer than the policy's cannot become the value model, which reads the policy's
@@ -91,14 +94,14 @@ def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, val
     critic = None
     if settings.advantage_estimator == "gae":
         value = _value_model(stage, sft, reward, same_tokens(tokenizer, reward_tokenizer))
-        critic = Trainer(value, settings.critic, engine_settings(stage, "critic"), value_steps)
+        critic = Trainer(value, settings.critic, ppo_engine(stage, "critic"), value_steps)
     positions = getattr(scorer.model.config, "max_position_embeddings", None)
     frozen = _frozen(stage, scorer, "critic")
     return PpoModels(
-        actor=Trainer(policy, settings.actor, engine_settings(stage, "actor"), policy_steps),
+        actor=Trainer(policy, settings.actor, ppo_engine(stage, "actor"), policy_steps),
         critic=critic,
         reference=reference,
-        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, settings.score_at),
+        reward_scorer=reward_scorer(frozen, positions, reward_tokenizer, tokenizer, prompts, settings.score_at),
         policy=policy,
         adapted=adapted,
         tokenizer=tokenizer,
@@ -106,8 +109,8 @@ def load_models(stage: PpoStage, sft: Path, reward: Path, policy_steps: int, val
     )
 
 
-def engine_settings(stage: PpoStage, role: Role) -> EngineSettings:
-    """Engine settings of the `actor` or the `critic`."""
+def ppo_engine(stage: PpoStage, role: Role) -> EngineSettings:
+    """How the engine of the `actor` or the `critic` runs."""
     execution = stage.execution
     return EngineSettings(
         zero_stage=execution.zero_stage(role),
@@ -120,7 +123,10 @@ def engine_settings(stage: PpoStage, role: Role) -> EngineSettings:
 
 
 def adapters_off(settings: PpoSettings) -> bool:
-    """Whether the reference is the policy without its adapters: only then do no other weights move."""
+    """Whether the reference is the policy with its adapters off, and not a second model.
+
+    It can be where adapters alone train: without them the policy is then the SFT model still.
+    """
     only_adapters = settings.actor.lora_dim > 0 and settings.actor.only_optimize_lora
     return settings.reference != "separate" and only_adapters
 
@@ -142,7 +148,7 @@ def _value_model(stage: PpoStage, sft: Path, reward: Path, same: bool) -> TokenS
 
 
 def _trained_loading(stage: PpoStage, role: Role) -> dict[str, Any] | None:
-    return partitioned_loading(stage.settings.optimization(role), engine_settings(stage, role))
+    return partitioned_loading(stage.settings.optimization(role), ppo_engine(stage, role))
 
 
 def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
@@ -158,7 +164,7 @@ def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
 
 def _frozen_config(stage: PpoStage, role: Role) -> dict[str, Any] | None:
     """The DeepSpeed configuration of a model for scoring only; None where it needs no engine."""
-    config = partitioned_loading(stage.settings.optimization(role), engine_settings(stage, role))
+    config = partitioned_loading(stage.settings.optimization(role), ppo_engine(stage, role))
     if config is None:
         return None
     zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
@@ -171,7 +177,7 @@ def _offload(stage: PpoStage, role: Role) -> bool:
 
 
 def _offloaded(stage: PpoStage, reference: nn.Module | None, reward: nn.Module) -> list[OffloadedModel]:
-    """What is copied to the device for scoring; under ZeRO-3 DeepSpeed does that itself."""
+    """The frozen models that are copied from the host to the device to score; under ZeRO-3 DeepSpeed does that."""
     models: list[tuple[nn.Module | None, Role]] = [(reference, "actor"), (reward, "critic")]
     return [
         OffloadedModel(model, device())

@@ -1,30 +1,73 @@
-"""What the models say about a rollout, on every process alike."""
+"""What the models say about sampled answers, on every process alike. Shape suffixes are those of `rlhf.models.scores`.
+
+Used by the loop, which scores a rollout before it trains on it, and by the evaluation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.data.batching import MicroBatch
-from rlhf.models.scores import answer_logits, inference_device, token_entropy, token_logprobs
+from rlhf.models.scores import answer_logits, inference_device, token_entropy
+from rlhf.ppo.kl import token_kl
 from rlhf.ppo.reward import RewardScorer
-from rlhf.ppo.rollout import Rectangle, Samples
-from rlhf.training.distributed import all_gather
+from rlhf.ppo.samples import Partition, Rectangle, Samples
+from rlhf.training.distributed import device, gather_rows
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What the frozen copies of the models say about a rollout; [samples, answer width] float32, 0 after the end."""
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """What policy, reference and value model say about answer tokens.
+
+    All are [samples, answer width] float32 and 0 behind the end of an answer.
+
+    Attributes:
+        logprobs: log-probability of each token under the policy, before it is trained.
+        ref_logprobs: the same under the SFT model.
+        entropy: of the distribution that the policy draws each token from, in nats.
+        values: of the state before each token; None without a value model.
+    """
 
     logprobs: Tensor
     ref_logprobs: Tensor
     entropy: Tensor
-    values: Tensor | None  # None without a value model
-    score: Tensor  # [samples]: score of the reward model at the last token
+    values: Tensor | None
+
+    def apart(self, lengths: np.ndarray) -> list[TokenScores]:
+        """Each sample alone, cut to the length of its answer: tensors [length] on the CPU."""
+        tables = self._each(lambda table: table.float().cpu())
+
+        def row(place: int, length: int) -> TokenScores:
+            return tables._each(lambda table: table[place, :length].clone())
+
+        return [row(place, length) for place, length in enumerate(lengths.tolist())]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TokenScores:
+        return TokenScores(
+            logprobs=change(self.logprobs),
+            ref_logprobs=change(self.ref_logprobs),
+            entropy=change(self.entropy),
+            values=None if self.values is None else change(self.values),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(TokenScores):
+    """What the models say about a whole rollout before they are trained on it, on the CPU.
+
+    Attributes:
+        score: of the reward model at the last token of each answer, [samples] float32.
+        partition: by which it was scored, and by which alone it is trained on.
+    """
+
+    score: Tensor
+    partition: Partition
 
 
 @dataclass(frozen=True)
@@ -39,7 +82,7 @@ class Scorers:
 
 def score_samples(
     samples: Samples,
-    shares: list[MicroBatch],
+    partition: Partition,
     scorers: Scorers,
     temperature: float,
     between: Callable[[], None] = lambda: None,
@@ -48,46 +91,101 @@ def score_samples(
 
     Args:
         samples: the rollout.
-        shares: this process's micro-batches. Taking those of the first PPO epoch makes the first ratio exactly 1.
+        partition: how it will be trained on.
         scorers: the models.
         temperature: sampling temperature; log-probabilities are of softmax(logits / temperature).
         between: called before each micro-batch.
     """
-    own: dict[int, tuple[np.ndarray, float]] = {}
-    for micro in shares:
-        between()
-        part = samples.rectangle(micro.rows, scorers.reward.pad_id, inference_device(scorers.policy))
-        with torch.no_grad():
-            table = torch.stack(list(_token_scores(part, scorers, temperature)), dim=1).float().cpu().numpy()
-            score = scorers.reward(samples, micro.rows, part).tolist()
-        if micro.weight:
-            own |= dict(zip(micro.rows.tolist(), zip(table, score, strict=True), strict=True))
-    found = {row: scored for part in all_gather(own) for row, scored in part.items()}
-    tables, final = zip(*(found[row] for row in range(len(samples))), strict=True)
-    logprobs, entropy, ref_logprobs, *values = _rectangles(tables, samples.answer_lengths)
-    return Scores(logprobs, ref_logprobs, entropy, values[0] if values else None, torch.tensor(final))
+    lengths = samples.answer_lengths
+
+    @torch.no_grad()
+    def score(rows: np.ndarray) -> list[tuple[TokenScores, float]]:
+        part = samples.rectangle(rows, scorers.reward.pad_id, inference_device(scorers.policy))
+        tokens = token_scores(part, scorers, temperature).apart(lengths[rows])
+        return list(zip(tokens, scorers.reward(samples, rows, part).tolist(), strict=True))
+
+    found = gather_rows(partition.scored, score, between)
+    tokens = [one for one, _ in found]
+    values = [one.values for one in tokens if one.values is not None]
+    return Scores(
+        logprobs=pad_sequence([one.logprobs for one in tokens], batch_first=True),
+        ref_logprobs=pad_sequence([one.ref_logprobs for one in tokens], batch_first=True),
+        entropy=pad_sequence([one.entropy for one in tokens], batch_first=True),
+        values=pad_sequence(values, batch_first=True) if values else None,
+        score=torch.tensor([score for _, score in found]),
+        partition=partition,
+    )
 
 
-def _token_scores(part: Rectangle, scorers: Scorers, temperature: float) -> Iterator[Tensor]:
-    """Log-probabilities, entropy, reference log-probabilities and perhaps values, each [batch, answer width]."""
-    logits = answer_logits(scorers.policy, *part.inputs) / temperature
-    yield part.table(token_logprobs(logits, part.targets))
-    yield part.table(token_entropy(logits))
-    del logits  # a vocabulary wide: not kept beside those of the reference
-    yield part.table(token_logprobs(scorers.reference(part) / temperature, part.targets))
-    if scorers.critic is not None:
-        yield answer_values(scorers.critic, part)
+def token_scores(part: Rectangle, scorers: Scorers, temperature: float) -> TokenScores:
+    """What the models say about the answer tokens of some samples, [batch, answer width] on the models' device."""
+    logits_NV = answer_logits(scorers.policy, *part.inputs) / temperature
+    logprobs_BT, entropy_BT = part.logprobs(logits_NV), part.table(token_entropy(logits_NV))
+    del logits_NV  # a vocabulary wide: not kept beside those of the reference
+    ref_BT = part.logprobs(scorers.reference(part) / temperature)
+    values_BT = None if scorers.critic is None else answer_values(scorers.critic, part)
+    return TokenScores(logprobs=logprobs_BT, ref_logprobs=ref_BT, entropy=entropy_BT, values=values_BT)
 
 
 def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
-    """Values before each action, so read one position to its left: [batch, answer width] float32."""
-    values: Tensor = critic(part.input_ids, part.attention_mask)
-    return part.table(values.flatten()[part.predicting])
+    """The value of the state before each answer token, which is read one position to its left.
+
+    Args:
+        critic: `TokenScorer`, or an engine around one.
+        part: some samples.
+
+    Returns:
+        [batch, answer width] float32, 0 behind an answer.
+    """
+    values_BS: Tensor = critic(part.input_ids, part.attention_mask)
+    return part.table(values_BS.flatten()[part.predicting])
 
 
-def _rectangles(tables: Sequence[np.ndarray], lengths: np.ndarray) -> Iterator[Tensor]:
-    """Cut each sample's table [rows, its batch's width] to its own length; each row becomes [samples, width]."""
-    out = np.zeros((len(tables[0]), len(tables), int(lengths.max())), dtype=np.float32)
-    for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
-        out[:, row, :length] = table[:, :length]
-    yield from torch.from_numpy(out)
+def answer_scores(samples: Samples, shares: Sequence[MicroBatch], reward: RewardScorer) -> np.ndarray:
+    """Score of each answer at its last token, [samples] float64, on every process.
+
+    Args:
+        samples: prompts and answers.
+        shares: this process's micro-batches.
+        reward: the reward model, in evaluation mode.
+    """
+
+    @torch.no_grad()
+    def score(rows: np.ndarray) -> list[float]:
+        scores_B: list[float] = reward(samples, rows, samples.rectangle(rows, reward.pad_id, device())).tolist()
+        return scores_B
+
+    return np.array(gather_rows(shares, score))
+
+
+def answer_kl(
+    samples: Samples,
+    shares: Sequence[MicroBatch],
+    policy: nn.Module,
+    reference: nn.Module,
+    pad_id: int,
+    temperature: float,
+) -> np.ndarray:
+    """Log pi(answer) - log pi_ref(answer) of answers that pi has drawn, in nats: [samples] float64, on every process.
+
+    Its mean over answers estimates KL(pi || pi_ref).
+
+    Args:
+        samples: prompts and answers.
+        shares: this process's micro-batches.
+        policy: pi, in evaluation mode.
+        reference: pi_ref, in evaluation mode.
+        pad_id: filler id.
+        temperature: sampling temperature; log-probabilities are of softmax(logits / temperature).
+    """
+
+    @torch.no_grad()
+    def kl(rows: np.ndarray) -> list[float]:
+        part = samples.rectangle(rows, pad_id, inference_device(policy))
+        own_BT, other_BT = (
+            part.logprobs(answer_logits(model, *part.inputs) / temperature) for model in (policy, reference)
+        )
+        kl_B: list[float] = token_kl(own_BT, other_BT, part.mask, "k1").sum(1).tolist()
+        return kl_B
+
+    return np.array(gather_rows(shares, kl))

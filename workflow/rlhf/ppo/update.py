@@ -1,37 +1,27 @@
-"""PPO's optimisation of policy and value model on one rollout."""
+"""PPO's optimisation of policy and value model on one rollout. Shape suffixes are those of `rlhf.models.scores`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlhf.config.stages import PpoSettings
-from rlhf.data.batching import MicroBatch, micro_batches
-from rlhf.models.scores import answer_logits, inference_device, token_logprobs
-from rlhf.ppo.average import WeightAverage
+from rlhf.data.batching import MicroBatch
+from rlhf.models.scores import answer_logits, inference_device
 from rlhf.ppo.checks import require_unit_ratio, unit_ratio_error
 from rlhf.ppo.experience import Experience
 from rlhf.ppo.kl import token_kl
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
 from rlhf.ppo.mix import PretrainingMix
-from rlhf.ppo.rollout import Rectangle, Samples
+from rlhf.ppo.samples import Rectangle
 from rlhf.ppo.scoring import answer_values
 from rlhf.ppo.statistics import UpdateStatistics
-from rlhf.training.distributed import all_sum, rank, world_size
-from rlhf.training.engine import Trainer
+from rlhf.training.distributed import all_sum
+from rlhf.training.engine import LazyLoss, Trainer
 from rlhf.training.faults import FaultCounter
-
-
-def minibatches(samples: Samples, settings: PpoSettings, micro_size: int, seed: int) -> list[list[MicroBatch]]:
-    """This process's micro-batches of each minibatch of one PPO epoch; the permutation follows from the seed."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    parts = np.array_split(order, settings.minibatches)
-    return [micro_batches(part, samples.lengths, micro_size, rank(), world_size()) for part in parts]
+from rlhf.training.weights import WeightAverage
 
 
 class PpoUpdate:
@@ -42,9 +32,9 @@ class PpoUpdate:
         critic: trainer of the value model, or None.
         settings: `PpoSettings`.
         pad_id: filler id.
-        faults: judges steps whose gradients are not finite.
-        mix: SFT rows mixed into the policy's steps, or None.
-        average: of the policy's weights, or None.
+        faults: decides what becomes of a step whose gradients are not finite.
+        mix: SFT rows whose loss is added in each of the policy's steps, or None.
+        average: of the policy's weights, moved after each of its steps, or None.
     """
 
     def __init__(
@@ -62,18 +52,12 @@ class PpoUpdate:
         self._faults, self._average = faults, average
 
     def run(
-        self,
-        experience: Experience,
-        partitions: list[list[list[MicroBatch]]],
-        iteration: int,
-        places: list[tuple[int, int]],
-        train_policy: bool = True,
+        self, experience: Experience, iteration: int, places: list[tuple[int, int]], train_policy: bool = True
     ) -> UpdateStatistics:
-        """Train on one rollout.
+        """Train on one rollout, by the partition by which it was scored.
 
         Args:
             experience: the rollout with frozen old log-probabilities, values, advantages and returns.
-            partitions: for each PPO epoch, each minibatch's micro-batches of this process.
             iteration: number of the rollout, for messages.
             places: (number of the dataset, row in its cached split) of its prompts, for messages.
             train_policy: False while the value model warms up.
@@ -83,17 +67,15 @@ class PpoUpdate:
             FloatingPointError: gradients are not finite, and the step must not or cannot be skipped.
         """
         statistics = UpdateStatistics()
-        first = True
-        for shares in itertools.chain.from_iterable(partitions):
+        for number, shares in enumerate(experience.scores.partition.minibatches):
             count = _tokens(experience, shares)
             if train_policy:
-                norm = self._step_policy(experience, shares, count, statistics, first)
+                norm = self._step_policy(experience, shares, count, statistics, first=number == 0)
                 statistics.add_step(statistics.actor_norms, self._judged(iteration, norm, places))
             if self._critic is not None:
                 losses = self._value_losses(self._critic, experience, shares, count, statistics)
-                norm = self._critic.step(losses, len(shares))
+                norm = self._critic.step(losses)
                 statistics.add_step(statistics.critic_norms, self._judged(iteration, norm, places))
-            first = False
         return statistics
 
     def _judged(self, iteration: int, norm: float | None, places: list[tuple[int, int]]) -> float | None:
@@ -102,46 +84,52 @@ class PpoUpdate:
     def _step_policy(
         self, experience: Experience, shares: list[MicroBatch], count: float, statistics: UpdateStatistics, first: bool
     ) -> float | None:
-        losses, micro_steps = self._policy_losses(experience, shares, count, statistics, first), len(shares)
+        """One step of the policy; returns its gradient norm, None where it was skipped."""
+        ratios: list[Tensor] = []  # of this process's answer tokens
+
+        def loss_of(micro: MicroBatch) -> Tensor:
+            loss = self._policy_loss(experience, micro, statistics, ratios if first else None)
+            return loss * (micro.weight / count)
+
+        def require_first_ratios() -> None:
+            statistics.first_ratio_error = unit_ratio_error(ratios)
+            settings = self._settings
+            require_unit_ratio(statistics.first_ratio_error, settings.dtype, settings.max_first_ratio_error)
+
+        losses: list[LazyLoss] = [partial(loss_of, micro) for micro in shares]
         if self._mix is not None:
-            rows = self._mix.next_rows()
-            losses = itertools.chain(losses, self._mix.losses(self._actor.engine, rows, statistics))
-            micro_steps += len(rows)
-        norm = self._actor.step(losses, micro_steps)
+            losses += self._mix.losses(self._actor.engine, self._mix.next_batch(), statistics)
+        # Before the weights move: a failure must not leave an updated policy behind.
+        norm = self._actor.step(losses, require_first_ratios) if first else self._actor.step(losses)
         if self._average is not None and norm is not None:
             self._average.update()
         return norm
 
-    def _policy_losses(
-        self, experience: Experience, shares: list[MicroBatch], count: float, statistics: UpdateStatistics, first: bool
-    ) -> Iterator[Tensor]:
-        clip_range, scores = self._settings.clip_range, experience.scores
-        ratios: list[Tensor] = []
-        for micro in shares:
-            part, old, ref, advantages = self._inputs(
-                self._actor, experience, micro, scores.logprobs, scores.ref_logprobs, experience.advantages
-            )
-            logprobs = self._logprobs(part)
-            log_ratios = log_ratio(logprobs, old, part.mask)
-            loss = policy_loss(log_ratios.exp(), advantages, part.mask, clip_range)
-            if micro.weight:
-                statistics.add_policy(loss.detach(), log_ratios.detach(), part.mask, clip_range)
-                ratios += [log_ratios.detach().exp()[part.mask == 1]] if first else []
-            if self._settings.kl_in == "loss":
-                kl = token_kl(logprobs, ref, part.mask, self._settings.kl_estimator).sum()
-                statistics.kl_loss += float(kl.detach()) * micro.weight
-                loss = loss + experience.kl_coefficient * kl
-            if first and micro is shares[-1]:
-                # Before the weights move: a failure here must not leave an updated policy behind.
-                statistics.first_ratio_error = unit_ratio_error(ratios)
-                require_unit_ratio(
-                    statistics.first_ratio_error, self._settings.dtype, self._settings.max_first_ratio_error
-                )
-            yield loss * (micro.weight / count)
+    def _policy_loss(
+        self, experience: Experience, micro: MicroBatch, statistics: UpdateStatistics, ratios: list[Tensor] | None
+    ) -> Tensor:
+        """Summed loss of a micro-batch; adds it to the statistics, and its ratios to a list, unless it is a filler."""
+        settings, scores = self._settings, experience.scores
+        part = self._rectangle(self._actor, experience, micro)
+        logprobs_BT = self._logprobs(part)
+        log_ratios_BT = log_ratio(logprobs_BT, _rows(scores.logprobs, micro, part), part.mask)
+        advantages_BT = _rows(experience.advantages, micro, part)
+        loss = policy_loss(log_ratios_BT.exp(), advantages_BT, part.mask, settings.clip_range)
+        if micro.weight:
+            statistics.add_policy(loss.detach(), log_ratios_BT.detach(), part.mask, settings.clip_range)
+            if ratios is not None:
+                ratios.append(log_ratios_BT.detach().exp()[part.mask == 1])
+        if settings.kl_in == "loss":
+            ref_BT = _rows(scores.ref_logprobs, micro, part)
+            kl = token_kl(logprobs_BT, ref_BT, part.mask, settings.kl_estimator).sum()
+            statistics.add_kl(kl.detach(), micro.weight)
+            loss = loss + experience.kl_coefficient * kl
+        return loss
 
     def _logprobs(self, part: Rectangle) -> Tensor:
-        logits = answer_logits(self._actor.engine, *part.inputs)
-        return part.table(token_logprobs(logits / self._settings.temperature, part.targets))
+        """Log-probabilities under the policy; a function, so that logits, a vocabulary wide, do not outlive it."""
+        logits_NV = answer_logits(self._actor.engine, *part.inputs)
+        return part.logprobs(logits_NV / self._settings.temperature)
 
     def _value_losses(
         self,
@@ -150,20 +138,27 @@ class PpoUpdate:
         shares: list[MicroBatch],
         count: float,
         statistics: UpdateStatistics,
-    ) -> Iterator[Tensor]:
-        assert experience.scores.values is not None and experience.returns is not None  # there is a value model
-        for micro in shares:
-            part, old, returns = self._inputs(critic, experience, micro, experience.scores.values, experience.returns)
-            values = answer_values(critic.engine, part)
-            loss = value_loss(values, old, returns, part.mask, self._settings.value_clip_range)
-            statistics.add_value(loss.detach(), part.mask, micro.weight)
-            yield loss * (micro.weight / count)
+    ) -> list[LazyLoss]:
+        old_values, all_returns = experience.scores.values, experience.returns
+        assert old_values is not None and all_returns is not None  # there is a value model
 
-    def _inputs(self, trainer: Trainer, experience: Experience, micro: MicroBatch, *tables: Tensor) -> tuple[Any, ...]:
-        """The rectangle of a micro-batch, and its rows of each table: [batch, its answer width]."""
-        device = inference_device(trainer.module)
-        part = experience.samples.rectangle(micro.rows, self._pad_id, device)
-        return part, *(table[torch.from_numpy(micro.rows), : part.width].to(device) for table in tables)
+        def loss_of(micro: MicroBatch) -> Tensor:
+            part = self._rectangle(critic, experience, micro)
+            old_BT, returns_BT = _rows(old_values, micro, part), _rows(all_returns, micro, part)
+            values_BT = answer_values(critic.engine, part)
+            loss = value_loss(values_BT, old_BT, returns_BT, part.mask, self._settings.value_clip_range)
+            statistics.add_value(loss.detach(), part.mask, micro.weight)
+            return loss * (micro.weight / count)
+
+        return [partial(loss_of, micro) for micro in shares]
+
+    def _rectangle(self, trainer: Trainer, experience: Experience, micro: MicroBatch) -> Rectangle:
+        return experience.samples.rectangle(micro.rows, self._pad_id, inference_device(trainer.module))
+
+
+def _rows(table: Tensor, micro: MicroBatch, part: Rectangle) -> Tensor:
+    """A micro-batch's rows of a table of the whole rollout, beside its mask: [batch, answer width] float32."""
+    return table[torch.from_numpy(micro.rows), : part.width].to(part.mask.device)
 
 
 def _tokens(experience: Experience, shares: list[MicroBatch]) -> float:

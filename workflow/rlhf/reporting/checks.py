@@ -202,7 +202,7 @@ def require_hard(checks: Sequence[Check], run: str) -> None:
     """
     violated = [check for check in checks if check.line.hard and not check.holds]
     if violated:
-        lines = "".join(f"\n  {describe(check)}" for check in violated)
+        lines = "".join(f"\n  {in_words(check)}" for check in violated)
         raise UserError(
             f"PPO run {run}: {len(violated)} inequalities that hold in every correct run do not hold, so no table is "
             "made of it. See metrics.jsonl of these stages, mend the cause, remove the stage's folder under results/ "
@@ -210,7 +210,7 @@ def require_hard(checks: Sequence[Check], run: str) -> None:
         )
 
 
-def describe(check: Check) -> str:
+def in_words(check: Check) -> str:
     """One line for people: what is violated, by how much, and the usual cause."""
     line = check.line
     what = f"{line.stage} ({line.phase}): {line.statistic} of {line.metric}"

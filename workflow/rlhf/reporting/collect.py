@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from rlhf.errors import UserError
 from rlhf.files import JsonObject
+from rlhf.phases import PHASES, RULES
 from rlhf.records.benchmark import Benchmark, read_benchmark
 from rlhf.records.checks import ChecksReport, read_checks
 from rlhf.records.evaluation import EvaluationRecord, read_evaluation
@@ -19,19 +20,7 @@ from rlhf.records.memory import MEMORY, MemoryReport, ProcessMemory, read_memory
 from rlhf.records.metrics import METRICS, MetricsLine, read_metrics
 from rlhf.records.plan import MEMORY_PLAN, MemoryPlan, read_plan
 
-TRAINED = ("sft", "reward", "ppo")
 EVALUATED = ("evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo")
-STAGE_ORDER = (
-    "dataset",
-    "model",
-    "sft",
-    "evaluate_sft",
-    "reward",
-    "evaluate_reward",
-    "baseline",
-    "ppo",
-    "evaluate_ppo",
-)
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,7 @@ class Experiment:
 
     def in_order(self) -> list[StageFiles]:
         """All stages, upstream first."""
-        return sorted(self.stages.values(), key=lambda stage: STAGE_ORDER.index(stage.kind))
+        return sorted(self.stages.values(), key=lambda stage: list(RULES).index(stage.kind))
 
 
 def short_names(point: Iterable[str]) -> dict[str, str]:
@@ -132,11 +121,11 @@ def stage_folder(root: Path, kind: str, identifier: str) -> Path:
 
 
 def _read_stage(root: Path, kind: str, identifier: str) -> StageFiles:
-    if kind not in STAGE_ORDER:
-        raise UserError(f"stage kind {kind!r} of {identifier} is not known; known: {', '.join(STAGE_ORDER)}")
+    if kind not in RULES:
+        raise UserError(f"stage kind {kind!r} of {identifier} is not known; known: {', '.join(RULES)}")
     folder = stage_folder(root, kind, identifier)
     has = {name: (folder / name).exists() for name in (MANIFEST, MEMORY, MEMORY_PLAN)}
-    trained = kind in TRAINED
+    trained = kind in PHASES
     return StageFiles(
         kind,
         identifier,

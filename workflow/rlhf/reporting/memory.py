@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from rlhf.phases import PHASES, RULES
 from rlhf.records.manifest import EngineFacts, Manifest
 from rlhf.records.memory import PhaseMemory
 from rlhf.records.plan import MemoryPlan, PartMemory, PlannedStep
-from rlhf.reporting.collect import STAGE_ORDER, TRAINED, Experiment, StageFiles
+from rlhf.reporting.collect import Experiment, StageFiles
 from rlhf.reporting.style import NEUTRAL, PALETTE, SETTINGS, empty_figure, legend_below, panels, to_svg
 from rlhf.reporting.tables import Column, Row, to_markdown
 
@@ -64,7 +65,7 @@ def comparison_rows(experiment: Experiment) -> list[Row]:
 
     What was not predicted (no plan, or another device than planned for) or not measured is left out.
     """
-    stages = [stage for stage in experiment.in_order() if stage.kind in TRAINED and stage.memory]
+    stages = [stage for stage in experiment.in_order() if stage.kind in PHASES and stage.memory]
     return [{"stage": stage.kind, "id": stage.id, **row} for stage in stages for row in _rows(stage)]
 
 
@@ -215,7 +216,7 @@ def largest_rows(rows: list[Row], measure: str) -> dict[tuple[str, str], Row]:
         place = (row["stage"], row["phase"])
         if row["measure"] == measure and row["measured"] > found.get(place, {"measured": -1})["measured"]:
             found[place] = row
-    return dict(sorted(found.items(), key=lambda item: STAGE_ORDER.index(item[0][0])))
+    return dict(sorted(found.items(), key=lambda item: list(RULES).index(item[0][0])))
 
 
 def memory(experiment: Experiment) -> str:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from rlhf.evaluation.statistics import FloatArray
 from rlhf.records.experiment import ExperimentRun
 from rlhf.records.metrics import Phase
 from rlhf.reporting.collect import Experiment, StageFiles
 from rlhf.reporting.style import NEUTRAL, SETTINGS, colours, empty_figure, legend_below, panels, to_svg
 
-FloatArray = npt.NDArray[np.float64]
 Judgement = Literal["score", "gold"]
 
 

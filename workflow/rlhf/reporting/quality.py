@@ -23,7 +23,7 @@ class Metric:
     decimals: int = 3
 
 
-METRICS = (
+RUN_METRICS = (
     Metric("win_rate", "win rate", "evaluate_ppo", "win_rate"),
     Metric("gold_win_rate", "gold win rate", "evaluate_ppo", "gold_win_rate"),
     Metric("kl", "KL (nats)", "evaluate_ppo", "kl", 2),
@@ -50,7 +50,7 @@ def run_rows(experiment: Experiment) -> list[Row]:
 
 def _run_metrics(experiment: Experiment, run: ExperimentRun) -> Row:
     found: Row = {}
-    for metric in METRICS:
+    for metric in RUN_METRICS:
         evaluation: Mapping[str, object] = experiment.files(run, metric.stage).evaluation or {}
         if evaluation.get(metric.key) is not None:
             found[metric.name] = evaluation[metric.key]
@@ -59,7 +59,7 @@ def _run_metrics(experiment: Experiment, run: ExperimentRun) -> Row:
 
 def run_columns(experiment: Experiment) -> list[Column]:
     """Columns of `run_rows`."""
-    metrics = [Column(metric.name, metric.title, number(metric.decimals)) for metric in METRICS]
+    metrics = [Column(metric.name, metric.title, number(metric.decimals)) for metric in RUN_METRICS]
     return [*_point_columns(experiment), Column("seed", "seed"), *metrics]
 
 
@@ -74,7 +74,7 @@ def quality_rows(experiment: Experiment) -> list[Row]:
     for runs in experiment.points():
         row: Row = {**runs[0].point, "seeds": len(runs)}
         measured = [_run_metrics(experiment, run) for run in runs]
-        for metric in METRICS:
+        for metric in RUN_METRICS:
             values = [metrics[metric.name] for metrics in measured if metric.name in metrics]
             if values:
                 row |= {f"{metric.name}_{part}": x for part, x in mean_interval(values)._asdict().items()}
@@ -86,7 +86,7 @@ def quality_csv(experiment: Experiment) -> str:
     """`quality_rows` as CSV."""
     rows = quality_rows(experiment)
     points = [column.key for column in _point_columns(experiment)]
-    names = [f"{metric.name}_{part}" for metric in METRICS for part in ("mean", "sd", "low", "high")]
+    names = [f"{metric.name}_{part}" for metric in RUN_METRICS for part in ("mean", "sd", "low", "high")]
     return to_csv(rows, [*points, "seeds", *(name for name in names if any(name in row for row in rows))])
 
 
@@ -100,9 +100,9 @@ def quality_table(experiment: Experiment) -> tuple[list[Row], list[Column]]:
     """Rows and columns of the quality table for people: one cell per metric."""
     rows = []
     for row in quality_rows(experiment):
-        cells = {metric.name: _interval_cell(row, metric) for metric in METRICS}
+        cells = {metric.name: _interval_cell(row, metric) for metric in RUN_METRICS}
         rows.append({**{key: value for key, value in row.items() if key not in cells}, **cells})
-    columns = [Column(metric.name, metric.title) for metric in METRICS]
+    columns = [Column(metric.name, metric.title) for metric in RUN_METRICS]
     return rows, [*_point_columns(experiment), Column("seeds", "seeds"), *columns]
 
 

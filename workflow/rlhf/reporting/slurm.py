@@ -13,10 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.phases import RULES
+
 QUERY_SECONDS = 30
 COMMENT = re.compile(r"rule_(?P<rule>\w+?)_wildcards_(?P<id>.+)")
 LOGS = ".snakemake/slurm_logs"
-KINDS = {"tokenize_dataset": "tokens", "evaluate_baseline": "baseline"}
+KINDS = {rule: kind for kind, rule in RULES.items()}
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def queue(root: Path) -> tuple[dict[tuple[str, str], Job], str]:
 
 
 def stage_of(rule: str) -> str:
-    """Stage kind of a rule."""
-    return KINDS.get(rule, rule.removeprefix("train_"))
+    """Stage kind that a rule makes; rules that make none are called by themselves."""
+    return KINDS.get(rule, rule)
 
 
 def job_log(root: Path, stage: str, identifier: str) -> str:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rlhf.files import tail
+from rlhf.phases import RULES
 from rlhf.records.evaluation import peek_evaluation
 from rlhf.records.manifest import MANIFEST, Manifest, peek_manifest
 from rlhf.records.memory import peek_memory
@@ -24,7 +25,6 @@ from rlhf.reporting.slurm import Job, job_log
 from rlhf.runtime.progress import format_seconds
 
 STALLED_AFTER_SECONDS = 120.0
-STAGE_ORDER = ("tokens", "sft", "evaluate_sft", "reward", "evaluate_reward", "baseline", "ppo", "evaluate_ppo")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def _with_job(entry: StageStatus | None, job: Job) -> StageStatus:
 
 
 def _rank(stage: str) -> int:
-    return STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)
+    """Place in the workflow's order; other folders, which a user may have made, come last."""
+    return list(RULES).index(stage) if stage in RULES else len(RULES)
 
 
 def _timestamp(text: str | None) -> float:
@@ -129,7 +130,7 @@ def _last_metrics(folder: Path) -> dict[str, float]:
 def _started(root: Path, stage: str, identifier: str, progress: Progress, now: float) -> StageStatus:
     if not progress:
         return StageStatus(stage, identifier, "unreadable", note=f"state/{stage}/{identifier}/progress.json is broken")
-    status, note = _judge(progress, now)
+    status, note = _condition(progress, now)
     if status in ("failed", "stalled"):
         note = "; ".join(part for part in (note, _log_note(root, stage, identifier)) if part)
     return StageStatus(
@@ -148,7 +149,7 @@ def _started(root: Path, stage: str, identifier: str, progress: Progress, now: f
     )
 
 
-def _judge(progress: Progress, now: float) -> tuple[str, str]:
+def _condition(progress: Progress, now: float) -> tuple[str, str]:
     """(status, why): a stage that says it runs is stalled if its process is gone or it has been silent too long."""
     status = progress.get("status", "running")
     if status != "running":

@@ -164,20 +164,24 @@ def _model_line(experiment: Experiment, index: int, output: Path) -> str:
 
 
 def _merge_text(experiment: Experiment) -> list[str]:
-    """Models that must not be loaded in half precision, and what they would lose."""
-    lines = [
-        f"- {experiment.path(stage)}/{folder}: {merge['error']:.0%} ({merge['dtype']})"
-        for stage in experiment.in_order()
-        for folder, merge in (stage.manifest or {}).get("merge", {}).items()
-        if merge["error"] is not None and merge["error"] > merge["limit"]
-    ]
-    if not lines:
-        return []
-    text = (
+    """What models with merged adapters would lose in half precision, and which of them must not be loaded so."""
+    losses: dict[bool, list[str]] = {True: [], False: []}  # above the limit of the stage?
+    for stage in experiment.in_order():
+        for folder, merge in (stage.manifest or {}).get("merge", {}).items():
+            if merge["error"] is not None:
+                line = f"- {experiment.path(stage)}/{folder}: {merge['error']:.1%} ({merge['dtype']})"
+                losses[merge["error"] > merge["limit"]].append(line)
+    large = (
         "**Load these in float32**, as their `config.json` says (or the model before them with `adapter/`). Rounded to "
         "half precision, their weights would be off by this share of the change that LoRA has made:\n"
     )
-    return [text, *lines, ""]
+    small = "Rounded to half precision, these would be off by a small share of the change that LoRA has made:\n"
+    return [
+        part
+        for text, lines in zip((large, small), losses.values(), strict=True)
+        if lines
+        for part in (text, *lines, "")
+    ]
 
 
 def _provenance_text(links: Provenance) -> str:

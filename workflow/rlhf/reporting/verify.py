@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.phases import PHASES
 from rlhf.records.experiment import MODEL_ROLES, STAGES, read_provenance
 from rlhf.records.manifest import MANIFEST, changes
-from rlhf.reporting.collect import TRAINED
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def stage_folders(root: Path, experiment: str | None) -> list[Path]:
         UserError: the experiment has no results, or the folder has none at all.
     """
     if experiment is None:
-        patterns = ("resources/models/*/model", *(f"results/{kind}/*/model" for kind in TRAINED))
+        patterns = ("resources/models/*/model", *(f"results/{kind}/*/model" for kind in PHASES))
         found = {model.parent for pattern in patterns for model in root.glob(pattern)}
         if not found:
             raise UserError(f"{root.resolve()}: no finished stage here; run snakemake, or name the folder with --root")
@@ -45,7 +45,7 @@ def stage_folders(root: Path, experiment: str | None) -> list[Path]:
         raise UserError(f"{experiment}: no such finished experiment; there are: {', '.join(known) or 'none'}")
     used = {(role, stage["id"]) for run in read_provenance(links)["runs"] for role, stage in run["stages"].items()}
     models = {root / "resources/models" / id for role, id in used if role in MODEL_ROLES}
-    stages = {root / "results" / role / id for role, id in used if role in TRAINED}
+    stages = {root / "results" / role / id for role, id in used if role in PHASES}
     return sorted(models | stages)
 
 

@@ -30,5 +30,5 @@ def stage_parser(description: str | None, **folders: str) -> argparse.ArgumentPa
 
 
 def stage_paths(args: argparse.Namespace) -> StagePaths:
-    """The paths among the parsed arguments."""
+    """The parsed arguments that say where a stage reads and writes."""
     return StagePaths(args.tokens, args.split, args.output, args.state)

@@ -37,8 +37,8 @@ FORMAT = 2
 KEPT = 2
 
 
-class Part(Protocol):
-    """Something whose state belongs to a checkpoint; all ranks call both together."""
+class CheckpointPart(Protocol):
+    """Something with a state that a checkpoint must hold; both methods are called by all ranks together."""
 
     def save(self, folder: Path) -> None:
         """Write the state of this rank into a folder that exists and that all ranks share."""
@@ -49,7 +49,7 @@ class Part(Protocol):
 
 @dataclass
 class CheckpointCost:
-    """What checkpoints cost this attempt, on this rank."""
+    """How often this attempt has written a checkpoint, or had no space for one, and the time that training waited."""
 
     written: int = 0
     skipped: int = 0
@@ -73,14 +73,14 @@ class Checkpoints:
         self,
         folder: Path,
         identity: Mapping[str, Any],
-        parts: Mapping[str, Part],
+        parts: Mapping[str, CheckpointPart],
         execution: TrainingExecution,
         interruption: Interruption,
         lease: StateLease,
     ) -> None:
         self._folder, self._identity = folder, {"format": FORMAT, **identity}
         self._random = RandomState()
-        self._parts: dict[str, Part] = {**parts, "random": self._random}
+        self._parts: dict[str, CheckpointPart] = {**parts, "random": self._random}
         self._every_steps, self._every_minutes = execution.checkpoint_steps, execution.checkpoint_minutes
         self._interruption, self._lease = interruption, lease
         self.cost = CheckpointCost()
@@ -188,7 +188,7 @@ class Checkpoints:
 
     @staticmethod
     def _agree(*flags: bool) -> list[bool]:
-        """Whether any rank says so: all ranks must take the same way."""
+        """Each flag as any rank sees it: all ranks must stop, or save, at the same step."""
         if world_size() == 1:
             return list(flags)
         return [any(column) for column in zip(*all_gather(flags), strict=True)]
@@ -292,7 +292,7 @@ class Checkpoints:
         return True
 
     def _prune(self, kept: int) -> None:
-        """Remove all but the newest complete checkpoints, and whatever was never completed."""
+        """Remove all but the newest of the complete checkpoints, and those that were never completed."""
         names = sorted((path.name for path in self._folder.glob("*-step-*")), reverse=True)
         complete = [name for name in names if len(list((self._folder / name).glob("rank-*.json"))) == world_size()]
         for name in names:

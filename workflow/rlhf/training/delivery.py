@@ -1,9 +1,13 @@
 """What is delivered is what was trained: a written folder is loaded anew, as the next phase loads it, and compared.
 
 Both models answer a few fixed sequences. Weights are loaded in the stage's precision, but computed with in fp32, one
-module after the other. So the rounding of activations, which depends on kernels and devices, hides nothing: what is
-left is the rounding of fp32, far below the limits, and a lost share of what was trained is far above them. Beside the
+module after the other. So the rounding of activations, which depends on kernels and devices, hides nothing. Beside the
 trained model, a device needs room for one module only; the folder's model is in the host memory of one process.
+
+In half precision the folder is loaded as the very numbers that were trained, adapters apart, so that both models
+compute the same: the difference is 0 in every family, and the limits leave room for a device that chooses other
+kernels. What merging adapters into weights of half precision loses is above them. In fp32, adapters are merged, and
+their sums with the weights are rounded: both models are the same to the rounding of fp32.
 """
 
 from __future__ import annotations
@@ -28,8 +32,10 @@ from rlhf.training.weights import computing_in_fp32
 logger = get_logger(__name__)
 
 SEQUENCES = 8
-LOGPROB_LIMIT = 1e-3  # nats; for a KL of 1e-6 per token they differ by more
-SCORE_LIMIT = 1e-2  # standard deviations of the scores of unseen answers; these may be small beside the scores
+# Nats; for a KL of 1e-6 per token they differ by 1e-3 and more.
+LOGPROB_LIMITS = {"fp32": 1e-3, "bf16": 1e-5, "fp16": 1e-5}
+# Standard deviations of the scores of unseen answers; these may be small beside the scores.
+SCORE_LIMITS = {"fp32": 1e-2, "bf16": 1e-4, "fp16": 1e-4}
 
 Question = tuple[np.ndarray, int]  # ids, [length] int64, and how many of them are context only: 1 to length - 1
 
@@ -112,10 +118,8 @@ def policy_delivery(trained: nn.Module, dtype: str, questions: Iterable[Question
         logits = model(input_ids=ids, use_cache=False).logits
         return token_logprobs(logits[0, context - 1 : -1], ids[0, context:])
 
-    first = list(itertools.islice(questions, SEQUENCES))
-    return Delivery(
-        trained, lambda folder: load_policy(folder, dtype, 0.0), answer, "log-probability", LOGPROB_LIMIT, first
-    )
+    first, limit = list(itertools.islice(questions, SEQUENCES)), LOGPROB_LIMITS[dtype]
+    return Delivery(trained, lambda folder: load_policy(folder, dtype, 0.0), answer, "log-probability", limit, first)
 
 
 def reward_delivery(trained: TokenScorer, dtype: str, questions: Iterable[Question]) -> Delivery:
@@ -129,4 +133,4 @@ def reward_delivery(trained: TokenScorer, dtype: str, questions: Iterable[Questi
         return scores[0, -1:]
 
     first = list(itertools.islice(questions, SEQUENCES))
-    return Delivery(trained, load, answer, "score", SCORE_LIMIT, first)
+    return Delivery(trained, load, answer, "score", SCORE_LIMITS[dtype], first)

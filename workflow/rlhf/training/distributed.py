@@ -6,11 +6,12 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 # DeepSpeed settles its accelerator while it is imported.
@@ -21,11 +22,14 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from rlhf.data.batching import MicroBatch
 from rlhf.errors import PeerFailed, UserError
 from rlhf.runtime.failure import explain
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
+
+RowT = TypeVar("RowT")
 
 LONGEST_PAUSE = 0.5  # seconds between two looks at who has arrived
 
@@ -100,6 +104,27 @@ def all_gather(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def gather_rows(
+    shares: Sequence[MicroBatch],
+    compute: Callable[[np.ndarray], Sequence[RowT]],
+    between: Callable[[], None] = lambda: None,
+) -> list[RowT]:
+    """What is computed of each row, in the order of the rows, on every process; called by all of them.
+
+    Args:
+        shares: this process's micro-batches; those of all processes together have each row once, numbered from 0.
+        compute: rows of a micro-batch -> what is found of each of them: small Python objects and CPU arrays.
+        between: called before each micro-batch.
+    """
+    own: dict[int, RowT] = {}
+    for micro in shares:
+        between()
+        found = dict(zip(micro.rows.tolist(), compute(micro.rows), strict=True))
+        own |= found if micro.weight else {}  # a filler computes only to keep step
+    everything = {row: one for part in all_gather(own) for row, one in part.items()}
+    return [everything[row] for row in range(len(everything))]
 
 
 def all_sum(*values: float) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ from rlhf.training.weights import is_matrix
 logger = get_logger(__name__)
 
 CHECKPOINT_TAG = "engine"
+
+# Computes the loss of a micro-batch: a scalar that is already divided by the count of the whole global step.
+LazyLoss = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class EngineSettings:
 class Trainer:
     """One model, its optimizer and its schedule behind a DeepSpeed engine.
 
-    A step is `backward` for each micro-batch and then `step`. Losses are sums over a micro-batch, divided by the
-    count of the whole global step, so that the result does not depend on how the step is cut.
+    Losses are sums over a micro-batch, divided by the count of the whole global step, so that the result does not
+    depend on how the step is cut.
 
     Args:
         model: module to train; parameters that do not require gradients stay as they are.
@@ -78,6 +81,13 @@ class Trainer:
             betas=(optimization.adam_beta1, optimization.adam_beta2),
             eps=optimization.adam_epsilon,
         )
+        if 0 < total_steps <= optimization.num_warmup_steps:
+            logger.warning(
+                "num_warmup_steps: %d of %d steps; the learning rate never reaches %g",
+                optimization.num_warmup_steps,
+                total_steps,
+                optimization.learning_rate,
+            )
         scheduler = get_scheduler(optimization.lr_scheduler_type, optimizer, optimization.num_warmup_steps, total_steps)
         self._measures_norm = settings.engine_stage == 0
         config = deepspeed_config(optimization, settings)
@@ -98,12 +108,14 @@ class Trainer:
         module: nn.Module = self.engine.module
         return module
 
-    def step(self, losses: Iterator[Tensor] | list[Tensor], micro_steps: int) -> float | None:
+    def step(self, losses: Sequence[LazyLoss], before_update: Callable[[], None] = lambda: None) -> float | None:
         """One optimizer step.
 
         Args:
-            losses: lazily computed scalar losses, one per micro-batch, already divided by the global count.
-            micro_steps: number of micro-batches, equal on all processes.
+            losses: one for each micro-batch, as many on all processes. They are computed one after the other, each
+                followed by its backward pass, so that only one micro-batch's activations are in memory.
+            before_update: called when all gradients are there and the weights have not moved; may hold a collective.
+                What it raises leaves the weights as they were.
 
         Returns:
             Gradient norm before clipping, or None where it is not finite and the step was therefore not applied. In
@@ -112,11 +124,13 @@ class Trainer:
         Raises:
             UserError: gradient checkpointing has no effect (seen in the first step).
         """
-        for number, loss in enumerate(losses, start=1):
-            self.engine.set_gradient_accumulation_boundary(number == micro_steps)
+        for number, compute in enumerate(losses, start=1):
+            loss = compute()
+            self.engine.set_gradient_accumulation_boundary(number == len(losses))
             with self._first_backward():
                 # DeepSpeed averages gradients over processes; the loss is divided by the global count already.
                 self.engine.backward(loss * world_size(), scale_wrt_gas=False)
+        before_update()
         norm = self._own_norm() if self._measures_norm else None
         if norm is not None and not norm.isfinite():
             self.engine.zero_grad()

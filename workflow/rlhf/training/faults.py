@@ -14,7 +14,7 @@ logger = get_logger(__name__)
 
 
 class FaultCounter:
-    """Judges each optimizer step.
+    """Decides about each optimizer step whether training may go on behind it.
 
     With fp16, a step whose gradients overflow is part of dynamic loss scaling: it is always skipped, and counted.
 
@@ -29,7 +29,7 @@ class FaultCounter:
         self._skips_overflow, self._skips = dtype == "fp16", on_nonfinite == "skip"
 
     def check(self, step: int, loss: float | None, norm: float | None, rows: Sequence[tuple[int, int]]) -> bool:
-        """Judge a step, alike on all ranks.
+        """Decide about a step; the same on all ranks, which see the same loss and norm.
 
         Args:
             step: number of the step.

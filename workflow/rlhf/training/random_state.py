@@ -14,14 +14,14 @@ from rlhf.training.distributed import on_cpu, rank
 
 
 class RandomState:
-    """Python's, NumPy's and PyTorch's generators of this process, as they were at `capture`."""
+    """Where the random generators of Python, NumPy and PyTorch were in this process at the last `capture`."""
 
     def __init__(self) -> None:
         self._captured: dict[str, Any] = {}
         self.capture()
 
     def capture(self) -> None:
-        """Remember the present states."""
+        """Take the present states, which `save` may write later, when they have moved on."""
         version, numbers, gauss = random.getstate()
         name, keys, *rest = np.random.get_state()
         self._captured = {
@@ -37,7 +37,7 @@ class RandomState:
         write_json(folder / f"rank-{rank()}.json", self._captured)
 
     def load(self, folder: Path) -> None:
-        """Set the generators of this rank."""
+        """Set the generators of this rank to the states that `save` wrote."""
         saved = read_json(folder / f"rank-{rank()}.json")
         version, numbers, gauss = saved["python"]
         random.setstate((version, tuple(numbers), gauss))

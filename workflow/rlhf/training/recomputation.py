@@ -41,11 +41,11 @@ class Recomputation:
                     self._handles.append(module.register_forward_pre_hook(self._note_call(number)))
 
     def begin_backward(self) -> None:
-        """From here on, what is computed is computed again."""
+        """The forward pass is over: a layer that computes from here on does so for the second time."""
         self._in_backward = True
 
     def end_backward(self) -> None:
-        """Compare what was computed again with what had to be.
+        """Compare the layers that were computed again with those that had to be.
 
         Raises:
             UserError: a layer kept its activations.
@@ -91,7 +91,7 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost lists of modules: the layers of a transformer."""
+    """The layers of a transformer: the members of its outermost lists of modules."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child

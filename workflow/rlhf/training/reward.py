@@ -1,4 +1,7 @@
-"""Phase 2: a reward model from preferences among the answers to a prompt."""
+"""Phase 2: a reward model from preferences among the answers to a prompt.
+
+Shape suffixes are those of `rlhf.models.scores`.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ from rlhf.runtime.seeds import derive_seed
 from rlhf.training.delivery import reward_delivery
 from rlhf.training.distributed import all_gather, rank, world_size
 from rlhf.training.engine import Trainer, partitioned_loading
-from rlhf.training.sft import engine_settings, load_rows
+from rlhf.training.frame import load_corpora, supervised_engine, train_supervised
 from rlhf.training.stage import RewardStage
-from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
+from rlhf.training.supervised import total_steps
 from rlhf.training.weights import whole_while_used
 
 logger = get_logger(__name__)
@@ -58,8 +61,8 @@ def token_wise_loss(better: Tensor, worse: Tensor, margin: Tensor, window: Tenso
     Returns:
         [pairs] float32.
     """
-    losses = pair_loss(better, worse, margin.unsqueeze(1))
-    return (losses * window).sum(1) / window.sum(1)
+    losses_PS = pair_loss(better, worse, margin.unsqueeze(1))
+    return (losses_PS * window).sum(1) / window.sum(1)
 
 
 def difference_window(better: Tensor, worse: Tensor, better_mask: Tensor, worse_mask: Tensor) -> Tensor:
@@ -75,10 +78,10 @@ def difference_window(better: Tensor, worse: Tensor, better_mask: Tensor, worse_
     Returns:
         [pairs, seq] bool.
     """
-    start = (better != worse).int().argmax(1, keepdim=True)
-    end = torch.maximum(better_mask.sum(1, keepdim=True), worse_mask.sum(1, keepdim=True))
-    columns = torch.arange(better.shape[1], device=better.device)
-    return (columns >= start) & (columns < end)
+    start_P1 = (better != worse).int().argmax(1, keepdim=True)
+    end_P1 = torch.maximum(better_mask.sum(1, keepdim=True), worse_mask.sum(1, keepdim=True))
+    columns_S = torch.arange(better.shape[1], device=better.device)
+    return (columns_S >= start_P1) & (columns_S < end_P1)
 
 
 class GroupPreference:
@@ -101,13 +104,17 @@ class GroupPreference:
         self._coefficient = margin_coefficient
         self._share_prompt = share_prompt
 
+    def usable(self, corpus: Corpus) -> np.ndarray:
+        """The rows whose answers differ as tokens, [rows] bool."""
+        return ~corpus.has_equal_answers()
+
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of the longest sequence of each group, [rows]."""
         lengths: np.ndarray = corpus.lengths("prompt") + corpus.longest_answers()
         return lengths
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
-        """Number of groups."""
+        """Number of groups: each counts once in the loss, however many pairs it has."""
         return len(rows)
 
     def scores(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> Tensor:
@@ -120,30 +127,30 @@ class GroupPreference:
         """
         if self._share_prompt:
             return _scores_after_shared_prompt(model, corpus, rows)
-        ids, mask = answer_inputs(corpus, rows, inference_device(model))
-        return last_token(model(ids, mask), mask)
+        ids_AS, mask_AS = answer_inputs(corpus, rows, inference_device(model))
+        return last_token(model(ids_AS, mask_AS), mask_AS)
 
     def loss(self, model: nn.Module, corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, list[float]]:
         """Summed loss of the groups, the number of pairs ranked right (ties count one half), of ties, and of pairs."""
         device, pairs = inference_device(model), compare(corpus, rows)
-        margin = torch.from_numpy(np.nan_to_num(pairs.margin) * np.float32(self._coefficient)).to(device)
-        better, worse = (torch.from_numpy(places).to(device) for places in (pairs.better, pairs.worse))
+        margin_P = torch.from_numpy(np.nan_to_num(pairs.margin) * np.float32(self._coefficient)).to(device)
+        better_P, worse_P = (torch.from_numpy(places).to(device) for places in (pairs.better, pairs.worse))
         if self._token_wise:
-            ids, mask = answer_inputs(corpus, rows, device)
-            table: Tensor = model(ids, mask)
-            window = difference_window(ids[better], ids[worse], mask[better], mask[worse])
-            losses = token_wise_loss(table[better], table[worse], margin, window)
-            scores = last_token(table, mask)
+            ids_AS, mask_AS = answer_inputs(corpus, rows, device)
+            table_AS: Tensor = model(ids_AS, mask_AS)
+            window_PS = difference_window(ids_AS[better_P], ids_AS[worse_P], mask_AS[better_P], mask_AS[worse_P])
+            losses_P = token_wise_loss(table_AS[better_P], table_AS[worse_P], margin_P, window_PS)
+            scores_A = last_token(table_AS, mask_AS)
         else:
-            scores = self.scores(model, corpus, rows)
-            losses = pair_loss(scores[better], scores[worse], margin)
-        ahead = (scores[better] - scores[worse]).detach()
-        ties = float((ahead == 0).sum())
-        counts = [float((ahead > 0).sum()) + 0.5 * ties, ties, float(len(ahead))]
-        return (losses * torch.from_numpy(pairs.weights()).to(device)).sum(), counts
+            scores_A = self.scores(model, corpus, rows)
+            losses_P = pair_loss(scores_A[better_P], scores_A[worse_P], margin_P)
+        ahead_P = (scores_A[better_P] - scores_A[worse_P]).detach()
+        ties = float((ahead_P == 0).sum())
+        counts = [float((ahead_P > 0).sum()) + 0.5 * ties, ties, float(len(ahead_P))]
+        return (losses_P * torch.from_numpy(pairs.weights()).to(device)).sum(), counts
 
     def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
-        """Ids of each prompt with each of its answers, [length] int64, and the tokens of the prompt."""
+        """Questions to a delivered model: ids of prompt and answer, [length] int64, and how many are of the prompt."""
         for row in range(len(corpus)):
             prompt = corpus.prompt(row)
             for answer in corpus.answers(row):
@@ -183,10 +190,10 @@ def shared_inputs(corpus: Corpus, rows: np.ndarray) -> tuple[Tensor, Tensor, Ten
 def _scores_after_shared_prompt(model: nn.Module, corpus: Corpus, rows: np.ndarray) -> Tensor:
     """As `GroupPreference.scores`; answers see their prompt and themselves only, at the positions they have alone."""
     device, dtype = inference_device(model), next(model.parameters()).dtype
-    ids, segments, ends = (part.to(device) for part in shared_inputs(corpus, rows))
-    table = model(ids, segment_mask(segments, dtype, PROMPT), segment_positions(segments, PROMPT))
-    scores: Tensor = table.flatten()[ends]
-    return scores
+    ids_GS, segments_GS, ends_A = (part.to(device) for part in shared_inputs(corpus, rows))
+    table_GS = model(ids_GS, segment_mask(segments_GS, dtype, PROMPT), segment_positions(segments_GS, PROMPT))
+    scores_A: Tensor = table_GS.flatten()[ends_A]
+    return scores_A
 
 
 def score_statistics(
@@ -261,27 +268,25 @@ def train_reward(stage: RewardStage, model_folder: Path) -> None:
     settings = stage.settings
     objective = GroupPreference(settings.loss, settings.margin_coefficient, stage.execution.share_prompt)
     with stage.memory.phase("load"):
-        train, unseen = load_rows(stage, objective, "reward")
-        require_margins(train, settings.margin_coefficient)
+        corpora = load_corpora(stage, objective, "reward")
+        require_margins(corpora.train, settings.margin_coefficient)
         tokenizer = load_tokenizer(model_folder)
+        if corpora.train.chat_template is not None:
+            tokenizer.chat_template = (
+                corpora.train.chat_template
+            )  # saved with the model, so that others ask it as it learnt
         head_seed = derive_seed(stage.seed, "score head")
-        zero3 = partitioned_loading(settings, engine_settings(stage))
+        zero3 = partitioned_loading(settings, supervised_engine(stage))
         model = load_reward_backbone(model_folder, settings.dtype, head_seed, settings.dropout, zero3)
         require_segments(model, stage.execution, settings.max_seq_len)
         adapted = add_lora(model, settings, "reward")
-        steps = settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
         scorer = TokenScorer(model)
-        trainer = Trainer(scorer, settings, engine_settings(stage), steps)
-    with stage.memory.phase("train"), stage.metrics(steps) as metrics:
-        progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
+        trainer = Trainer(scorer, settings, supervised_engine(stage), total_steps(corpora.train, settings))
+    facts = train_supervised(stage, trainer, objective, corpora)
     with stage.memory.phase("normalise"), trainer.evaluation():
         batch_size = stage.execution.per_device_eval_batch_size
-        scorer.mean, scorer.std = score_statistics(trainer.engine, unseen, objective, batch_size)
+        scorer.mean, scorer.std = score_statistics(trainer.engine, corpora.unseen, objective, batch_size)
         model.config.reward_mean, model.config.reward_std = scorer.mean, scorer.std
     logger.info("unseen scores: mean %.4f, deviation %.4f", scorer.mean, scorer.std)
-    delivery = reward_delivery(scorer, settings.dtype, objective.questions(unseen))
-    inputs = {"tokenizer": train.tokenizer_fingerprint}
-    rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(
-        model, adapted, tokenizer, delivery, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts()
-    )
+    delivery = reward_delivery(scorer, settings.dtype, objective.questions(corpora.unseen))
+    stage.finish(model, adapted, tokenizer, delivery, corpora.inputs, **facts)

@@ -1,11 +1,10 @@
-"""Phase 1: supervised fine-tuning on prompt + chosen answer."""
+"""Phase 1: supervised fine-tuning on prompt + chosen answer. Shape suffixes are those of `rlhf.models.scores`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +18,12 @@ from rlhf.models.attention import PADDING, segment_mask, segment_positions, supp
 from rlhf.models.loading import load_policy, load_tokenizer
 from rlhf.models.lora import add_lora
 from rlhf.models.scores import inference_device, token_logprobs
-from rlhf.runtime.logging import get_logger
 from rlhf.training.delivery import policy_delivery
-from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
-from rlhf.training.stage import SftStage, SupervisedStage
-from rlhf.training.supervised import SupervisedTraining, steps_per_epoch
+from rlhf.training.engine import Trainer, partitioned_loading
+from rlhf.training.frame import load_corpora, supervised_engine, train_supervised
+from rlhf.training.stage import SftStage
+from rlhf.training.supervised import total_steps
 from rlhf.training.weights import whole_while_used
-
-logger = get_logger(__name__)
-
-# Not the stage's: runs of different seeds evaluate on the same rows, so that what differs between them is training.
-# Which rows are unseen does not depend on a run's seed either.
-EVALUATION_ROWS_SEED = 0
 
 
 class AnswerLikelihood:
@@ -48,13 +41,17 @@ class AnswerLikelihood:
         self._all = loss_on == "all"
         self.capacity = capacity
 
+    def usable(self, corpus: Corpus) -> np.ndarray:
+        """All rows, [rows] bool."""
+        return np.ones(len(corpus), dtype=bool)
+
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of prompt and answer, [rows]."""
         lengths: np.ndarray = corpus.lengths("prompt") + corpus.lengths("chosen")
         return lengths
 
     def count(self, corpus: Corpus, rows: np.ndarray) -> int:
-        """Tokens of the rows that the loss counts."""
+        """Tokens of the rows that are learnt: what their summed loss is divided by."""
         if self._all:
             return int(self.lengths(corpus)[rows].sum()) - len(rows)
         return int(corpus.lengths("chosen")[rows].sum())
@@ -64,22 +61,22 @@ class AnswerLikelihood:
         pairs = [(corpus.prompt(row), corpus.chosen(row)) for row in rows]
         if self.capacity is None:
             batch = collate_answers(pairs, corpus.pad_token_id)
-            ids, mask, answer = (part.to(inference_device(model)) for part in batch)
-            context, counted = {"attention_mask": mask}, mask if self._all else answer
+            ids_BS, mask_BS, answer_BS = (part.to(inference_device(model)) for part in batch)
+            context, counted_BS = {"attention_mask": mask_BS}, mask_BS if self._all else answer_BS
         else:
             batch = collate_packed(pairs, corpus.pad_token_id, self.capacity)
-            ids, segments, answer = (part.to(inference_device(model)) for part in batch)
-            positions = segment_positions(segments)
-            mask = segment_mask(segments, next(model.parameters()).dtype)
-            context = {"attention_mask": mask, "position_ids": positions}
+            ids_BS, segments_BS, answer_BS = (part.to(inference_device(model)) for part in batch)
+            positions_BS = segment_positions(segments_BS)
+            mask_B1SS = segment_mask(segments_BS, next(model.parameters()).dtype)
+            context = {"attention_mask": mask_B1SS, "position_ids": positions_BS}
             # A first token has no context; what stands before it belongs to another row.
-            counted = (positions > 0) & ((segments != PADDING) if self._all else answer)
-        logits = model(input_ids=ids, use_cache=False, **context).logits
-        logprobs = token_logprobs(logits[:, :-1], ids[:, 1:])  # position t - 1 predicts token t
-        return -(logprobs * counted[:, 1:]).sum(), []
+            counted_BS = (positions_BS > 0) & ((segments_BS != PADDING) if self._all else answer_BS)
+        logits_BSV = model(input_ids=ids_BS, use_cache=False, **context).logits
+        logprobs = token_logprobs(logits_BSV[:, :-1], ids_BS[:, 1:])  # position t - 1 predicts token t
+        return -(logprobs * counted_BS[:, 1:]).sum(), []
 
     def questions(self, corpus: Corpus) -> Iterator[tuple[np.ndarray, int]]:
-        """Ids of each row, [length] int64, and how many of its first tokens the loss does not count."""
+        """Questions to a delivered model: ids of each row, [length] int64, and how many of its first are not learnt."""
         for row in range(len(corpus)):
             prompt = corpus.prompt(row)
             yield np.concatenate([prompt, corpus.chosen(row)]), 1 if self._all else max(1, len(prompt))
@@ -130,44 +127,8 @@ def collate_packed(
     return filled[0], filled[1], filled[2].bool()
 
 
-def load_rows(stage: SupervisedStage, objective: Any, phase: str) -> tuple[Corpus, Corpus]:
-    """Training and unseen rows of a phase; over-long rows are left out and counted in the log.
-
-    Of the unseen rows at most `max_eval_rows` are kept: a random sample of all datasets. It decides when training stops
-    and which weights are best, and is what a reward model's scores are normalised by.
-    """
-    settings = stage.settings
-    corpora = []
-    for split in ("train", "eval"):
-        corpus = stage.paths.corpus(split, phase, settings.data_weights if split == "train" else None)
-        total = len(corpus)
-        fits = objective.lengths(corpus) <= settings.max_seq_len
-        dropped = corpus.keep(fits, f"{phase}.max_seq_len: {settings.max_seq_len}")
-        logger.info(
-            "%s: %d of %d rows; %d longer than %d tokens", split, len(corpus), total, dropped, settings.max_seq_len
-        )
-        corpora.append(corpus)
-    train, unseen = corpora
-    chosen = unseen.sample(settings.max_eval_rows, EVALUATION_ROWS_SEED)
-    unseen.keep(np.isin(np.arange(len(unseen)), chosen), f"{phase}.max_eval_rows")
-    return train, unseen
-
-
-def engine_settings(stage: SupervisedStage) -> EngineSettings:
-    """Engine settings of an SFT or reward stage."""
-    execution = stage.execution
-    return EngineSettings(
-        zero_stage=execution.zero_stage,
-        dtype=stage.settings.dtype,
-        micro_batch_size=execution.per_device_train_batch_size,
-        offload=execution.offload,
-        gradient_checkpointing=execution.gradient_checkpointing,
-        overrides=execution.deepspeed_config,
-    )
-
-
 def _require_packing(model: PreTrainedModel, capacity: int | None) -> None:
-    """Refuse packed rows where the family cannot keep them apart."""
+    """Refuse packed rows where the model family cannot keep attention of one row from the others of its sequence."""
     if capacity is None:
         return
     with whole_while_used(model):
@@ -193,21 +154,16 @@ def train_sft(stage: SftStage, model_folder: Path) -> None:
     settings = stage.settings
     objective = AnswerLikelihood(settings.loss_on, settings.max_seq_len if stage.execution.packing else None)
     with stage.memory.phase("load"):
-        train, unseen = load_rows(stage, objective, "sft")
+        corpora = load_corpora(stage, objective, "sft")
         tokenizer = load_tokenizer(model_folder)
-        if train.chat_template is not None:
-            tokenizer.chat_template = train.chat_template  # saved with the model, so that others prompt it as it learnt
-        zero3 = partitioned_loading(settings, engine_settings(stage))
+        template = corpora.train.chat_template
+        if template is not None:
+            tokenizer.chat_template = template  # saved with the model, so that others prompt it as it learnt
+        zero3 = partitioned_loading(settings, supervised_engine(stage))
         model = load_policy(model_folder, settings.dtype, settings.dropout, zero3)
         _require_packing(model, objective.capacity)
         adapted = add_lora(model, settings, "sft")
-        steps = settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
-        trainer = Trainer(model, settings, engine_settings(stage), steps)
-    with stage.memory.phase("train"), stage.metrics(steps) as metrics:
-        progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
-    delivery = policy_delivery(trainer.module, settings.dtype, objective.questions(unseen))
-    inputs = {"tokenizer": train.tokenizer_fingerprint}
-    rows = {"train": len(train), "eval": len(unseen)}
-    stage.finish(
-        model, adapted, tokenizer, delivery, inputs, rows=rows, steps=progress.summary(steps), **trainer.facts()
-    )
+        trainer = Trainer(model, settings, supervised_engine(stage), total_steps(corpora.train, settings))
+    facts = train_supervised(stage, trainer, objective, corpora)
+    delivery = policy_delivery(trainer.module, settings.dtype, objective.questions(corpora.unseen))
+    stage.finish(model, adapted, tokenizer, delivery, corpora.inputs, **facts)

@@ -28,6 +28,7 @@ from rlhf.config.specification import (
     TrainingUpstream,
 )
 from rlhf.data.corpus import Corpus
+from rlhf.data.tokens import are_chats
 from rlhf.files import JsonObject, write_text
 from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
 from rlhf.models.card import model_card
@@ -48,7 +49,7 @@ from rlhf.runtime.manifest import code_hash, describe, seal, utc_now
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
-from rlhf.training.checkpoints import Checkpoints, Part
+from rlhf.training.checkpoints import CheckpointPart, Checkpoints
 from rlhf.training.delivery import Delivery
 from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, together, world_size
 from rlhf.training.weights import adapter_weights, merged_adapters, plain_weights, with_inherited
@@ -70,11 +71,17 @@ class StagePaths:
     state: Path
 
     def corpus(self, split: str, phase: str, weights: list[float] | None = None) -> Corpus:
-        """The rows of one split and phase; `weights`: how often an epoch sees those of each dataset."""
+        """The rows of one split and phase.
+
+        Args:
+            split: `train` or `eval`.
+            phase: whose rows: `sft`, `reward` or `ppo`.
+            weights: how often an epoch sees the rows of each dataset; None: once.
+        """
         return Corpus(self.tokens, self.splits, split, phase, weights)
 
 
-class Stage(Generic[SettingsT, ExecutionT]):
+class TrainingStage(Generic[SettingsT, ExecutionT]):
     """What a training loop needs of its surroundings.
 
     Used as a context manager it holds the lease of its state folder, takes signals as requests to stop, and leaves a
@@ -135,7 +142,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         return self.paths.state / MEMORY
 
     def _record_memory(self, error: BaseException, process: ProcessMemory) -> None:
-        """Keep what was measured until memory ran out; the first process that fails is the one that tells."""
+        """Write what was measured until memory ran out; of several processes, the first that fails does."""
         found = explain(error)
         if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
             device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
@@ -155,7 +162,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         with writer:
             yield writer
 
-    def checkpoints(self, parts: Mapping[str, Part], **topology: Any) -> Checkpoints:
+    def checkpoints(self, parts: Mapping[str, CheckpointPart], **topology: Any) -> Checkpoints:
         """Checkpoints of this stage.
 
         Args:
@@ -201,7 +208,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
                 self._write_records(processes, inputs, facts)
 
     def _write_records(self, processes: list[ProcessMemory], inputs: dict[str, str], facts: Facts) -> None:
-        """What stands beside the model; the manifest, with the hashes of all files, is the last."""
+        """Write the records beside the model; the manifest comes last, because it has the hashes of all other files."""
         output = self.paths.output
         write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
         write_text(output / METRICS, (self.paths.state / METRICS).read_text())
@@ -214,7 +221,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         logger.info("done: %s", output)
 
     def _checkpoint_facts(self) -> CheckpointFacts:
-        """What checkpoints cost the last attempt, and where it went on."""
+        """What checkpoints cost the last attempt, and the step at which it went on from an earlier one's."""
         if self._checkpoints is None:
             return {}
         cost = self._checkpoints.cost
@@ -274,7 +281,8 @@ class Stage(Generic[SettingsT, ExecutionT]):
                 manifest = describe(self.spec, {}, **all_facts)
                 metrics = read_metrics(self.paths.state / METRICS)
                 merge = self._merge.get(folder.name)
-                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge)
+                chat = are_chats(self.paths.tokens)
+                card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge, chat)
                 write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
                 if has_adapter:
                     base = manifest["lineage"]["base_model"]["path"]
@@ -308,7 +316,7 @@ class Stage(Generic[SettingsT, ExecutionT]):
         }
 
 
-SftStage = Stage[ResolvedSft, PlannedSft]
-RewardStage = Stage[ResolvedReward, PlannedReward]
-SupervisedStage = Stage[ResolvedSft | ResolvedReward, PlannedSft | PlannedReward]
-PpoStage = Stage[ResolvedPpo, PlannedPpo]
+SftStage = TrainingStage[ResolvedSft, PlannedSft]
+RewardStage = TrainingStage[ResolvedReward, PlannedReward]
+SupervisedStage = TrainingStage[ResolvedSft | ResolvedReward, PlannedSft | PlannedReward]
+PpoStage = TrainingStage[ResolvedPpo, PlannedPpo]

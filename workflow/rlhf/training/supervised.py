@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
+from rlhf.config.stages import SupervisedSettings
 from rlhf.data.batching import MicroBatch, epoch_batches, micro_batches
 from rlhf.data.corpus import Corpus
 from rlhf.records.manifest import Steps
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.checkpoints import Part
+from rlhf.training.checkpoints import CheckpointPart
 from rlhf.training.distributed import all_sum, rank, world_size
 from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
@@ -26,10 +28,13 @@ logger = get_logger(__name__)
 
 
 class Objective(Protocol):
-    """What is optimised: a sum over rows, and the count it is divided by."""
+    """What is optimised: the loss summed over rows, and the count that a whole batch's sum is divided by."""
 
     statistics: tuple[str, ...]
     capacity: int | None  # tokens of a sequence into which rows are packed; None: each row is a sequence of its own
+
+    def usable(self, corpus: Corpus) -> np.ndarray:
+        """Whether there is something to learn from a row, whatever its length, [rows] bool."""
 
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of each row, [rows]."""
@@ -45,13 +50,18 @@ class Objective(Protocol):
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Optimizer steps of one pass."""
+    """Optimizer steps of one pass over the rows; the last batch may be smaller."""
     return -(-rows // batch_size)
 
 
+def total_steps(train: Corpus, settings: SupervisedSettings) -> int:
+    """Optimizer steps of the whole run, if nothing stops it early."""
+    return settings.num_train_epochs * steps_per_epoch(train.rows_per_epoch, settings.global_batch_size)
+
+
 @dataclass
-class Progress:
-    """How far a training is; part of its checkpoints."""
+class SupervisedProgress:
+    """How far a training is: what a checkpoint holds of the loop itself."""
 
     step: int = 0  # optimizer steps done, skipped ones included
     tokens: int = 0
@@ -105,17 +115,17 @@ class SupervisedTraining:
         self._train, self._unseen = train, unseen
         self._lengths = objective.lengths(train)
         self._epoch_steps = steps_per_epoch(train.rows_per_epoch, self._settings.global_batch_size)
-        self._steps = self._settings.num_train_epochs * self._epoch_steps
+        self._steps = total_steps(train, self._settings)
         self._best = WeightCopy(trainer.module, device="cpu") if self._settings.keep_best else None
-        self._progress = Progress()
+        self._progress = SupervisedProgress()
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
         self._faults = FaultCounter(stage.paths.state, self._settings.dtype, self._settings.on_nonfinite)
-        parts: dict[str, Part] = {"engine": trainer, "metrics": metrics}
+        parts: dict[str, CheckpointPart] = {"engine": trainer, "metrics": metrics}
         if self._best is not None:
             parts["best"] = self._best
         self._checkpoints = stage.checkpoints(parts, zero_stage=self._execution.zero_stage)
 
-    def run(self) -> Progress:
+    def run(self) -> SupervisedProgress:
         """Train to the end; returns what was done.
 
         Raises:
@@ -124,7 +134,7 @@ class SupervisedTraining:
         """
         restored = self._checkpoints.restore()
         if restored is not None:
-            self._progress = Progress(**restored)
+            self._progress = SupervisedProgress(**restored)
         progress = self._progress
         while True:
             self._checkpoints.boundary(asdict(progress))
@@ -193,20 +203,19 @@ class SupervisedTraining:
         return self._epoch[1]
 
     def _optimise(self, batch: np.ndarray) -> dict[str, float]:
-        """One optimizer step; returns its metrics, which for a skipped one are the count of those."""
+        """One optimizer step; returns its metrics. Of a skipped step nothing is known but how many there have been."""
         trainer, objective, corpus = self._trainer, self._objective, self._train
         count = objective.count(corpus, batch)
         micro_size = self._execution.per_device_train_batch_size
         share = micro_batches(batch, self._lengths, micro_size, rank(), world_size(), objective.capacity)
         sums = _Sums(objective)
 
-        def losses() -> Iterator[Tensor]:
-            for micro in share:
-                loss, statistics = objective.loss(trainer.engine, corpus, micro.rows)
-                sums.add(micro, loss, statistics)
-                yield loss * (micro.weight / count)
+        def loss_of(micro: MicroBatch) -> Tensor:
+            loss, statistics = objective.loss(trainer.engine, corpus, micro.rows)
+            sums.add(micro, loss, statistics)
+            return loss * (micro.weight / count)
 
-        norm = trainer.step(losses(), len(share))
+        norm = trainer.step([partial(loss_of, micro) for micro in share])
         means = sums.means(count)
         rows = [corpus.place(row) for row in batch]
         if not self._faults.check(self._progress.step + 1, means["loss"], norm, rows) or norm is None:
@@ -241,7 +250,7 @@ def mean_loss(
 
 
 class _Sums:
-    """Weighted sums of the loss and the statistics over micro-batches."""
+    """Sums of the loss and the statistics over this process's micro-batches, in which fillers weigh nothing."""
 
     def __init__(self, objective: Objective) -> None:
         self._names = ("loss", *objective.statistics)

@@ -6,7 +6,7 @@ import argparse
 
 from rlhf.config.specfile import read_spec
 from rlhf.config.specification import BaselineSpecification
-from rlhf.evaluation.answers import evaluate_baseline
+from rlhf.evaluation.answers import sample_baseline
 from rlhf.evaluation.frame import Evaluation
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
@@ -22,7 +22,7 @@ def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     spec = read_spec(BaselineSpecification, args.spec, args.execution)
     with processes():
-        evaluate_baseline(
+        sample_baseline(
             Evaluation(spec, stage_paths(args)),
             args.sft,
             args.reward,
