@@ -222,8 +222,9 @@ def test_the_policy_is_compared_with_the_first_answers(
     outcome = run("evaluate_ppo", tmp_path / "out", trained.data, EXPERIMENT, **folders, baseline=first_answers)
     before, samples, judge = baseline.jsonl("samples.jsonl"), outcome.jsonl("samples.jsonl"), Judge(trained.reward)
     assert [row["prompt"] for row in samples] == [row["prompt"] for row in before]
+    # Both judged here, so that equal answers tie in float64, too.
     own = [judge(row["prompt"], row["policy"]) for row in samples]
-    first = [row["answers"][0] for row in before]
+    first = [judge(row["prompt"], row["answers"][0]["text"]) for row in before]
     for row, ours, theirs in zip(samples, own, first, strict=True):
         scores = {
             f"{who}_{key}": one[key] for key in ("score", "gold") for who, one in (("sft", theirs), ("policy", ours))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rlhf.config.stages import SftSettings
 from rlhf.files import write_json
 from rlhf.models.loading import DTYPES
 from rlhf.training.distributed import processes, rank, world_size
-from rlhf.training.engine import EngineSettings, Trainer
+from rlhf.training.engine import EngineSettings, LazyLoss, Trainer
 
 MICRO_BATCHES, STEPS, SCALE = 128, 2, 2**8
 OPTIMIZATION = SftSettings(learning_rate=1e-3, lr_scheduler_type="constant", adam_epsilon=1e-3, weight_decay=0.0)
@@ -28,12 +28,16 @@ def model(dtype: str) -> nn.Module:
     return nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1)).to(DTYPES[dtype])
 
 
-def losses(network: nn.Module, dtype: str, step: int, process: int, number: int) -> Iterator[Tensor]:
+def losses(network: nn.Module, dtype: str, step: int, process: int, number: int) -> list[LazyLoss]:
     """Squared distances from a value far off, each divided by the count of the whole step of `number` processes."""
     generator = torch.Generator().manual_seed(step)
     inputs = torch.randn(number, MICRO_BATCHES, 4, 16, generator=generator) + 0.5
-    for rows in inputs[process].to(DTYPES[dtype]):
-        yield (network(rows) - 3).float().pow(2).sum() / (4 * number * MICRO_BATCHES)
+
+    def loss(rows: Tensor) -> Tensor:
+        distance: Tensor = network(rows) - 3
+        return distance.float().pow(2).sum() / (4 * number * MICRO_BATCHES)
+
+    return [partial(loss, rows) for rows in inputs[process].to(DTYPES[dtype])]
 
 
 def expected(dtype: str, number: int) -> tuple[list[float], dict[str, Tensor]]:
@@ -47,7 +51,8 @@ def expected(dtype: str, number: int) -> tuple[list[float], dict[str, Tensor]]:
         sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in network.parameters()]
         for process in range(number):
             for loss in losses(network, dtype, step, process, number):
-                for total, gradient in zip(sums, torch.autograd.grad(loss * scale, network.parameters()), strict=True):
+                gradients = torch.autograd.grad(loss() * scale, network.parameters())
+                for total, gradient in zip(sums, gradients, strict=True):
                     total += gradient.double() / scale
         norms.append(float(torch.cat([total.flatten() for total in sums]).norm()))
         for weight, total in zip(master.parameters(), sums, strict=True):
@@ -66,9 +71,7 @@ def trained(dtype: str, zero_stage: int, offload: bool, overrides: dict[str, Any
     scaling = {"fp16": {"enabled": True, "initial_scale_power": 8}} if dtype == "fp16" else {}
     settings = EngineSettings(zero_stage, dtype, 4, offload, False, scaling | overrides)
     trainer = Trainer(network, OPTIMIZATION, settings, STEPS)
-    norms = [
-        trainer.step(losses(trainer.engine, dtype, step, rank(), world_size()), MICRO_BATCHES) for step in range(STEPS)
-    ]
+    norms = [trainer.step(losses(trainer.engine, dtype, step, rank(), world_size())) for step in range(STEPS)]
     return norms, network
 
 
