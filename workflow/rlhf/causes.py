@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import gzip
 import json
-import pickle
 import re
 import zipfile
 import zlib
@@ -53,7 +52,6 @@ FOREIGN = (
     httpx2.HTTPError,
     datasets.exceptions.DatasetsError,
     pa.ArrowException,
-    pickle.UnpicklingError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -179,7 +177,6 @@ def _is_damage(error: BaseException) -> bool:
         zipfile.BadZipFile,
         zlib.error,
         pa.ArrowInvalid,
-        pickle.UnpicklingError,
         EOFError,
         datasets.exceptions.ChecksumVerificationError,
         datasets.exceptions.SplitsVerificationError,

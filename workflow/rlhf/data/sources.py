@@ -144,7 +144,7 @@ def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
         _require_own_files(path, place)
         saved = datasets.load_from_disk(str(path))
     except FOREIGN as error:
-        raise UserError(f"{place}.path: {str(path)!r} cannot be read: {cause(error)}") from None
+        raise UserError(f"{place}.path: {str(path)!r} is not readable: {cause(error)}") from None
     if isinstance(saved, datasets.Dataset):
         if source.eval_split is not None or source.train_split != "train":
             raise UserError(

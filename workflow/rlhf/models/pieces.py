@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made when imported
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -79,7 +80,7 @@ def tokenizer_of_pieces(find: Callable[[str], Path | None], name: str) -> PreTra
 
 def _parsed(file: Path, name: str) -> Any:
     """The content of a sentencepiece model; of other files transformers would make a tokenizer without a vocabulary."""
-    content = sentencepiece_model_pb2.ModelProto()
+    content = ModelProto()
     try:
         content.ParseFromString(file.read_bytes())
     except DecodeError:
