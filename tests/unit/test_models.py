@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.files import read_json, sha256_tree
 from rlhf.models.cache import cache_model
 from rlhf.models.loading import load_policy, load_tokenizer
-from tests.unit.conftest import edit_json, edit_weights, make_model
+from tests.unit.conftest import FAMILIES, edit_json, edit_weights, make_model, save_random_model
 
 TEXTS = ["a b c\n", "b c d e 😀", "a a <eos"]
 ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
@@ -123,6 +123,14 @@ def test_a_local_folder_is_copied_with_its_facts(family_folder: Path, tmp_path: 
     assert facts["parameters"] == sum(weight.numel() for weight in weights.values())
     assert facts["outputs"] == {f"model/{name}": digest for name, digest in sha256_tree(output / "model").items()}
     assert not list(output.rglob("*.bin"))
+
+
+def test_ids_without_a_token_are_counted(gpt2_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache_model(local(gpt2_folder), tmp_path / "whole", "models.mine")
+    assert "have no token" not in caplog.text
+    save_random_model(gpt2_folder, "gpt2", FAMILIES["gpt2"], 64)  # 50 tokens
+    cache_model(local(gpt2_folder), tmp_path / "padded", "models.mine")
+    assert "models.mine: 14 of its 64 ids have no token" in caplog.text
 
 
 def test_a_folder_without_tokenizer_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:

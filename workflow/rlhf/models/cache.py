@@ -63,6 +63,7 @@ def cache_model(
     else:
         model, tokenizer = _from_source(settings.source, settings.trust_remote_code, place)
     settle_special_tokens(tokenizer, model, settings.eos_token, settings.pad_token, place)
+    _warn_of_ids_without_token(model, tokenizer, place)
     facts = _facts(model, tokenizer)
     require(facts, requirements, place)
     adapters = {} if settings.source == "scratch" else _merged_adapters(model, settings.source)
@@ -86,6 +87,19 @@ def _require_same_when_loaded(model: Path, place: str) -> None:
     changed = changed_rules(load_tokenizer(model), model / "tokenizer.json")
     if changed:
         raise UserError(f"{place}: a tokenizer loaded again changes {', '.join(changed)} of its tokenizer.json")
+
+
+def _warn_of_ids_without_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Published vocabularies are padded for speed; PPO samples what the model makes likely, also such ids."""
+    rows, tokens = model.get_input_embeddings().num_embeddings, len(set(tokenizer.get_vocab().values()))
+    if rows > tokens:
+        logger.warning(
+            "%s: %d of its %d ids have no token; where the model was not trained to avoid them, answers hold some, "
+            "which no text shows",
+            place,
+            rows - tokens,
+            rows,
+        )
 
 
 def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelManifest:
