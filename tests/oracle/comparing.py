@@ -14,7 +14,7 @@ import numpy as np
 
 RELATIVE, ABSOLUTE = 3e-5, 5e-6
 WEIGHTS = 1e-5  # absolute: weights are of the size of 0.2, and a step changes them by up to 4e-3
-COUNTS = {"tokens", "step", "epoch", "pairs", "rows", "prompts", "rows_too_long"}
+COUNTS = {"tokens", "step", "epoch", "pairs", "rows", "prompts", "rows_too_long", "rows_of_equal_answers"}
 EXACT = COUNTS | {"learning_rate", "critic_learning_rate", "response_length", "eos_share", "gold"}
 
 

@@ -131,7 +131,8 @@ def test_evaluation_of_the_reward_model(trained: Trained, tmp_path: Path, group:
     tables = {name: found.pop(name) for name in ("calibration", "by_subset", "by_longer", "by_length_difference")}
     calibration, error = report.calibration([(row["from"], row["to"]) for row in tables["calibration"]])
     too_long = sum(len(one.unseen) for one in trained.data) - len(rows)
-    require_equal(found, {**report.numbers(), "calibration_error": error, "rows_too_long": too_long})
+    counts = {"rows_too_long": too_long, "rows_of_equal_answers": 0}
+    require_equal(found, {**report.numbers(), "calibration_error": error, **counts})
     require_equal_rows(tables["calibration"], calibration)
     require_equal_rows(tables["by_subset"], report.by_subset())
     require_equal_rows(tables["by_longer"], report.by_longer())

@@ -154,8 +154,8 @@ class Reward:
         ids = np.concatenate([prompt, answer])
         if finished and self._before_eos:
             ids = ids[:-1]
-        if self._shift:  # it reads the text: words, and the EOS
-            ids = np.array([EOS if id == EOS else shifted(id, self._shift) for id in ids if id == EOS or id > 2])
+        if self._shift:  # it reads the text; special tokens that are drawn are special tokens to it too
+            ids = np.array([shifted(id, self._shift) if id > 2 else id for id in ids])
         return float(self._scorer.scores(ids)[-1])
 
 

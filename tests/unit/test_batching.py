@@ -36,6 +36,7 @@ def write_dataset(folder: Path, split: str, rows: int) -> Path:
     (folder / f"{split}.question.bin").touch()
     np.save(folder / f"{split}.question.offsets.npy", np.zeros(rows + 1, np.int64))
     np.save(folder / f"{split}.subset.npy", np.full(rows, -1, np.int32))
+    np.save(folder / f"{split}.equal.npy", np.zeros(rows, bool))
     return folder
 
 

@@ -437,6 +437,27 @@ def test_minibatches_must_divide_the_rollout() -> None:
     assert "experiments.demo.ppo: minibatches (5) must divide prompts_per_rollout (96)" in message
 
 
+@pytest.mark.parametrize(
+    ("ppo", "said"),
+    [
+        ({"actor": {"num_warmup_steps": 12}}, "actor.num_warmup_steps (12) must be below the 12 steps of 3 iterations"),
+        ({"critic": {"num_warmup_steps": 90}}, "critic.num_warmup_steps (90) must be below the 12 steps"),
+        (
+            {"critic_warmup_iterations": 1, "actor": {"num_warmup_steps": 8}},
+            "actor.num_warmup_steps (8) must be below the 8 steps of 2 iterations",
+        ),
+        ({"actor": {"num_warmup_steps": 11}}, None),
+        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {"num_warmup_steps": 90}}, None),
+        ({"iterations": None, "actor": {"num_warmup_steps": 90}}, None),
+    ],
+)
+def test_a_warm_up_ends_within_the_training(ppo: dict[str, Any], said: str | None) -> None:
+    settings = {"iterations": 3, "ppo_epochs": 2, "minibatches": 2, "prompts_per_rollout": 8}
+    short = {"actor": {"num_warmup_steps": 0}, "critic": {"num_warmup_steps": 0}}
+    config = make_config(ppo={**settings, **short, **ppo})
+    assert said in refused(config) if said else plan(config)
+
+
 def test_an_overlay_is_judged_together_with_the_defaults() -> None:
     config = with_value(make_config(ppo={"minibatches": 3}), "defaults.ppo.prompts_per_rollout", 96)
     (ppo,) = plan(config).of_kind("ppo")

@@ -11,10 +11,15 @@ from tokenizers import normalizers
 
 from rlhf.config.specification import ResolvedDataset
 from rlhf.data.dataset import cache_dataset, load_cached
+from rlhf.data.split import split_dataset
 from rlhf.data.tokens import TokenStore, tokenize
 from rlhf.errors import UserError
 from rlhf.files import read_json, write_jsonl
+from rlhf.training.frame import keep_usable
+from rlhf.training.reward import GroupPreference
+from rlhf.training.stage import StagePaths
 from tests.tokenizers import ASSISTANT, BOS, END, EOS, KINDS, USER, make_tokenizer
+from tests.unit.conftest import save_word_tokenizer
 
 FORMATS = {"prompt_format": f"{USER}{{prompt}}{END}{ASSISTANT}", "answer_format": f"{{answer}}{END}"}
 ROWS = [{"prompt": f"Once upon {number} ", "chosen": f"a time {number}", "rejected": "no"} for number in range(20)]
@@ -65,6 +70,38 @@ def test_what_a_user_may_not_have_meant_is_counted_and_said(tmp_path: Path, capl
     said = caplog.text
     for words in ("spans the border", "write it into answer_format", "data spells out special tokens (</s>, <s>)"):
         assert words in said
+
+
+def test_answers_that_are_the_same_tokens_are_counted_and_no_comparison(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Words that the vocabulary lacks all become one: texts differ, ids do not."""
+    rows = [
+        {"prompt": "w3", "chosen": " w4", "rejected": " w5"},
+        {"prompt": "w4", "chosen": " sun", "rejected": " moon"},
+        {"prompt": "w5", "chosen": " w4 sun", "rejected": " w4"},
+    ]
+    save_word_tokenizer(tmp_path / "words")
+    made(tmp_path, "byte-bpe", rows)
+    tokens = tmp_path / "other"
+    tokenize(tmp_path / "dataset", tmp_path / "words", tokens)
+    assert read_json(tokens / "report.json")["splits"]["train"]["equal_answers"] == {"count": 1, "first_rows": [1]}
+    assert "are the same tokens" in caplog.text
+    split_dataset(tmp_path / "dataset", "0,1,0", 0, tmp_path / "split")
+    paths = StagePaths([tokens], [tmp_path / "split"], tmp_path, tmp_path)
+    corpus = paths.corpus("train", "reward")
+    dropped = keep_usable(corpus, GroupPreference(), 4, "reward")
+    assert (len(corpus), dropped.equal, dropped.too_long) == (1, 1, 1)
+    assert corpus.place(0) == (0, 0)
+    alone = [rows[1] | {"prompt": f"w{number}"} for number in range(3, 9)]
+    with pytest.raises(UserError, match="reward: answers that are the same tokens excludes all 6 rows"):
+        folder = tmp_path / "alone"
+        folder.mkdir()
+        made(folder, "byte-bpe", alone)
+        tokenize(folder / "dataset", tmp_path / "words", folder / "other")
+        split_dataset(folder / "dataset", "0,1,0", 0, folder / "split")
+        corpus = StagePaths([folder / "other"], [folder / "split"], folder, folder).corpus("train", "reward")
+        keep_usable(corpus, GroupPreference(), 9, "reward")
 
 
 def test_a_dataset_without_any_of_it_is_told_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

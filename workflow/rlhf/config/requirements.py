@@ -74,12 +74,26 @@ def _ppo(ppo: PpoSection) -> Iterator[str]:
         yield f"critic_warmup_iterations: {ppo.advantage_estimator} has no value model; set it to 0"
     if ppo.iterations is not None and ppo.critic_warmup_iterations >= ppo.iterations:
         yield f"critic_warmup_iterations ({ppo.critic_warmup_iterations}) must be below iterations ({ppo.iterations})"
+    if ppo.iterations is not None:
+        yield from _warm_ups(ppo, ppo.iterations)
     if ppo.kl_in == "loss" and ppo.kl_estimator == "k1":
         yield "kl_estimator k1 has no gradient on average as a loss; use k2 or k3, or kl_in: reward"
     if ppo.kl_target is not None and ppo.kl_coefficient == 0:
         yield "kl_target scales kl_coefficient, which is 0; start from a positive one, for example 0.1"
     if ppo.reference == "adapters_off" and not (ppo.actor.lora_dim and ppo.actor.only_optimize_lora):
         yield "reference: adapters_off needs actor.lora_dim and actor.only_optimize_lora, else other weights move too"
+
+
+def _warm_ups(ppo: PpoSection, iterations: int) -> Iterator[str]:
+    """Learning rates that never reach what is configured."""
+    per_iteration = ppo.ppo_epochs * ppo.minibatches
+    roles = {"actor": max(0, iterations - ppo.critic_warmup_iterations)}
+    if ppo.advantage_estimator == "gae":
+        roles["critic"] = iterations
+    for role, trained in roles.items():
+        warm_up, steps = getattr(ppo, role).num_warmup_steps, trained * per_iteration
+        if warm_up >= steps:
+            yield f"{role}.num_warmup_steps ({warm_up}) must be below the {steps} steps of {trained} iterations"
 
 
 def _engines(stage: SftSection | RewardSection | PpoSection) -> Iterator[str]:

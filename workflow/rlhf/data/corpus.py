@@ -121,6 +121,10 @@ class Corpus:
         """Tokens of the longest answer of each row: [rows] int64."""
         return self._of_rows([store.longest_answers() for store in self._stores])
 
+    def has_equal_answers(self) -> np.ndarray:
+        """Whether two answers of a row are the same ids: [rows] bool."""
+        return self._of_rows([store.has_equal_answers for store in self._stores]).astype(bool)
+
     def _of_rows(self, tables: list[np.ndarray]) -> np.ndarray:
         values = np.empty(len(self), dtype=np.int64)
         for number, table in enumerate(tables):
@@ -192,14 +196,19 @@ class Corpus:
             stands[own] = (drawn.argsort().argsort() + offset) / max(1, len(own))
         return stands.argsort(kind="stable")[:limit]
 
-    def keep(self, mask: np.ndarray, limit: str) -> int:
+    def keep(self, mask: np.ndarray, limit: str, remedy: str = "raise it") -> int:
         """Keep the rows where `mask` is true; returns how many were dropped.
 
+        Args:
+            mask: [rows] bool.
+            limit: what excluded the others, for example a setting.
+            remedy: what to do where that leaves none.
+
         Raises:
-            UserError: no row is left; `limit` names the setting that excluded them.
+            UserError: no row is left.
         """
         dropped = int((~mask).sum())
         if dropped == len(self):
-            raise UserError(f"{limit} excludes all {len(self)} rows; raise it")
+            raise UserError(f"{limit} excludes all {len(self)} rows; {remedy}")
         self._places = self._places[mask]
         return dropped

@@ -36,6 +36,7 @@ class SplitReport(TypedDict):
         rows: of the split.
         border_tokens: a token spans the border of prompt and answer; it is among the answer's ids.
         unseparated: neither the prompt ends nor an answer begins with white space or a sign.
+        equal_answers: two answers are the same ids; nothing can be learnt from which one is better.
         spelled_special_tokens: data spells out special tokens, which stay characters.
         spelled: these tokens.
     """
@@ -43,17 +44,19 @@ class SplitReport(TypedDict):
     rows: int
     border_tokens: Found
     unseparated: Found
+    equal_answers: Found
     spelled_special_tokens: Found
     spelled: list[str]
 
 
 def split_report(ids: datasets.Dataset) -> SplitReport:
-    """The report of a split's rows, from the columns `spanning`, `unseparated`, `spelled` and `row`."""
+    """The report of a split's rows, from the columns `spanning`, `unseparated`, `equal`, `spelled` and `row`."""
     spelled = [set(tokens) for tokens in ids["spelled"]]
     return {
         "rows": len(ids),
         "border_tokens": _found(ids["row"], ids["spanning"]),
         "unseparated": _found(ids["row"], ids["unseparated"]),
+        "equal_answers": _found(ids["row"], ids["equal"]),
         "spelled_special_tokens": _found(ids["row"], map(bool, spelled)),
         "spelled": sorted(set().union(*spelled)),
     }
@@ -71,6 +74,8 @@ def log_report(report: SplitReport, split: str) -> None:
         "prompt's ids end before it: let prompts end where a token ends, for example without a space",
         "unseparated": "neither does the prompt end nor the answer begin with white space or a sign; where one belongs "
         "between them, write it into answer_format, for example ' {answer}'",
+        "equal_answers": "answers that differ as texts are the same tokens, so reward training and evaluation leave "
+        "the rows out; a vocabulary that lacks their words is the usual cause",
         "spelled_special_tokens": f"data spells out special tokens ({', '.join(report['spelled'])}), which are trained "
         "as the characters they are written with; let prompt_format, answer_format or chat_template write them",
     }

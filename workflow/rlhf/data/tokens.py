@@ -40,6 +40,7 @@ ENCODED = datasets.Features(
         "spanning": datasets.Value("bool"),
         "spelled": datasets.List(datasets.Value("string")),
         "unseparated": datasets.Value("bool"),
+        "equal": datasets.Value("bool"),
     }
 )
 
@@ -50,6 +51,9 @@ class TokenStore:
     Args:
         folder: results/tokens/<id>/.
         split: `train` or `eval`.
+
+    Attributes:
+        has_equal_answers: whether two answers of a row are the same ids, though not the same text, [rows] bool.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -67,6 +71,7 @@ class TokenStore:
         }
         self._answers: np.ndarray = np.load(folder / f"{split}.answers.npy")
         self._answer_offsets = np.load(folder / f"{split}.answers.offsets.npy")
+        self.has_equal_answers: np.ndarray = np.load(folder / f"{split}.equal.npy")
         self._subset_names: list[str] = facts["subsets"][split]
         self._subsets = np.load(folder / f"{split}.subset.npy")
         self._question_offsets = np.load(folder / f"{split}.question.offsets.npy")
@@ -166,6 +171,7 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
             statistics[split] = {field: _store(ids, field, folder / f"{split}.{field}", dtype) for field in FIELDS}
             _store_answers(ids, texts, folder / f"{split}.answers")
             _store_questions(ids["question"], folder / f"{split}.question")
+            np.save(folder / f"{split}.equal.npy", np.array(ids["equal"], dtype=bool))
             subsets[split] = _store_subsets(texts, folder / f"{split}.subset.npy")
             reports[split] = split_report(ids)
         check = TextCheck(tokenizer, model, writer, encoder)
@@ -235,6 +241,7 @@ def _encode(batch: dict[str, list[Any]], writer: Writer, encoder: Encoder) -> di
         "spanning": [bool(row.spanning) for row in encoded],
         "spelled": [spelled_tokens(row, encoder) for row in written],
         "unseparated": [is_unseparated(row) for row in written],
+        "equal": [len(set(map(tuple, row.answers))) < len(row.answers) for row in encoded],
     }
 
 

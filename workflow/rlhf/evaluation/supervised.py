@@ -30,6 +30,7 @@ from rlhf.models.scores import TokenScorer
 from rlhf.models.tokenizers import decode
 from rlhf.records.evaluation import GoldAgreement, RewardEvaluation
 from rlhf.training.distributed import device, gather_rows, rank, world_size
+from rlhf.training.frame import keep_usable
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.supervised import mean_loss
@@ -59,14 +60,14 @@ def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_fold
     """Write how well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
     objective = GroupPreference()
     corpus = evaluation.paths.corpus("eval", "reward")
-    limit = evaluation.settings.max_seq_len
-    dropped = corpus.keep(objective.lengths(corpus) <= limit, f"reward.max_seq_len: {limit}")
+    dropped = keep_usable(corpus, objective, evaluation.settings.max_seq_len, "reward")
     model = load_reward(model_folder, "fp32")
     raw = unseen_scores(TokenScorer(model).eval().to(device()), corpus, evaluation.batch_size)
     result: RewardEvaluation = {
         **reward_report(judged_pairs(corpus, raw), raw, model.config.reward_mean, model.config.reward_std),
         **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
-        "rows_too_long": dropped,
+        "rows_too_long": dropped.too_long,
+        "rows_of_equal_answers": dropped.equal,
     }
     evaluation.write(result)
 

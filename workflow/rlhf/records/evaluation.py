@@ -91,6 +91,7 @@ class RewardEvaluation(Accuracy, GoldAgreement, total=False):
 
     prompts: int
     rows_too_long: int
+    rows_of_equal_answers: int  # as tokens, though not as text
     longer_accuracy: float
     score_mean: float
     score_std: float

@@ -81,6 +81,13 @@ class Trainer:
             betas=(optimization.adam_beta1, optimization.adam_beta2),
             eps=optimization.adam_epsilon,
         )
+        if 0 < total_steps <= optimization.num_warmup_steps:
+            logger.warning(
+                "num_warmup_steps: %d of %d steps; the learning rate never reaches %g",
+                optimization.num_warmup_steps,
+                total_steps,
+                optimization.learning_rate,
+            )
         scheduler = get_scheduler(optimization.lr_scheduler_type, optimizer, optimization.num_warmup_steps, total_steps)
         self._measures_norm = settings.engine_stage == 0
         config = deepspeed_config(optimization, settings)

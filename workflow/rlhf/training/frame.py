@@ -53,18 +53,36 @@ def load_corpora(stage: SupervisedStage, objective: Objective, phase: str) -> Co
         UserError: no row of a split is short enough.
     """
     settings = stage.settings
-    train = _short_enough(stage.paths.corpus("train", phase, settings.data_weights), stage, objective, "train", phase)
-    unseen = _short_enough(stage.paths.corpus("eval", phase), stage, objective, "eval", phase)
+    train, unseen = stage.paths.corpus("train", phase, settings.data_weights), stage.paths.corpus("eval", phase)
+    for split, corpus in (("train", train), ("eval", unseen)):
+        total = len(corpus)
+        dropped = keep_usable(corpus, objective, settings.max_seq_len, phase)
+        logger.info("%s: %d of %d rows; %s", split, len(corpus), total, dropped)
     chosen = unseen.sample(settings.max_eval_rows, EVALUATION_ROWS_SEED)
     unseen.keep(np.isin(np.arange(len(unseen)), chosen), f"{phase}.max_eval_rows")
     return Corpora(train, unseen)
 
 
-def _short_enough(corpus: Corpus, stage: SupervisedStage, objective: Objective, split: str, phase: str) -> Corpus:
-    limit, total = stage.settings.max_seq_len, len(corpus)
-    dropped = corpus.keep(objective.lengths(corpus) <= limit, f"{phase}.max_seq_len: {limit}")
-    logger.info("%s: %d of %d rows; %d longer than %d tokens", split, len(corpus), total, dropped, limit)
-    return corpus
+@dataclass(frozen=True)
+class Dropped:
+    """Rows that are left out: too long, or of answers that are the same tokens."""
+
+    too_long: int
+    equal: int
+
+    def __str__(self) -> str:
+        return f"{self.too_long} too long, {self.equal} of equal answers"
+
+
+def keep_usable(corpus: Corpus, objective: Objective, limit: int, phase: str) -> Dropped:
+    """Leave out the rows from which an objective learns nothing, and those of more than `limit` tokens.
+
+    Raises:
+        UserError: no row is left.
+    """
+    remedy = "its tokenizer lacks the words by which they differ"
+    equal = corpus.keep(objective.usable(corpus), f"{phase}: answers that are the same tokens", remedy)
+    return Dropped(corpus.keep(objective.lengths(corpus) <= limit, f"{phase}.max_seq_len: {limit}"), equal)
 
 
 def supervised_engine(stage: SupervisedStage) -> EngineSettings:

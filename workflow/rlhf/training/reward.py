@@ -104,6 +104,10 @@ class GroupPreference:
         self._coefficient = margin_coefficient
         self._share_prompt = share_prompt
 
+    def usable(self, corpus: Corpus) -> np.ndarray:
+        """The rows whose answers differ as tokens, [rows] bool."""
+        return ~corpus.has_equal_answers()
+
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of the longest sequence of each group, [rows]."""
         lengths: np.ndarray = corpus.lengths("prompt") + corpus.longest_answers()

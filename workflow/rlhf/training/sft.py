@@ -41,6 +41,10 @@ class AnswerLikelihood:
         self._all = loss_on == "all"
         self.capacity = capacity
 
+    def usable(self, corpus: Corpus) -> np.ndarray:
+        """All rows, [rows] bool."""
+        return np.ones(len(corpus), dtype=bool)
+
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of prompt and answer, [rows]."""
         lengths: np.ndarray = corpus.lengths("prompt") + corpus.lengths("chosen")

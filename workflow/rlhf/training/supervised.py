@@ -33,6 +33,9 @@ class Objective(Protocol):
     statistics: tuple[str, ...]
     capacity: int | None  # tokens of a sequence into which rows are packed; None: each row is a sequence of its own
 
+    def usable(self, corpus: Corpus) -> np.ndarray:
+        """Whether there is something to learn from a row, whatever its length, [rows] bool."""
+
     def lengths(self, corpus: Corpus) -> np.ndarray:
         """Tokens of each row, [rows]."""
 
