@@ -25,7 +25,7 @@ from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.stage import StagePaths
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
-from tests.snakemake import ENVIRONMENT, ROOT
+from tests.snakemake import ENVIRONMENT, ROOT, free_port
 from tests.specifications import specification_of
 
 LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2, "only_optimize_lora": True}
@@ -141,8 +141,8 @@ CLASSES_BF16: dict[str, tuple[str, dict[str, Any], dict[str, Member]]] = {
     "ppo in bf16": ("ppo", {"actor": CALM, "critic": CALM, "dtype": "bf16", "iterations": 1}, PPO_BF16),
 }
 CASES_BF16 = [(name, member) for name, (_, _, own) in CLASSES_BF16.items() for member in own if member != "reference"]
-# Stage -> series -> largest and mean difference: three times what was measured, or a little more. The accuracy of a batch
-# is left out, because one unit in the last place turns a pair round.
+# Stage -> series -> largest and mean difference: three times what was measured, or a little more. The accuracy of a
+# batch is left out, because one unit in the last place turns a pair round.
 NEAR = {
     "sft": {"loss": (1e-3, 2e-4), "grad_norm": (2e-3, 6e-4)},
     "reward": {"loss": (5e-3, 1e-3), "grad_norm": (5e-3, 1e-3)},
@@ -153,8 +153,8 @@ NEAR = {
         "critic_grad_norm": (3e-3, 3e-3),
     },
 }
-# Norm of the difference of all weights, relative to theirs: three times what was measured, a fourteenth of what training
-# changes, or less.
+# Norm of the difference of all weights, relative to theirs: three times what was measured, a fourteenth of what
+# training changes, or less.
 NEAR_WEIGHTS = {"sft": 8e-3, "reward": 5e-3, "ppo": 1.2e-3}
 # Not members: they must be told apart.
 SHIFTED = {
@@ -217,7 +217,7 @@ class Runs:
         listing.write_text(json.dumps(commands))
         launcher = [sys.executable]
         if processes > 1:
-            launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", "29617"]
+            launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(free_port())]
         result = subprocess.run(
             [*launcher, str(ROOT / "tests/pipeline/run_scripts.py"), str(listing)],
             env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},

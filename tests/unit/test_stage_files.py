@@ -109,7 +109,7 @@ def test_adapters_of_no_layer_are_refused_by_the_key_of_their_settings(
         experiment, folders = {kind: TRAINING | adapters}, {"model": start.policy}
     else:
         key, stage = f"ppo.{kind}", "ppo"
-        experiment, folders = {"ppo": PPO | {kind: adapters}}, {"sft": start.policy, "reward": start.reward}
+        experiment, folders = {"ppo": PPO | {kind: PPO[kind] | adapters}}, {"sft": start.policy, "reward": start.reward}
     with pytest.raises(UserError, match=rf"^{re.escape(key)}\.lora_module_name: 'no such layer' matches no linear"):
         run(stage, tmp_path / "out", [start.data], experiment, **folders)
 
