@@ -258,11 +258,14 @@ def test_what_is_configured_takes_the_place_of_what_is_not() -> None:
         ({"columns": {"group": "id"}, "keep_together": "row"}, "keep_together has no effect beside the role `group`"),
     ],
 )
-def test_a_key_that_does_not_apply_is_refused_before_anything_runs(settings: dict[str, Any], message: str) -> None:
+def test_a_key_that_does_not_apply_is_refused_before_a_row_is_read(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     config = tiny_config()
     config["datasets"]["reviews"] |= settings
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        resolve(config, lambda path, key: "content")
+        (dataset,) = resolve(config, lambda path, key: "content").of_kind("dataset")
+        cache_dataset(dataset.settings, tmp_path / "out", "datasets.reviews")
     assert "datasets.reviews" in str(caught.value)
 
 

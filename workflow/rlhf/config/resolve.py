@@ -43,8 +43,6 @@ from rlhf.config.specification import (
 )
 from rlhf.config.stages import EvaluationSection, JobExecution
 from rlhf.config.user_code import function_content
-from rlhf.data.examples import require_applicable
-from rlhf.data.mappings import row_format
 from rlhf.errors import UserError
 from rlhf.phases import PHASES
 
@@ -224,7 +222,6 @@ class _Resolver:
             turns=None if dataset.chat_template is None else True,
             content=content or None,
         )
-        require_applicable(row_format(settings), f"datasets.{name}")
         generator = (source.generator or "").split(":")[0].split(".")[-1]
         label = slug(source.hub or generator or _stem(files))
         inputs = (*files, *source.reads)
