@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,13 @@ ENVIRONMENT = os.environ | {
     # Where DeepSpeed would put operators that it compiles at run time.
     "TORCH_EXTENSIONS_DIR": tempfile.mkdtemp(prefix="torch-extensions-"),
 }
+
+
+def free_port() -> int:
+    """A port on which several processes can meet, whatever else runs on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def snakemake(

@@ -172,6 +172,8 @@ def configuration(scale: Scale, rows: str, gpus: int) -> dict[str, Any]:
                 "prompts_per_rollout": scale.samples,
                 "max_prompt_seq_len": scale.prompt,
                 "max_answer_seq_len": scale.answer,
+                "actor": {"num_warmup_steps": 0},
+                "critic": {"num_warmup_steps": 0},
                 "execution": {
                     **execution,
                     "per_device_generation_batch_size": scale.samples,

@@ -24,7 +24,7 @@ from rlhf.models.scores import TokenScorer
 from rlhf.runtime.seeds import derive_seed
 from tests.pipeline.handing_on import Chain, merging_into_half_precision, says
 from tests.project import Project
-from tests.snakemake import ENVIRONMENT, ROOT
+from tests.snakemake import ENVIRONMENT, ROOT, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def by_two(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Hande
     folder, variant = tmp_path_factory.mktemp("two"), "two processes, ZeRO-3"
     program = [str(ROOT / "tests/pipeline/handing_on.py"), str(finished.folder), str(folder), variant]
     result = subprocess.run(
-        ["deepspeed", "--num_gpus", "2", "--master_port", "29619", *program],
+        ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), *program],
         env=ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ENVIRONMENT.get('PYTHONPATH', '')}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -70,7 +70,7 @@ def test_every_quirk_of_the_preferences_is_counted(real: Project) -> None:
     splits = report(real, "preferences")
     assert splits["train"]["rows_read"] == 2312
     bad = {reason: entry["count"] for reason, entry in splits["train"]["bad_rows"].items()}
-    assert bad == {"prompt differs": 5, "empty answer": 4}
+    assert bad == {"prompt differs": 5, "empty answer: chosen": 4}
     assert splits["train"]["rows_kept"] + splits["eval"]["rows_kept"] == 2312 - 9
     assert splits["train"]["repeated_prompts"] + splits["eval"]["repeated_prompts"] == 2
     assert splits["eval"]["seen_in_train"] == 0

@@ -206,7 +206,7 @@ DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Go.\n\nAssistant:"
                 "chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c",
                 "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d",
             },
-            "roles do not alternate",
+            "roles do not alternate: chosen",
         ),
         (
             "comparisons",

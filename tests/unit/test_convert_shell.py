@@ -39,6 +39,8 @@ def refused(script: str, phase: str = "sft") -> str:
         ("main.py --x 1 > log 2>&1 # note", ["main.py", "--x", "1"]),
         ("cd /tmp && main.py --x 1 | tee log; echo done", ["main.py", "--x", "1"]),
         ("main.py \\\n  --x \\\n  1", ["main.py", "--x", "1"]),
+        ("# main.py \\\n # --y 2 \\\nmain.py --x \\\n  1", ["main.py", "--x", "1"]),
+        ("main.py --x 1 \\\n  # --y 2 \\\nother", ["main.py", "--x", "1"]),
         ("if [ -n \"$B\" ]; then\nA=1\nelif [ 'x' != y ]; then\nA=2\nelse\nA=3\nfi\nmain.py $A", ["main.py", "2"]),
         ("if [ a == b ]; then\nif [ c == c ]; then\nA=1\nfi\nelse A=2\nfi\nmain.py $A", ["main.py", "2"]),
         ("for i in 1 2; do\necho $i\ndone\nmain.py --x 1", ["main.py", "--x", "1"]),

@@ -53,8 +53,9 @@ def test_every_pairwise_shape_takes_a_margin(shape):
 
 @pytest.mark.parametrize(
     ("margin", "reason"),
-    [("much", "wrong type"), ("", "wrong type"), ([1], "wrong type"), (float("nan"), "number not finite"),
-     ("inf", "number not finite"), (-0.5, "negative margin")],
+    [("much", "wrong type: margin"), ("", "wrong type: margin"), ([1], "wrong type: margin"),
+     (float("nan"), "number not finite: margin"),
+     ("inf", "number not finite: margin"), (-0.5, "negative margin")],
 )  # fmt: skip
 def test_a_bad_margin_makes_a_bad_row(margin, reason):
     assert read("pairs", pair(margin=margin)) == [reason]
@@ -65,7 +66,10 @@ def test_compared_answers_have_a_margin_where_both_are_scored():
     both, label = read("comparisons", row | {"score_0": 0.25}, row)
     assert (both.chosen, both.rejected, both.ratings) == ("b", ("a",), (0.75, 0.25))
     assert (label.chosen, label.rejected, label.ratings) == ("b", ("a",), None)
-    assert read("comparisons", row | {"score_0": 0.75}, row | {"score_1": "nan"}) == ["tie", "number not finite"]
+    assert read("comparisons", row | {"score_0": 0.75}, row | {"score_1": "nan"}) == [
+        "tie",
+        "number not finite: score_1",
+    ]
 
 
 def published(name: str, row: dict) -> Example | str:
@@ -102,16 +106,16 @@ def test_ranked_answers_come_best_first_or_with_ranks_or_ratings():
 def test_ranked_rows_that_cannot_be_used_have_a_reason():
     row = {"prompt": "p", "answers": ["a", "b"]}
     bad = [
-        ({"answers": "ab"}, "wrong type"),
-        ({"answers": ["a", 3]}, "wrong type"),
-        ({"answers": ["a", " "]}, "empty answer"),
-        ({"answers": []}, "empty answer"),
+        ({"answers": "ab"}, "wrong type: answers"),
+        ({"answers": ["a", 3]}, "wrong type: answers"),
+        ({"answers": ["a", " "]}, "empty answer: answers"),
+        ({"answers": []}, "empty answer: answers"),
         ({"answers": ["a", "b", "a"]}, "identical answers"),
-        ({"ranks": [1]}, "lists of different length"),
-        ({"ranks": 1}, "wrong type"),
+        ({"ranks": [1]}, "not as many as answers: ranks"),
+        ({"ranks": 1}, "wrong type: ranks"),
         ({"ranks": [1, 1]}, "tie"),
-        ({"ratings": [1, None]}, "wrong type"),
-        ({"ratings": [1, float("inf")]}, "number not finite"),
+        ({"ratings": [1, None]}, "wrong type: ratings"),
+        ({"ratings": [1, float("inf")]}, "number not finite: ratings"),
     ]
     assert read("ranked", *(row | change for change, _ in bad)) == [reason for _, reason in bad]
     (alone,) = read("ranked", row | {"answers": ["a"]})
@@ -128,7 +132,7 @@ def test_rated_answers_of_a_prompt_become_one_group():
         rated("p", "a", 2), rated("q", "x", 1), rated("p", "b", "4", subset="best"), rated("p", "c", 2),
         rated("p", "b", 1), rated("r", "y", 3), rated("r", "z", 3), rated("p", "d", "nan"),
     )  # fmt: skip
-    assert results[:2] == ["repeated answer", "number not finite"]
+    assert results[:2] == ["repeated answer", "number not finite: rating"]
     group = results[2]
     assert (group.prompt, group.chosen, group.rejected, group.subset) == ("p", "b", ("a", "c"), "best")
     assert (group.ranks, group.ratings) == ((0, 1, 1), (4.0, 2.0, 2.0))

@@ -64,7 +64,7 @@ def test_a_row_without_the_key_that_keeps_rows_together_is_bad(tmp_path):
     rows = [row | {"thread": number} for number, row in enumerate(ROWS)]
     rows.append({"prompt": "a", "chosen": " b", "rejected": " c"})
     report = read_json(cached(tmp_path, rows, columns={"group": "thread"}) / "report.json")
-    assert report["splits"]["train"]["bad_rows"] == {"missing field": {"count": 1, "first_rows": [100]}}
+    assert report["splits"]["train"]["bad_rows"] == {"missing field: group": {"count": 1, "first_rows": [100]}}
 
 
 def test_a_share_to_hold_out_is_refused_where_a_ready_mapping_knows_unseen_rows():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhf.config import Requirement
 from rlhf.config.sources import ModelSettings
@@ -16,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.files import read_json, sha256_tree
 from rlhf.models.cache import cache_model
 from rlhf.models.loading import load_policy, load_tokenizer
-from tests.unit.conftest import edit_json, edit_weights
+from tests.unit.conftest import FAMILIES, edit_json, edit_weights, make_model, save_random_model
 
 TEXTS = ["a b c\n", "b c d e 😀", "a a <eos"]
 ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
@@ -124,6 +125,14 @@ def test_a_local_folder_is_copied_with_its_facts(family_folder: Path, tmp_path: 
     assert not list(output.rglob("*.bin"))
 
 
+def test_ids_without_a_token_are_counted(gpt2_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache_model(local(gpt2_folder), tmp_path / "whole", "models.mine")
+    assert "have no token" not in caplog.text
+    save_random_model(gpt2_folder, "gpt2", FAMILIES["gpt2"], 64)  # 50 tokens
+    cache_model(local(gpt2_folder), tmp_path / "padded", "models.mine")
+    assert "models.mine: 14 of its 64 ids have no token" in caplog.text
+
+
 def test_a_folder_without_tokenizer_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
     for file in gpt2_folder.glob("tokenizer*"):
         file.unlink()
@@ -138,6 +147,91 @@ def test_pickled_weights_are_never_read(gpt2_folder: Path, tmp_path: Path) -> No
     message = refused(tmp_path, local(gpt2_folder))
     assert "models.mine.source.path: no usable model" in message
     assert "with weights as safetensors" in message
+
+
+def test_a_pointer_of_git_lfs_is_named(gpt2_folder: Path, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name in ("tokenizer.json", "model.safetensors"):
+        (gpt2_folder / name).write_text(pointer)
+        message = refused(tmp_path, local(gpt2_folder))
+        assert f"{name} is a pointer of git-lfs, not the file itself; run `git lfs pull`" in message
+        assert "pickled" not in message
+
+
+def test_an_adapter_is_told_from_a_left_over_configuration_of_one(gpt2_folder: Path, tmp_path: Path) -> None:
+    (gpt2_folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    message = refused(tmp_path, local(gpt2_folder))
+    assert "has adapter_config.json beside whole weights" in message
+    assert "if the adapter is merged into these weights, remove adapter_config.json" in message
+    (gpt2_folder / "model.safetensors").rename(gpt2_folder / "adapter_model.safetensors")
+    message = refused(tmp_path, local(gpt2_folder))
+    assert "is an adapter; merge it into its model" in message
+    assert "remove" not in message
+
+
+def test_an_index_that_names_a_missing_file_says_which(gpt2_folder: Path, tmp_path: Path) -> None:
+    names = load_file(gpt2_folder / "model.safetensors")
+    (gpt2_folder / "model.safetensors").rename(gpt2_folder / "model-00001-of-00002.safetensors")
+    files = {name: f"model-0000{1 + ('wte' in name)}-of-00002.safetensors" for name in names}
+    index = gpt2_folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    message = refused(tmp_path, local(gpt2_folder))
+    assert "names model-00002-of-00002.safetensors, which is not there (1 of 2 files are missing)" in message
+    assert "pickled" not in message
+    index.write_text('{"weight')
+    assert "model.safetensors.index.json is damaged" in refused(tmp_path, local(gpt2_folder))
+
+
+def test_weights_of_another_program_are_named(gpt2_folder: Path, tmp_path: Path) -> None:
+    (gpt2_folder / "model.safetensors").unlink()
+    assert "it has no weights (model.safetensors, or" in refused(tmp_path, local(gpt2_folder))
+    (gpt2_folder / "tiny.Q4_1.gguf").write_bytes(b"GGUF\x03")
+    for file in gpt2_folder.glob("tokenizer*"):  # it has its tokenizer inside
+        file.unlink()
+    message = refused(tmp_path, local(gpt2_folder))
+    assert "tiny.Q4_1.gguf is of llama.cpp (GGUF)" in message
+    assert "gguf_file='tiny.Q4_1.gguf'" in message
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trained_reward_model_is_no_start(tmp_path: Path, tied: bool) -> None:
+    """Tied, it lacks nothing but has a head too many; untied, its output layer was never there."""
+    folder = make_model(tmp_path / "llama", "llama")
+    config = AutoConfig.from_pretrained(folder, num_labels=1, tie_word_embeddings=tied)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    message = refused(tmp_path, local(folder))
+    assert "would lose its head: it is a reward model or a classifier (LlamaForSequenceClassification" in message
+    if tied:
+        assert "score.weight" in message
+
+
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "classifier.out_proj.weight", "qa_outputs.bias"])
+def test_a_head_of_another_library_is_not_dropped(gpt2_folder: Path, tmp_path: Path, name: str) -> None:
+    edit_weights(gpt2_folder, lambda tensors: tensors.update({name: torch.zeros(1, 32)}))
+    message = refused(tmp_path, local(gpt2_folder))
+    assert f"it is a reward model or a classifier ({name})" in message
+
+
+def test_nothing_else_is_dropped_but_what_the_model_computes_itself(gpt2_folder: Path, tmp_path: Path) -> None:
+    mask = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64)}  # in the files of the first GPT-2
+    edit_weights(gpt2_folder, lambda tensors: tensors.update(mask))
+    cache_model(local(gpt2_folder), tmp_path / "mine", "models.mine")
+    edit_weights(gpt2_folder, lambda tensors: tensors.update({"transformer.extra.weight": torch.zeros(3)}))
+    message = refused(tmp_path, local(gpt2_folder))
+    assert "has no place for, and that would be dropped: transformer.extra.weight" in message
+
+
+def test_a_remedy_is_said_where_it_applies_only(gpt2_folder: Path, tmp_path: Path) -> None:
+    weights = gpt2_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    message = refused(tmp_path, local(gpt2_folder))
+    assert "a file is damaged, or not what its name says" in message
+    assert "incomplete metadata, file not fully covered" in message
+    edit_json(gpt2_folder / "config.json", model_type="nonsense")
+    unknown = refused(tmp_path, local(gpt2_folder))
+    assert "the cause is not known to this workflow" in unknown
+    assert "pip install --upgrade transformers" in unknown  # the end of what the library says
+    assert "pickled" not in message + unknown
 
 
 def test_a_folder_that_lacks_a_weight_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:

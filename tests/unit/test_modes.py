@@ -77,6 +77,8 @@ PPO: dict[str, Any] = {
     "max_prompt_seq_len": 16,
     "max_answer_seq_len": 6,
     "dtype": "fp32",
+    "actor": {"num_warmup_steps": 0},
+    "critic": {"num_warmup_steps": 0},
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
@@ -25,7 +25,7 @@ from rlhf.models.lora import add_lora
 from rlhf.models.merged import FILE, MergedAdapters
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.records.metrics import MetricsLine
-from rlhf.runtime.lineage import lineage
+from rlhf.runtime.lineage import adapter_base, lineage
 from rlhf.runtime.manifest import describe
 from rlhf.training.weights import WeightCopy, adapter_weights, merged_adapters, plain_weights
 from tests.specifications import specification
@@ -77,6 +77,34 @@ def test_a_reward_models_adapter_brings_its_head(gpt2_folder, tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(gpt2_folder, num_labels=1)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     torch.testing.assert_close(loaded(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_names_its_task_so_that_peft_finds_base_and_class(gpt2_folder, tmp_path):
+    model = load_policy(gpt2_folder, "fp32")
+    adapted = add_lora(model, Optimization(**LORA, only_optimize_lora=True), "sft")
+    train(model)
+    write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / "policy", str(gpt2_folder))
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
+    torch.testing.assert_close(loaded(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
+    model = load_reward_backbone(gpt2_folder, "fp32", seed=5)
+    adapted = add_lora(model, Optimization(**LORA, only_optimize_lora=True), "reward")
+    train(model)
+    write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / "reward", str(gpt2_folder))
+    loaded = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "reward", num_labels=1).eval()
+    torch.testing.assert_close(loaded(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "hub", "base"),
+    [
+        ("model", "facebook/opt-125m", "facebook/opt-125m"),
+        ("model", None, "resources/models/a-1/model"),
+        ("sft", "facebook/opt-125m", "results/sft/a-1/model"),  # that model has been trained on since
+    ],
+)
+def test_an_adapters_base_is_named_as_others_find_it(stage, hub, base):
+    folder = "resources/models" if stage == "model" else "results/sft"
+    assert adapter_base({"stage": stage, "id": "a-1", "path": f"{folder}/a-1/model", "hub": hub}) == base
 
 
 def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_folder, tmp_path):

@@ -326,7 +326,7 @@ def test_an_index_names_weights_beside_it_only(gpt2_folder: Path, tmp_path: Path
 def test_an_adapter_does_not_load_another_model(gpt2_folder: Path, tmp_path: Path) -> None:
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(gpt2_folder), "task_type": "CAUSAL_LM"}
     (gpt2_folder / "adapter_config.json").write_text(json.dumps(adapter))
-    assert "is an adapter; merge it into its model" in refused_model(gpt2_folder, tmp_path / "output")
+    assert "has adapter_config.json beside whole weights" in refused_model(gpt2_folder, tmp_path / "output")
 
 
 def test_code_of_a_model_folder_does_not_run(gpt2_folder: Path, tmp_path: Path, evil: Evil) -> None:

@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-627a5712",
-    "policy": "gpt2-scratch-506a159e",
-    "sft": "gpt2-scratch-s1-4fe7a7e5",
-    "reward": "gpt2-scratch-s1-75ebd2ca",
-    "ppo": "gpt2-scratch-s1-36891ecb",
-    "evaluate_sft": "gpt2-scratch-s1-5e24738d",
-    "evaluate_reward": "gpt2-scratch-s1-eb852b35",
-    "baseline": "gpt2-scratch-s1-2fc6427d",
-    "evaluate_ppo": "gpt2-scratch-s1-32faca09",
+    "dataset": "reviews-39c11357",
+    "policy": "gpt2-scratch-aecff59a",
+    "sft": "gpt2-scratch-s1-63a242a7",
+    "reward": "gpt2-scratch-s1-c9ff880e",
+    "ppo": "gpt2-scratch-s1-f6c10b06",
+    "evaluate_sft": "gpt2-scratch-s1-c51901df",
+    "evaluate_reward": "gpt2-scratch-s1-d96303f7",
+    "baseline": "gpt2-scratch-s1-2537268a",
+    "evaluate_ppo": "gpt2-scratch-s1-7c313d94",
 }
-SPLIT, TOKENS = "reviews-6e6052f4", "reviews-gpt2-scratch-72acfc5e"
+SPLIT, TOKENS = "reviews-751cc41a", "reviews-gpt2-scratch-1688d739"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

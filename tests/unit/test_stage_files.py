@@ -17,10 +17,7 @@ from tests.oracle.stages import Outcome, run
 
 ELAPSED = 4.0  # seconds, whatever the clock says
 TRAINING: dict[str, Any] = {"max_seq_len": 32, "dtype": "fp32", "global_batch_size": 4, "num_train_epochs": 1}
-AT_ONCE = {"num_warmup_steps": 0}
 PPO: dict[str, Any] = {
-    "actor": AT_ONCE,
-    "critic": AT_ONCE,
     "iterations": 2,
     "critic_warmup_iterations": 1,
     "prompts_per_rollout": 4,
@@ -28,6 +25,8 @@ PPO: dict[str, Any] = {
     "max_answer_seq_len": 6,
     "temperature": 0.8,
     "dtype": "fp32",
+    "actor": {"num_warmup_steps": 0},
+    "critic": {"num_warmup_steps": 0},
 }
 
 
@@ -110,7 +109,7 @@ def test_adapters_of_no_layer_are_refused_by_the_key_of_their_settings(
         experiment, folders = {kind: TRAINING | adapters}, {"model": start.policy}
     else:
         key, stage = f"ppo.{kind}", "ppo"
-        experiment, folders = {"ppo": PPO | {kind: AT_ONCE | adapters}}, {"sft": start.policy, "reward": start.reward}
+        experiment, folders = {"ppo": PPO | {kind: PPO[kind] | adapters}}, {"sft": start.policy, "reward": start.reward}
     with pytest.raises(UserError, match=rf"^{re.escape(key)}\.lora_module_name: 'no such layer' matches no linear"):
         run(stage, tmp_path / "out", [start.data], experiment, **folders)
 

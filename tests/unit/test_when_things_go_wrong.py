@@ -5,9 +5,12 @@ import json
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -15,9 +18,11 @@ import torch
 from rlhf.commands import verify
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
+from rlhf.config.sources import ModelSettings
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
-from rlhf.models import loading
+from rlhf.functions import load_judge
+from rlhf.models import cache, loading
 from rlhf.ppo.checks import RatioError, SamplingError, require_same_distribution, require_unit_ratio
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
@@ -56,6 +61,35 @@ def message(action, kind=UserError) -> str:
 def a_users_mistake() -> str:
     needed = Requirement("defaults.sft.max_seq_len", positions=4096)
     return message(lambda: require({"linear_modules": [], "max_positions": 64}, [needed], "models.tiny"))
+
+
+def what_libraries_say(monkeypatch) -> list[str]:
+    unreached, unknown = httpx2.ConnectError("[Errno -2] Name or service not known"), KeyError("su")
+    found = []
+    for name, error, source in (
+        ("load_as_published", unreached, {"hub": "facebook/opt-125m"}),
+        ("_require_whole_safetensors", unknown, {"path": "my-model"}),
+    ):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "load_as_published", lambda *_: None)
+            patch.setattr(cache, name, fail)
+            settings = ModelSettings(source=source)
+            found.append(message(lambda settings=settings: cache.cache_model(settings, Path("out"), "models.base")))
+    return found
+
+
+def an_error_of_the_users_own(monkeypatch, caplog) -> str:
+    Path("mine.py").write_text("def score(prompt, answer, finished):\n    return None + prompt\n")
+    monkeypatch.syspath_prepend(os.getcwd())
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    judge = load_judge("mine:score")
+    found = message(lambda: judge("p", "a", True)).replace(f"{os.getcwd()}/", "")
+    caplog.clear()  # of the traceback
+    return found
 
 
 def failures() -> list[str]:
@@ -197,6 +231,8 @@ def test_every_message_is_quoted_as_it_is_shown(quoted, group, monkeypatch, capl
     caplog.set_level(logging.WARNING)
     shown = [
         a_users_mistake(),
+        *what_libraries_say(monkeypatch),
+        an_error_of_the_users_own(monkeypatch, caplog),
         *failures(),
         a_silent_death(),
         a_loss_that_is_not_finite(),

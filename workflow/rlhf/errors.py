@@ -19,3 +19,8 @@ class PeerFailed(RuntimeError):
 def first_line(error: BaseException) -> str:
     """The first line of what an exception of a library says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def has_errno(error: BaseException, *numbers: int) -> bool:
+    """Whether the operating system gave one of these reasons (`errno.ENOSPC`, ...)."""
+    return isinstance(error, OSError) and error.errno in numbers

@@ -115,14 +115,20 @@ class DatasetSettings(Section):
     source: DatasetSource = Field(description="Where the rows come from.")
     shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons", "ranked"] | None = Field(
         None,
-        description="Shape of a row; unset uses the ready mapping of a known hub dataset, else `pairs`. `ranked` has a "
-        "list `answers`, best first, or with a list `ratings` (higher is better) or `ranks` (lower is better); equal "
-        "ones are ties. `ratings` has one rated answer per row. Both give one group per prompt.",
+        description="Shape of a row, see the tables of shapes below; unset uses the ready mapping of a known hub "
+        "dataset, else `pairs`. `ranked` and `ratings` give one group of answers per prompt.",
     )
     columns: dict[str, str] = Field(
         {},
-        description="Role -> column; dots reach into nested fields. Optional roles: `subset`, a name for the reports; "
-        "`margin` of `pairs`, `dialogues` and `messages`, a number of at least 0; `group`, see `keep_together`.",
+        description="Role -> column; dots reach into nested fields. The tables of shapes below have the roles of each; "
+        "every shape has the optional role `group`, see `keep_together`.",
+    )
+    assistant_turns: Literal["last", "each"] = Field(
+        "last",
+        description="Which answers of a conversation (`messages`) are trained: the `last`, those before it being part "
+        "of its prompt, or `each` that follows a user's turn, as an example of its own with all that is said before it "
+        "as its prompt. All of a conversation stay together, with those of equal opening; a rejected answer belongs to "
+        "the last one. PPO gets the prompt of each.",
     )
     keep_together: Literal["prompt", "row"] = Field(
         "prompt",
@@ -142,6 +148,12 @@ class DatasetSettings(Section):
         '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
     )
     max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
+
+    @model_validator(mode="after")
+    def _one_key_of_what_stays_together(self) -> Self:
+        if "group" in self.columns and self.keep_together != "prompt":
+            raise ValueError("keep_together has no effect beside the role `group` of columns; leave one out")
+        return self
 
 
 class DatasetSection(DatasetSettings):

@@ -64,7 +64,7 @@ def _modules(name: str) -> dict[str, Path]:
         for part in _with_packages(module):
             spec = _find(part)
             file = None if spec is None else _file(spec)
-            if part in found or file is None or (_installed(file) and part != name):
+            if part in found or file is None or (is_installed(file) and part != name):
                 continue
             found[part] = file
             queue += _imports(file, part, is_package=spec is not None and spec.submodule_search_locations is not None)
@@ -108,7 +108,7 @@ def _file(spec: ModuleSpec) -> Path | None:
     return Path(spec.origin) if spec.has_location and spec.origin else None
 
 
-def _installed(file: Path) -> bool:
+def is_installed(file: Path) -> bool:
     """Whether a file is of Python, of an installed package or of this library: known by version, not by content."""
     paths = sysconfig.get_paths()
     places = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]

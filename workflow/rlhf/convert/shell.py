@@ -148,9 +148,20 @@ class Reader:
         return list(text.split()) if text != token else [token]
 
 
+def _joined(text: str) -> list[str]:
+    """Lines of a script, each with those that a backslash at its end adds; at the end of a comment it adds none."""
+    lines: list[str] = []
+    goes_on = False
+    for line in text.splitlines():
+        before = lines.pop() if goes_on else ""
+        goes_on = line.endswith("\\") and not line.lstrip().startswith("#")
+        lines.append(before + (line[:-1] + " " if goes_on else line))
+    return lines
+
+
 def _commands(text: str, place: str) -> Iterator[list[str]]:
     """The commands of a script as lists of tokens, without comments, redirections and quotes."""
-    for line in text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
+    for line in _joined(text):
         line = re.sub(r"\$\([^()]*\)|`[^`]*`", COMMAND_OUTPUT, line)
         line = re.sub(r"(?<=\s)\d(?=[<>])", "", line)  # a digit that names a stream is no word: `2>&1`
         lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")

@@ -106,18 +106,20 @@ def _read(
     """Usable rows, and the report of the others."""
     kept: list[dict[str, Any]] = []
     bad: dict[str, list[int]] = {}
+    openings: dict[int, str] = {}  # prompt of the first answer of each row
     for number, result in examples(_logged(rows, place), row_format(settings), place):
         if isinstance(result, Example):
             own = own_spans([result.prompt, result.chosen, *result.rejected])
-            kept.append({**vars(result), "own": own, "group": _group(result, number, settings), "row": number})
+            group = _group(result, number, openings.setdefault(number, result.prompt), settings)
+            kept.append({**vars(result), "own": own, "group": group, "row": number})
         else:
             bad.setdefault(result, []).append(number)
-    count = len(kept) + sum(map(len, bad.values()))
+    count = len(openings) + sum(map(len, bad.values()))
     if not count:
         raise UserError(f"{place}: the source holds no row")
     share = sum(map(len, bad.values())) / count
     reasons = "; ".join(f"{len(numbers)} x {reason}" for reason, numbers in sorted(bad.items()))
-    logger.info("%s: %d rows, %d usable%s", place, count, len(kept), f" ({reasons})" if reasons else "")
+    logger.info("%s: %d rows, %d usable%s", place, count, len(openings), f" ({reasons})" if reasons else "")
     if share > settings.max_bad_share:
         first = {reason: sorted(numbers)[:SHOWN_ROWS] for reason, numbers in bad.items()}
         raise UserError(
@@ -138,10 +140,11 @@ def _read(
     return kept, report
 
 
-def _group(example: Example, number: int, settings: ResolvedDataset) -> str:
+def _group(example: Example, number: int, opening: str, settings: ResolvedDataset) -> str:
+    """What a row stays together with; the answers of a conversation, by its opening, which equal prompts share."""
     if example.group is not None:
         return f"group {example.group}"
-    return f"row {number}" if settings.keep_together == "row" else f"prompt {example.prompt}"
+    return f"row {number}" if settings.keep_together == "row" else f"prompt {opening}"
 
 
 def _logged(rows: Iterable[Row | UnreadableRow], place: str) -> Iterator[Row | UnreadableRow]:

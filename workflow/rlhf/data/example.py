@@ -64,16 +64,22 @@ class Formats:
         """The prompt text; the default is that of the shape."""
         return formatted(self.prompt or default, **fields)
 
-    def format_answer(self, answer: str, default: str = "{answer}") -> Formatted:
-        """The answer text; the default is that of the shape, and for plain text.
+    def format_answer(self, answer: Any, role: str, default: str = "{answer}") -> Formatted:
+        """The answer text.
+
+        Args:
+            answer: of a row.
+            role: its role, for the reason.
+            default: template of the shape, for plain text.
 
         Raises:
-            BadRow: the answer is empty.
+            BadRow: the answer is no text, or empty.
         """
+        answer = as_text(answer, role)
         if self.remove:
             answer = re.sub(self.remove, "", answer)
         if not answer.strip():
-            raise BadRow("empty answer")
+            raise BadRow(f"empty answer: {role}")
         return formatted(self.answer or ("{answer}" if self.chat else default), answer=answer)
 
     def turns(self, prompt: str, messages: Messages | None = None) -> str | None:
@@ -145,8 +151,27 @@ def in_order(
     return Example(prompt, best, tuple(others), subset, ranks, ratings, turns)
 
 
-def as_number(value: Any) -> float:
+def as_text(value: Any, role: str) -> str:
+    """A text.
+
+    Args:
+        value: of a row.
+        role: its role, for the reason.
+
+    Raises:
+        BadRow: it is something else.
+    """
+    if not isinstance(value, str):
+        raise BadRow(f"wrong type: {role}")
+    return value
+
+
+def as_number(value: Any, role: str) -> float:
     """A finite number, also where it is written as text; one that single precision cannot hold is not finite.
+
+    Args:
+        value: of a row.
+        role: its role, for the reason.
 
     Raises:
         BadRow: it is no number, or not finite.
@@ -154,9 +179,9 @@ def as_number(value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise BadRow("wrong type") from None
+        raise BadRow(f"wrong type: {role}") from None
     except OverflowError:  # an integer beyond the range of numbers with a fraction
-        raise BadRow("number not finite") from None
+        raise BadRow(f"number not finite: {role}") from None
     if not abs(number) <= LARGEST_NUMBER:
-        raise BadRow("number not finite")
+        raise BadRow(f"number not finite: {role}")
     return number

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from rlhf.data.conversations import each_answer
 from rlhf.data.example import BadRow, Example, Formats, Row, UnreadableRow, as_number, checked, in_order
+from rlhf.data.labels import require_meaning
 from rlhf.data.mappings import RowFormat
 from rlhf.data.shapes import SHAPES, Shape
 from rlhf.errors import UserError
 
 MISSING = object()
+TRIED_ROWS = 20  # to see whether rows are of another shape
 
 
 def examples(rows: Iterable[Row | UnreadableRow], form: RowFormat, place: str) -> Iterator[tuple[int, Example | str]]:
@@ -25,59 +28,130 @@ def examples(rows: Iterable[Row | UnreadableRow], form: RowFormat, place: str) -
         place: configuration path of the dataset, for messages.
 
     Yields:
-        The row's number in the source, and an example or the reason why there is none.
+        The row's number in the source, and an example or the reason why there is none. With `each_turn`, a row can give
+        several examples, that of the first answer first.
 
     Raises:
-        UserError: a role is unknown, or its column is in no row.
+        UserError: a key does not apply to the shape, a role's column is in no row, labels can be read in two ways, or
+            no row can be read and the rows are of another shape.
     """
+    require_applicable(form, place)
+    first: list[Row | UnreadableRow] = []
+    usable = False
+    try:
+        for number, result in _examples(_remembered(rows, first), form, place):
+            usable = usable or isinstance(result, Example)
+            yield number, result
+    except _NoColumnError as error:
+        raise UserError(f"{error}{_other_shape(first, form, '; or ')}") from None
+    other = "" if usable else _other_shape(first, form, "")
+    if other:
+        raise UserError(f"{place}.shape: no row can be read as {form.shape}; {other}")
+
+
+class _NoColumnError(UserError):
+    """A role's column is in no row."""
+
+
+def _remembered(rows: Iterable[Row | UnreadableRow], first: list[Row | UnreadableRow]) -> Iterator[Row | UnreadableRow]:
+    """The rows; the first ones are kept."""
+    for row in rows:
+        if len(first) < TRIED_ROWS:
+            first.append(row)
+        yield row
+
+
+def _other_shape(rows: list[Row | UnreadableRow], form: RowFormat, lead: str) -> str:
+    """What to write where the rows are of another shape: that by which most of them can be read; else nothing."""
+    best, fewest = "", len(rows) // 2 + 1
+    for name, shape in SHAPES.items():
+        renamed = {"prompt": "messages"} if name == "messages" else {}
+        columns = {renamed.get(role, role): column for role, column in form.columns.items()}
+        columns = {role: column for role, column in columns.items() if role in shape.roles and role != column}
+        try:
+            results = [result for _, result in _examples(rows, RowFormat(name, columns, turns=form.turns), "")]
+        except UserError:
+            continue
+        bad = sum(isinstance(result, str) for result in results)
+        if bad < min(fewest, len(results)):
+            named = (
+                "" if not columns else f" with columns: {{{', '.join(f'{key}: {columns[key]}' for key in columns)}}}"
+            )
+            best, fewest = f"{lead}the rows look like those of another shape: write `shape: {name}`{named}", bad
+    return best
+
+
+def _examples(rows: Iterable[Row | UnreadableRow], form: RowFormat, place: str) -> Iterator[tuple[int, Example | str]]:
     shape = SHAPES[form.shape]
-    columns = _columns(shape, form, place)
+    columns = _columns(shape, form)
     formats = Formats(form.prompt_format, form.answer_format, form.remove, form.turns)
-    _require_formats(form, place)
     seen: set[str] = set()
     available: dict[str, None] = {}
+    labels: dict[Any, Any] = {}
     fields_of_rows = []
-    count = 0
-    for count, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows):
         if isinstance(row, dict):
             available |= dict.fromkeys(key for key in row if isinstance(key, str))
-        fields = {role: _lookup(row, path) for role, path in columns.items()}
+        fields = {role: _first_of(row, paths) for role, paths in columns.items()}
         seen |= {role for role, value in fields.items() if value is not MISSING}
+        if isinstance(fields.get("label"), str | int | float) and not _scored(fields):
+            labels[type(fields["label"]), fields["label"]] = fields["label"]  # 1 and true are equal as keys
         if form.shape == "ratings":
-            fields_of_rows.append((count - 1, row, fields))
+            fields_of_rows.append((number, row, fields))
         else:
-            yield count - 1, _read(shape, row, fields, formats)
+            yield from ((number, result) for result in _read(shape, row, fields, formats, form.each_turn))
     if available:  # else no row can be read, which is counted
-        _require_columns(shape, columns, seen, list(available), place)
+        _require_columns(shape, columns, form, seen, list(available), place)
+    require_meaning(labels.values(), place)
     if fields_of_rows:
         yield from _rated(fields_of_rows, formats)
 
 
-def _read(shape: Shape, row: Any, fields: Row, formats: Formats) -> Example | str:
+def _scored(fields: Row) -> bool:
+    return any(fields.get(role, MISSING) is not MISSING for role in ("score_0", "score_1"))
+
+
+def _read(shape: Shape, row: Any, fields: Row, formats: Formats, each_turn: bool = False) -> list[Example] | list[str]:
     try:
-        if isinstance(row, UnreadableRow):
-            raise BadRow(row.reason)
-        if not isinstance(row, dict):
-            raise BadRow("wrong type")
-        present = {role: value for role, value in fields.items() if value is not MISSING and value is not None}
-        if set(shape.columns) - shape.optional - set(present) or ("group" in fields and "group" not in present):
-            raise BadRow("missing field")
-        example = checked(shape.read(present, formats))
-        return replace(example, group=str(present["group"])) if "group" in present else example
+        present = _present(shape, row, fields)
+        found = [checked(shape.read(one, formats)) for one in (each_answer(present) if each_turn else [present])]
+        return [replace(example, group=str(present["group"])) if "group" in present else example for example in found]
     except BadRow as reason:
-        return str(reason)
+        return [str(reason)]
+
+
+def _present(shape: Shape, row: Any, fields: Row) -> Row:
+    """The fields that a row has, if it can be read.
+
+    Raises:
+        BadRow: it cannot be, or a field that it needs is missing.
+    """
+    if isinstance(row, UnreadableRow):
+        raise BadRow(row.reason)
+    if not isinstance(row, dict):
+        raise BadRow("wrong type: row")
+    present = {role: value for role, value in fields.items() if value is not MISSING and value is not None}
+    missing = shape.missing(set(present))
+    for group in shape.instead:
+        if present.keys() & set(group):  # a score without the other is a label only where there is no other
+            missing += [role for role in group if role in fields and fields[role] is None]
+            break
+    missing += ["group"] if "group" in fields and "group" not in present else []
+    if missing:
+        raise BadRow(f"missing field: {', '.join(missing)}")
+    return present
 
 
 def _rated(rows: list[tuple[int, Any, Row]], formats: Formats) -> Iterator[tuple[int, Example | str]]:
     """One example per prompt, with all its answers in the order of their ratings."""
     groups: dict[str, dict[str, tuple[float, int, Example]]] = defaultdict(dict)
     for number, row, fields in rows:
-        example = _read(SHAPES["ratings"], row, fields, formats)
+        (example,) = _read(SHAPES["ratings"], row, fields, formats)
         if isinstance(example, str):
             yield number, example
             continue
         try:
-            rating = as_number(fields["rating"])
+            rating = as_number(fields["rating"], "rating")
         except BadRow as reason:
             yield number, str(reason)
             continue
@@ -102,12 +176,37 @@ def _best_first(answers: list[tuple[float, int, Example]]) -> tuple[int, Example
         return number, str(reason)
 
 
-def _columns(shape: Shape, form: RowFormat, place: str) -> dict[str, str]:
-    unknown = set(form.columns) - set(shape.columns) - {"group"}
+def require_applicable(form: RowFormat, place: str) -> None:
+    """Refuse what does not apply to the shape of the rows.
+
+    Args:
+        form: how they are read.
+        place: configuration path of the dataset, for messages.
+
+    Raises:
+        UserError: a role is unknown or takes the place of another one that is configured too, a format is no template
+            or has no effect, or the shape has no turns.
+    """
+    shape = SHAPES[form.shape]
+    unknown = set(form.columns) - set(shape.roles) - {"group"}
     if unknown:
-        roles = ", ".join((*shape.columns, "group"))
+        roles = ", ".join((*shape.roles, "group"))
         raise UserError(f"{place}.columns: {', '.join(sorted(unknown))}: shape {form.shape} has the roles {roles}")
-    return shape.columns | form.columns
+    configured = [[role for role in group if role in form.columns] for group in shape.instead]
+    both = [roles[0] for roles in configured if roles]
+    if len(both) > 1:
+        raise UserError(f"{place}.columns: {' and '.join(both)} take the place of each other; leave one out")
+    if form.each_turn and form.shape != "messages":
+        raise UserError(f"{place}.assistant_turns: shape {form.shape} has one answer, the last; leave it out")
+    _require_formats(form, place)
+
+
+def _columns(shape: Shape, form: RowFormat) -> dict[str, tuple[str, ...]]:
+    """Where to look for the value of each role, in this order."""
+    configured = [group for group in shape.instead if form.columns.keys() & set(group)]
+    unused = {role for group in shape.instead if configured and group not in configured for role in group}
+    columns = {name: (name, *role.also) for name, role in shape.roles.items() if name not in unused}
+    return columns | {role: (column,) for role, column in form.columns.items()}
 
 
 def _require_formats(form: RowFormat, place: str) -> None:
@@ -125,16 +224,30 @@ def _require_formats(form: RowFormat, place: str) -> None:
             raise UserError(f"{place}.{key}: {template!r} is no template of {known} ({error})") from None
 
 
-def _require_columns(shape: Shape, columns: dict[str, str], seen: set[str], available: list[str], place: str) -> None:
+def _require_columns(
+    shape: Shape,
+    columns: dict[str, tuple[str, ...]],
+    form: RowFormat,
+    seen: set[str],
+    available: list[str],
+    place: str,
+) -> None:
     """An optional role may be absent under its default name, but not where the configuration names its column."""
-    for role, column in columns.items():
-        if role in seen or (role in shape.optional and column == shape.columns[role]):
+    needed = shape.needs[:1] if shape.needs and not seen & set(shape.needs) else ()
+    for role, paths in columns.items():
+        optional = role in shape.roles and shape.roles[role].optional and role not in needed
+        if role in seen or (optional and form.columns.get(role, role) == role):
             continue
-        near = difflib.get_close_matches(column.split(".")[0], available, n=1)
+        near = difflib.get_close_matches(paths[0].split(".")[0], available, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "map it to one of them"
-        raise UserError(
-            f"{place}.columns.{role}: no row has a column {column!r}; the columns are {', '.join(available)}; {hint}"
+        raise _NoColumnError(
+            f"{place}.columns.{role}: no row has a column {paths[0]!r}; the columns are {', '.join(available)}; {hint}"
         )
+
+
+def _first_of(row: Any, paths: Iterable[str]) -> Any:
+    """The value at the first path at which there is one."""
+    return next((value for value in (_lookup(row, path) for path in paths) if value is not MISSING), MISSING)
 
 
 def _lookup(row: Any, path: str) -> Any:

@@ -7,10 +7,13 @@ text, spaces too, is in the formats here, and nothing is put in elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from rlhf.config.sources import DatasetSource
-from rlhf.config.specification import ResolvedDataset
 from rlhf.errors import UserError
+
+if TYPE_CHECKING:  # the configuration asks here what applies to a dataset
+    from rlhf.config.sources import DatasetSource
+    from rlhf.config.specification import ResolvedDataset
 
 _HUMAN = " Human: {prompt} Assistant:"
 _SPACED = " {answer}"
@@ -42,6 +45,7 @@ class RowFormat:
         prompt_format, answer_format: templates, or None for the shape's own.
         remove: a pattern deleted from answers.
         turns: prompts are kept as the turns of a chat, which need no `Human:` and `Assistant:`.
+        each_turn: every assistant turn of a conversation is an answer, not the last one alone.
     """
 
     shape: str
@@ -50,6 +54,7 @@ class RowFormat:
     answer_format: str | None = None
     remove: str | None = None
     turns: bool = False
+    each_turn: bool = False
 
 
 KNOWN: dict[str, ReadyMapping] = {
@@ -112,6 +117,7 @@ def row_format(settings: ResolvedDataset) -> RowFormat:
         answer_format=settings.answer_format or formats.answer_format,
         remove=known.remove,
         turns=bool(settings.turns),
+        each_turn=settings.assistant_turns == "each",
     )
 
 
@@ -126,7 +132,7 @@ def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
         UserError: a share to hold out is given for a dataset of which unseen rows are known.
     """
     source, known = settings.source, _mapping(settings).eval_split
-    if known is not None and source.eval_share != DatasetSource.model_fields["eval_share"].default:
+    if known is not None and source.eval_share != type(source).model_fields["eval_share"].default:
         raise UserError(
             f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known!r}; leave it out"
         )

@@ -7,34 +7,66 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.example import BadRow, Example, Formats, Messages, Row, as_number, in_order
+from rlhf.data.conversations import conversation, dialogue
+from rlhf.data.example import BadRow, Example, Formats, Messages, Row, as_number, as_text, in_order
+from rlhf.data.labels import grades_of
 
 SPACED = " {answer}"  # behind a prompt that ends with `Assistant:`
 
 
 @dataclass(frozen=True)
+class Role:
+    """What a column holds.
+
+    Attributes:
+        meaning: in words, for the manual.
+        optional: a source may lack it.
+        also: other usual names of its column, looked for where none is configured and there is none of the role's name.
+    """
+
+    meaning: str
+    optional: bool = False
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Shape:
-    """A row shape: its roles with their default columns, which of them a source may lack, and how a row is read."""
+    """A row shape.
 
-    columns: dict[str, str]
-    optional: frozenset[str]
+    Attributes:
+        meaning: in words, for the manual.
+        roles: by the name of their default column.
+        read: from the fields of a row, by role, to an example.
+        rows: examples, by what they show.
+        needs: optional roles of which one at least has to be there.
+        instead: groups of roles of which one takes the place of the others: the one that is configured, else the first.
+    """
+
+    meaning: str
+    roles: dict[str, Role]
     read: Callable[[Row, Formats], Example]
+    rows: dict[str, Row]
+    needs: tuple[str, ...] = ()
+    instead: tuple[tuple[str, ...], ...] = ()
 
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise BadRow("wrong type")
-    return value
+    def missing(self, present: set[str]) -> list[str]:
+        """The roles that a row or a source lacks, those of which one is enough as one."""
+        lacking = [name for name, role in self.roles.items() if not role.optional and name not in present]
+        return lacking if not self.needs or present & set(self.needs) else [*lacking, " or ".join(self.needs)]
 
 
 def _subset(fields: Row) -> str | None:
     return str(fields["subset"]) if "subset" in fields else None
 
 
+def _prompt(fields: Row, formats: Formats) -> str:
+    return formats.format_prompt("{prompt}", prompt=as_text(fields["prompt"], "prompt"))
+
+
 def _pairs(fields: Row, formats: Formats) -> Example:
-    prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    chosen = formats.format_answer(_text(fields["chosen"]))
-    rejected = formats.format_answer(_text(fields["rejected"])) if "rejected" in fields else None
+    prompt = _prompt(fields, formats)
+    chosen = formats.format_answer(fields["chosen"], "chosen")
+    rejected = formats.format_answer(fields["rejected"], "rejected") if "rejected" in fields else None
     return _pair(prompt, chosen, rejected, fields, formats.turns(prompt))
 
 
@@ -42,7 +74,7 @@ def _pair(prompt: str, chosen: str, rejected: str | None, fields: Row, turns: st
     """A pair with its margin, where the row has one; a margin is the rating of the better answer above a zero."""
     if rejected is None:
         return Example(prompt, chosen, subset=_subset(fields), turns=turns)
-    margin = as_number(fields["margin"]) if "margin" in fields else None
+    margin = as_number(fields["margin"], "margin") if "margin" in fields else None
     if margin is not None and margin < 0:
         raise BadRow("negative margin")
     ratings = None if margin is None else (margin, 0.0)
@@ -50,23 +82,24 @@ def _pair(prompt: str, chosen: str, rejected: str | None, fields: Row, turns: st
 
 
 def _dialogues(fields: Row, formats: Formats) -> Example:
-    chosen_prompt, chosen = _last_turn(_text(fields["chosen"]))
-    rejected_prompt, rejected = _last_turn(_text(fields["rejected"]))
+    chosen_prompt, chosen = _last_turn(fields["chosen"], "chosen")
+    rejected_prompt, rejected = _last_turn(fields["rejected"], "rejected")
     if chosen_prompt != rejected_prompt:
         raise BadRow("prompt differs")
     if formats.chat:
         chosen, rejected = _after_mark(chosen), _after_mark(rejected)
     prompt = formats.format_prompt("{prompt}", prompt=chosen_prompt)
     turns = formats.turns(prompt, _marked_turns(prompt)) if formats.chat else None
-    return _pair(prompt, formats.format_answer(chosen), formats.format_answer(rejected), fields, turns)
+    answers = formats.format_answer(chosen, "chosen"), formats.format_answer(rejected, "rejected")
+    return _pair(prompt, *answers, fields, turns)
 
 
-def _marked_turns(dialogue: str) -> Messages:
+def _marked_turns(text: str) -> Messages:
     """The turns before the answer; chat templates want users and assistants by turns."""
-    first, *parts, _ = re.split(r"\n\n(Human|Assistant):", dialogue)
+    first, *parts, _ = re.split(r"\n\n(Human|Assistant):", text)
     names, texts = parts[0::2], parts[1::2]  # the last mark is the answer's
     if first.strip() or names != ["Human", "Assistant"] * (len(names) // 2):
-        raise BadRow("roles do not alternate")
+        raise BadRow("roles do not alternate: chosen")
     roles = {"Human": "user", "Assistant": "assistant"}
     return [(roles[name], _after_mark(text)) for name, text in zip(names, texts, strict=False)]
 
@@ -76,134 +109,232 @@ def _after_mark(text: str) -> str:
     return text.removeprefix(" ")
 
 
-def _last_turn(dialogue: str) -> tuple[str, str]:
+def _last_turn(value: Any, role: str) -> tuple[str, str]:
     """Everything through the last `Assistant:` mark, and the answer after it."""
     mark = "\n\nAssistant:"
-    head, found, answer = dialogue.rpartition(mark)
+    head, found, answer = as_text(value, role).rpartition(mark)
     if not found:
-        raise BadRow("no assistant turn")
+        raise BadRow(f"no assistant turn: {role}")
     return head + mark, answer
 
 
 def _instructions(fields: Row, formats: Formats) -> Example:
-    instruction, extra = _text(fields["instruction"]), _text(fields.get("input", ""))
+    instruction, extra = as_text(fields["instruction"], "instruction"), as_text(fields.get("input", ""), "input")
     default = "{instruction}\n{input}" if extra else "{instruction}"
     if not formats.chat:
         default = f"Human: {default}\n\nAssistant:"
     prompt = formats.format_prompt(default, instruction=instruction, input=extra)
-    answer = formats.format_answer(_text(fields["output"]), SPACED)
+    answer = formats.format_answer(fields["output"], "output", SPACED)
     return Example(prompt, answer, subset=_subset(fields), turns=formats.turns(prompt))
 
 
 def _messages(fields: Row, formats: Formats) -> Example:
-    prompt, chosen = _turns(fields["messages"])
-    rejected = None
-    if "rejected" in fields:
-        rejected_prompt, rejected = _turns(fields["rejected"])
-        if rejected_prompt != prompt:
-            raise BadRow("prompt differs")
-        rejected = formats.format_answer(rejected, SPACED)
-    prompt = formats.format_prompt("{prompt}", prompt=prompt)
-    messages = [(message["role"], message["content"]) for message in fields["messages"][:-1]]
-    turns = formats.turns(prompt, messages)
-    return _pair(prompt, formats.format_answer(chosen, SPACED), rejected, fields, turns)
-
-
-def _turns(messages: Any) -> tuple[str, str]:
-    names = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise BadRow("wrong type")
-    if not messages or messages[-1].get("role") != "assistant":
-        raise BadRow("no assistant turn")
-    if any(message.get("role") not in list(names) for message in messages):  # a role may be unhashable
-        raise BadRow("unknown role")
-    text = "".join(names[message["role"]] + _text(message.get("content")) for message in messages[:-1])
-    if messages[0]["role"] != "system":
-        text = text.removeprefix("\n\n")
-    return text + "\n\nAssistant:", _text(messages[-1].get("content"))
+    before, chosen, rejected = conversation(fields)
+    prompt = formats.format_prompt("{prompt}", prompt=dialogue(before))
+    answer = formats.format_answer(chosen, "chosen" if "chosen" in fields else "messages", SPACED)
+    other = None if rejected is None else formats.format_answer(rejected, "rejected", SPACED)
+    return _pair(prompt, answer, other, fields, formats.turns(prompt, before))
 
 
 def _comparisons(fields: Row, formats: Formats) -> Example:
-    grades = [as_number(fields.get("score_0", 0.5)), as_number(fields["score_1"])]
+    grades, rated = _grades(fields)
     if grades[0] == grades[1]:
         raise BadRow("tie")
-    answers = [formats.format_answer(_text(fields[role])) for role in ("answer_0", "answer_1")]
-    prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    # A label alone says which answer is better, not by how much.
-    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated="score_0" in fields)
+    answers = [formats.format_answer(fields[role], role) for role in ("answer_0", "answer_1")]
+    prompt = _prompt(fields, formats)
+    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated=rated)
+
+
+def _grades(fields: Row) -> tuple[list[float], bool]:
+    """Grades of the two answers, and whether they say by how much one is better; a label or one score does not."""
+    scores = {role: as_number(fields[role], role) for role in ("score_0", "score_1") if role in fields}
+    if not scores:
+        return grades_of(fields["label"]), False
+    for role, score in scores.items():
+        if len(scores) == 1 and not 0 <= score <= 1:
+            raise BadRow(f"not from 0 to 1, and alone: {role}")
+    return [scores.get("score_0", 0.5), scores.get("score_1", 0.5)], len(scores) == 2
 
 
 def _ratings(fields: Row, formats: Formats) -> Example:
     """One rated answer; `rejected` is filled in when the answers of a prompt are put in order."""
-    prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return Example(
-        prompt, formats.format_answer(_text(fields["answer"])), subset=_subset(fields), turns=formats.turns(prompt)
-    )
+    prompt = _prompt(fields, formats)
+    answer = formats.format_answer(fields["answer"], "answer")
+    return Example(prompt, answer, subset=_subset(fields), turns=formats.turns(prompt))
 
 
 def _ranked(fields: Row, formats: Formats) -> Example:
     """Answers best first, unless ratings (higher is better) or ranks (lower is better) give another order."""
-    answers = [formats.format_answer(_text(answer)) for answer in _list(fields["answers"])]
+    answers = [formats.format_answer(answer, "answers") for answer in _list(fields, "answers")]
     if not answers:
-        raise BadRow("empty answer")
+        raise BadRow("empty answer: answers")
     grades = [float(-place) for place in range(len(answers))]
-    if "ratings" in fields:
-        grades = [as_number(rating) for rating in _list(fields["ratings"])]
-    elif "ranks" in fields:
-        grades = [-as_number(rank) for rank in _list(fields["ranks"])]
+    role = next((role for role in ("ratings", "ranks") if role in fields), None)
+    if role is not None:
+        sign = 1 if role == "ratings" else -1
+        grades = [sign * as_number(number, role) for number in _list(fields, role)]
     if len(grades) != len(answers):
-        raise BadRow("lists of different length")
-    prompt = formats.format_prompt("{prompt}", prompt=_text(fields["prompt"]))
-    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated="ratings" in fields)
+        raise BadRow(f"not as many as answers: {role}")
+    prompt = _prompt(fields, formats)
+    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated=role == "ratings")
 
 
-def _list(value: Any) -> list[Any]:
+def _list(fields: Row, role: str) -> list[Any]:
+    value = fields[role]
     if not isinstance(value, list):
-        raise BadRow("wrong type")
+        raise BadRow(f"wrong type: {role}")
     return value
+
+
+PROMPT = Role("text")
+MARGIN = Role("number of at least 0: by how much the chosen answer is better", optional=True)
+SUBSET = Role("a name for the reports", optional=True)
+
+
+def _said(*turns: str) -> list[dict[str, str]]:
+    """Messages of a user and an assistant by turns."""
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]
+
+
+def _share_gpt(*turns: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(turns)]
 
 
 SHAPES = {
     "pairs": Shape(
-        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "margin": "margin", "subset": "subset"},
-        frozenset({"rejected", "margin", "subset"}),
+        "A prompt with an answer, and perhaps one that it was preferred to.",
+        {
+            "prompt": PROMPT,
+            "chosen": Role("text", also=("completion",)),
+            "rejected": Role("text", optional=True),
+            "margin": MARGIN,
+            "subset": SUBSET,
+        },
         _pairs,
+        {
+            "a pair": {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"},
+            "for SFT alone, as TRL has it": {"prompt": "2 + 2 =", "completion": " 4"},
+        },
     ),
     "dialogues": Shape(
-        {"chosen": "chosen", "rejected": "rejected", "margin": "margin", "subset": "subset"},
-        frozenset({"margin", "subset"}),
+        "Two dialogues as text, equal up to the last answer.",
+        {
+            "chosen": Role("text with `\\n\\nHuman:` and `\\n\\nAssistant:` before what is said"),
+            "rejected": Role("such a text"),
+            "margin": MARGIN,
+            "subset": SUBSET,
+        },
         _dialogues,
+        {
+            "as Anthropic/hh-rlhf": {
+                "chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4",
+                "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5",
+            }
+        },
     ),
     "instructions": Shape(
-        {"instruction": "instruction", "input": "input", "output": "output", "subset": "subset"},
-        frozenset({"input", "subset"}),
+        "An instruction with an answer.",
+        {
+            "instruction": Role("text"),
+            "input": Role("text that the instruction is about", optional=True),
+            "output": Role("text: the answer"),
+            "subset": SUBSET,
+        },
         _instructions,
+        {"as Alpaca": {"instruction": "Add the numbers.", "input": "2 2", "output": "4"}},
     ),
     "messages": Shape(
-        {"messages": "messages", "rejected": "rejected", "margin": "margin", "subset": "subset"},
-        frozenset({"rejected", "margin", "subset"}),
+        "A conversation as a list of messages: `role` (user, assistant, system) with `content`, or `from` (human, gpt, "
+        "system) with `value`.",
+        {
+            "messages": Role(
+                "a conversation that ends with the assistant's answer; beside `chosen`: the messages, or the user's "
+                "text, before the answer",
+                optional=True,
+                also=("conversations", "prompt"),
+            ),
+            "chosen": Role(
+                "the answer as a message, a list of one, a text, or behind all that is said before it",
+                optional=True,
+                also=("completion",),
+            ),
+            "rejected": Role("the worse answer, in one of these forms", optional=True),
+            "margin": MARGIN,
+            "subset": SUBSET,
+        },
         _messages,
+        {
+            "a conversation": {"messages": _said("2 + 2?", "4", "And 3 + 3?", "6")},
+            "as ShareGPT": {"conversations": _share_gpt("2 + 2?", "4", "And 3 + 3?", "6")},
+            "with a worse answer": {"messages": _said("2 + 2?", "4"), "rejected": _said("2 + 2?", "5")},
+            "preferences as LLaMA-Factory has them": {
+                "conversations": _share_gpt("2 + 2?"),
+                "chosen": {"from": "gpt", "value": "4"},
+                "rejected": {"from": "gpt", "value": "5"},
+            },
+            "preferences as TRL has them": {
+                "prompt": _said("2 + 2?"),
+                "chosen": _said("2 + 2?", "4")[1:],
+                "rejected": _said("2 + 2?", "5")[1:],
+            },
+            "the same without the prompt apart": {"chosen": _said("2 + 2?", "4"), "rejected": _said("2 + 2?", "5")},
+            "for SFT alone, as TRL has it": {"prompt": _said("2 + 2?"), "completion": _said("2 + 2?", "4")[1:]},
+        },
+        needs=("messages", "chosen"),
     ),
     "ratings": Shape(
-        {"prompt": "prompt", "answer": "answer", "rating": "rating", "subset": "subset"},
-        frozenset({"subset"}),
+        "One rated answer; all rows of a prompt become one example.",
+        {
+            "prompt": PROMPT,
+            "answer": Role("text"),
+            "rating": Role("number; higher is better"),
+            "subset": SUBSET,
+        },
         _ratings,
+        {
+            "one answer": {"prompt": "2 + 2 =", "answer": " 4", "rating": 5},
+            "another, to the same prompt": {"prompt": "2 + 2 =", "answer": " 5", "rating": 1},
+        },
     ),
     "ranked": Shape(
-        {"prompt": "prompt", "answers": "answers", "ranks": "ranks", "ratings": "ratings", "subset": "subset"},
-        frozenset({"ranks", "ratings", "subset"}),
+        "A prompt with a list of answers.",
+        {
+            "prompt": PROMPT,
+            "answers": Role("list of texts, best first where there are neither ratings nor ranks"),
+            "ratings": Role("list of numbers; higher is better, equal ones are ties", optional=True),
+            "ranks": Role("list of numbers in their place; lower is better, equal ones are ties", optional=True),
+            "subset": SUBSET,
+        },
         _ranked,
+        {"with ratings": {"prompt": "2 + 2 =", "answers": [" 3", " 4", " 5"], "ratings": [2, 5, 2]}},
+        instead=(("ratings",), ("ranks",)),
     ),
     "comparisons": Shape(
+        "A prompt with two answers, and which of them is better.",
         {
-            "prompt": "prompt",
-            "answer_0": "answer_0",
-            "answer_1": "answer_1",
-            "score_0": "score_0",
-            "score_1": "score_1",
-            "subset": "subset",
+            "prompt": PROMPT,
+            "answer_0": Role("text"),
+            "answer_1": Role("text"),
+            "score_0": Role(
+                "number; alone, from 0 to 1 or true or false: above 0.5, answer_0 is better", optional=True
+            ),
+            "score_1": Role("the same of answer_1", optional=True),
+            "label": Role(
+                "in the place of scores, in capitals or not: `1`, `a`, `model_a`, `first`: answer_0 is better; `2`, "
+                "`b`, `model_b`, `second`: answer_1 is; `0`, `tie`, `tie (bothbad)`, `both`, `neither`: the row "
+                "is left out",
+                optional=True,
+                also=("winner",),
+            ),
+            "subset": SUBSET,
         },
-        frozenset({"score_0", "subset"}),
         _comparisons,
+        {
+            "with scores": {"prompt": "2 + 2 =", "answer_0": " 4", "answer_1": " 5", "score_0": 0.9, "score_1": 0.2},
+            "with a label": {"prompt": "2 + 2 =", "answer_0": " 4", "answer_1": " 5", "label": 1},
+            "with a winner": {"prompt": "2 + 2 =", "answer_0": " 4", "answer_1": " 5", "winner": "model_a"},
+        },
+        needs=("score_0", "score_1", "label"),
+        instead=(("score_0", "score_1"), ("label",)),
     ),
 }

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 
+from rlhf.causes import FOREIGN, cause
 from rlhf.config.sources import DatasetSource, matching
 from rlhf.data.example import Row, UnreadableRow
 from rlhf.data.files import read_file
-from rlhf.errors import UserError, first_line
-from rlhf.functions import load_function, require_arguments
+from rlhf.errors import UserError
+from rlhf.functions import load_function, own_errors, require_arguments
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
 
     try:
         return Rows(load(source.train_split), load(source.eval_split) if source.eval_split else None)
-    except (OSError, ValueError) as error:  # network trouble and unknown names, revisions or splits
-        raise UserError(
-            f"{place}.hub: {hub!r} cannot be loaded ({first_line(error)}). Check name, revision and splits, run this "
-            f"step where the hub can be reached, or download it and give {place}.path"
-        ) from None
+    except FOREIGN as error:
+        raise UserError(f"{place}.hub: {hub!r} cannot be loaded: {cause(error)}") from None
 
 
 def _from_generator(reference: str, arguments: dict[str, Any], place: str) -> Iterator[Row]:
     function = load_function(reference, f"{place}.generator")
     require_arguments(function, arguments, reference, f"{place}.arguments")
-    rows = function(**arguments)
-    if not isinstance(rows, Iterable):
-        raise UserError(f"{place}.generator: {reference} must yield or return rows; it returned {type(rows).__name__}")
-    yield from rows
+    with own_errors(f"{place}.generator: {reference}"):
+        rows = function(**arguments)
+        if not isinstance(rows, Iterable):
+            raise UserError(
+                f"{place}.generator: {reference} must yield or return rows; it returned {type(rows).__name__}"
+            )
+        yield from rows
 
 
 def _from_path(name: str, source: DatasetSource, place: str) -> Rows:
@@ -122,10 +122,10 @@ def _from_plain_folder(path: Path, source: DatasetSource, place: str) -> Rows:
     """A folder as a hub has it: the library that reads hubs says which files, and which split each one belongs to."""
     try:
         builder = datasets.load_dataset_builder(str(path), source.name, data_dir=source.data_dir)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except FOREIGN as error:
         raise UserError(
-            f"{place}.path: {str(path)!r} is neither a folder written by `save_to_disk` nor one of data files "
-            f"({first_line(error)})"
+            f"{place}.path: {str(path)!r} is neither a folder written by `save_to_disk` nor one of data files: "
+            f"{cause(error)}"
         ) from None
     files = {str(split): [Path(file) for file in found] for split, found in builder.config.data_files.items()}
     _require_splits(source, files, path, place)
@@ -143,8 +143,8 @@ def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
     try:
         _require_own_files(path, place)
         saved = datasets.load_from_disk(str(path))
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{place}.path: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
+    except FOREIGN as error:
+        raise UserError(f"{place}.path: {str(path)!r} is not readable: {cause(error)}") from None
     if isinstance(saved, datasets.Dataset):
         if source.eval_split is not None or source.train_split != "train":
             raise UserError(

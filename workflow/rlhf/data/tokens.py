@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rlhf.causes import FOREIGN, cause
 from rlhf.data.chat import OF_TOKENIZER, writer_of
 from rlhf.data.dataset import load_cached
 from rlhf.data.encoding import Encoder
@@ -215,8 +216,8 @@ def tokenizer_fingerprint(model: Path) -> str:
 def _load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from None
+    except FOREIGN as error:
+        raise UserError(f"{model}: no tokenizer can be loaded: {cause(error)}") from None
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise UserError(
             f"{model}: padding (id {tokenizer.pad_token_id}) and EOS (id {tokenizer.eos_token_id}) must be two tokens; "

@@ -111,7 +111,9 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     kl, kl_error = mean_and_error(answer_kl(samples, shares, model, reference, corpus.pad_token_id, temperature))
     first = [row["answers"][0] for row in before]
     sft_score = np.array([answer["score"] for answer in first])
-    rate, rate_error = win_rate(judged.score, sft_score)
+    # Equal answers were scored among others, and their scores differ by rounding: they tie.
+    equal = [judged.sample(place)["text"] == answer["text"] for place, answer in enumerate(first)]
+    rate, rate_error = win_rate(np.where(equal, sft_score, judged.score), sft_score)
     result: PpoEvaluation = {
         "prompts": len(chosen),
         "win_rate": rate,

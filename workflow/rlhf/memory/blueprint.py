@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rlhf.config.stages import Optimization
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.memory.layers import decoder_layers
 from rlhf.models.loading import DTYPES, dropout_keys
 from rlhf.models.lora import adapted_layers, add_lora, is_adapter, linear_modules, plain_layer
@@ -97,7 +97,7 @@ class Blueprint:
             try:
                 model = auto_class.from_config(self._shortened(layers), dtype=DTYPES[self.dtype])
             except ValueError as error:
-                raise UserError(f"{self.config.model_type}: {str(error).splitlines()[0]}") from None
+                raise UserError(f"{self.config.model_type}: {first_line(error)}") from None
             self._keep_beside(model)
             if self.optimization is None:
                 model.requires_grad_(False)

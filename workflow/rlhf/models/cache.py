@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -20,12 +16,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
+from rlhf.causes import FOREIGN, cause
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.sources import ModelSettings, ModelSource
 from rlhf.errors import UserError, first_line
 from rlhf.files import sha256_tree, write_json
+from rlhf.models.folders import ADAPTER, indexed, of_another_head, require_model_folder
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.lora import linear_modules
 from rlhf.models.merged import FILE, MergedAdapters, fits, read_merged, write_merged
@@ -37,20 +35,7 @@ from rlhf.runtime.seeds import seed_everything
 
 logger = get_logger(__name__)
 
-# What transformers raises at files that are damaged or of another kind: it checks few of them.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,
-)
 OPTIONAL = {"_raise_exceptions_for_missing_entries": False}  # of a file that may be absent
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def cache_model(
@@ -78,6 +63,7 @@ def cache_model(
     else:
         model, tokenizer = _from_source(settings.source, settings.trust_remote_code, place)
     settle_special_tokens(tokenizer, model, settings.eos_token, settings.pad_token, place)
+    _warn_of_ids_without_token(model, tokenizer, place)
     facts = _facts(model, tokenizer)
     require(facts, requirements, place)
     adapters = {} if settings.source == "scratch" else _merged_adapters(model, settings.source)
@@ -101,6 +87,19 @@ def _require_same_when_loaded(model: Path, place: str) -> None:
     changed = changed_rules(load_tokenizer(model), model / "tokenizer.json")
     if changed:
         raise UserError(f"{place}: a tokenizer loaded again changes {', '.join(changed)} of its tokenizer.json")
+
+
+def _warn_of_ids_without_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Published vocabularies are padded for speed; PPO samples what the model makes likely, also such ids."""
+    rows, tokens = model.get_input_embeddings().num_embeddings, len(set(tokenizer.get_vocab().values()))
+    if rows > tokens:
+        logger.warning(
+            "%s: %d of its %d ids have no token; where the model was not trained to avoid them, answers hold some, "
+            "which no text shows",
+            place,
+            rows - tokens,
+            rows,
+        )
 
 
 def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelManifest:
@@ -129,7 +128,7 @@ def _from_scratch(
         config = AutoConfig.for_model(**(architecture | ids | {"vocab_size": len(tokenizer)}))
         seed_everything(settings.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, ArithmeticError, StrictDataclassError) as error:
+    except FOREIGN as error:
         raise UserError(f"{place}.architecture: transformers cannot build it: {first_line(error)}") from None
     return model, tokenizer
 
@@ -159,13 +158,12 @@ def _from_source(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **_where(source)}
     if source.hub and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
         raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
-    if source.path and not any((Path(name) / file).exists() for file in VOCABULARY_FILES):
-        # transformers would make up an empty tokenizer of the model's family
-        raise UserError(f"{key}: {name!r} has no tokenizer ({', '.join(VOCABULARY_FILES)}); {_remedy(source)}")
+    if source.path and Path(name).is_dir():
+        require_model_folder(Path(name), key)
     try:
         tokenizer = load_as_published(name, options, key)
-    except UNREADABLE as error:
-        raise UserError(f"{key}: no usable tokenizer in {name!r} ({first_line(error)}); {_remedy(source)}") from None
+    except FOREIGN as error:
+        raise UserError(f"{key}: no usable tokenizer in {name!r}: {cause(error)}") from None
     try:
         _require_whole_safetensors(name, key, options)
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -176,18 +174,45 @@ def _from_source(
             ignore_mismatched_sizes=True,  # they are refused below
             **options,
         )
-    except UNREADABLE as error:
-        raise UserError(f"{key}: no usable model in {name!r} ({first_line(error)}); {_remedy(source)}") from None
-    lacking = {*loading["missing_keys"], *(str(item[0]) for item in loading["mismatched_keys"])}
-    if lacking:
-        missing = ", ".join(sorted(lacking)[:5])
-        raise UserError(f"{key}: {name!r} lacks weights of a causal language model: {missing}")
-    if loading["unexpected_keys"]:
-        extra = ", ".join(sorted(loading["unexpected_keys"])[:5])
-        logger.warning("%s: %r has weights that its architecture does not use: %s", key, name, extra)
+    except FOREIGN as error:
+        raise UserError(f"{key}: no usable model in {name!r}: {cause(error)}") from None
+    _require_all_parts(model, loading, f"{key}: {name!r}")
     # Its sampling defaults are not ours, and transformers refuses to save inconsistent ones.
     model.generation_config = GenerationConfig()
     return model, tokenizer
+
+
+def _require_all_parts(model: PreTrainedModel, loading: dict[str, Any], name: str) -> None:
+    """Refuse a model that is read with other parts than it was published with.
+
+    Raises:
+        UserError: weights are missing, of another shape, or would be dropped.
+    """
+    lacking = {*loading["missing_keys"], *(str(item[0]) for item in loading["mismatched_keys"])}
+    dropped = {key for key in loading["unexpected_keys"] if _last_two(key) not in _computed(model)}
+    architectures = model.config.architectures or []
+    other = of_another_head(dropped, architectures) if lacking or dropped else None
+    if other:
+        raise UserError(
+            f"{name} would lose its head: {other}; training starts from a language model: give the one that it was "
+            "made from"
+        )
+    if lacking:
+        raise UserError(f"{name} lacks weights of a causal language model: {', '.join(sorted(lacking)[:5])}")
+    if dropped:
+        raise UserError(
+            f"{name} has weights that {type(model).__name__} has no place for, and that would be dropped: "
+            f"{', '.join(sorted(dropped)[:5])}; if they are not needed, load it with transformers and save it again"
+        )
+
+
+def _computed(model: PreTrainedModel) -> set[str]:
+    """Ends of the names of tensors that the model computes by itself, and that old files hold: masks, frequencies."""
+    return {_last_two(name) for name, _ in model.named_buffers()}
+
+
+def _last_two(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
 
 
 def _require_whole_safetensors(name: str, key: str, options: dict[str, Any]) -> None:
@@ -197,15 +222,13 @@ def _require_whole_safetensors(name: str, key: str, options: dict[str, Any]) -> 
         UserError: it is an adapter, which loads another model, or an index names a pickle or a file elsewhere.
     """
     where = {"local_files_only": options["local_files_only"], "revision": options.get("revision")}
-    if cached_file(name, "adapter_config.json", **where, **OPTIONAL) is not None:
+    if cached_file(name, ADAPTER, **where, **OPTIONAL) is not None:
         raise UserError(
             f"{key}: {name!r} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that"
         )
-    index = cached_file(name, "model.safetensors.index.json", **where, **OPTIONAL)
-    files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
-    strange = sorted(file for file in files if not re.fullmatch(r"[^/\\]+\.safetensors", file))
-    if strange:
-        raise UserError(f"{key}: the index of {name!r} names {strange[0]!r}, which is no safetensors file beside it")
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, **OPTIONAL)
+    if index is not None:
+        indexed(Path(index), f"{key}: {name!r}")
 
 
 def _where(source: ModelSource) -> dict[str, Any]:
@@ -232,15 +255,3 @@ def _merged_adapters(model: PreTrainedModel, source: ModelSource) -> MergedAdapt
             "%d of %d merged adapters belong to other weights; left out", len(adapters) - len(kept), len(adapters)
         )
     return kept
-
-
-def _remedy(source: ModelSource) -> str:
-    if source.hub:
-        return (
-            "check the name and revision, and run this step on a machine that reaches the hub; weights must be "
-            "safetensors, pickled ones (.bin) are never read"
-        )
-    return (
-        "give a folder written by save_pretrained, with weights as safetensors and the tokenizer files; pickled "
-        "weights (.bin) are never read: where you trust them, load them with transformers and save them again"
-    )

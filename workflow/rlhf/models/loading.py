@@ -30,13 +30,16 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from rlhf.errors import UserError
+from rlhf.causes import FOREIGN, cause
+from rlhf.errors import UserError, first_line
 from rlhf.files import read_json
 from rlhf.models.merged import MergedAdapters, adapted_layer, keep_beside, keeps_transposed, read_merged, weight_change
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
 
+# Of folders that stages write: what is damaged is made again.
+_MADE = "`rlhf-verify --discard` finds damaged stages, and the next snakemake makes them again"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,8 +51,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from None
+    except FOREIGN as error:
+        raise UserError(f"{folder}: no tokenizer can be loaded: {cause(error)}") from None
 
 
 def load_policy(
@@ -154,8 +157,8 @@ def accepts(model: nn.Module, argument: str) -> bool:
 def _config(folder: Path, dropout: float | None) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no model folder ({str(error).splitlines()[0]})") from None
+    except FOREIGN as error:
+        raise UserError(f"{folder}: no model folder: {cause(error)}") from None
     if dropout is not None:
         for name in dropout_keys(config):
             setattr(config, name, dropout)
@@ -180,9 +183,7 @@ def _classifier(
     try:
         model, loading = _from_folder(AutoModelForSequenceClassification, folder, config, dtype, only_layout)
     except ValueError as error:
-        raise UserError(
-            f"{folder}: {config.model_type} cannot be a reward model ({str(error).splitlines()[0]})"
-        ) from None
+        raise UserError(f"{folder}: {config.model_type} cannot be a reward model ({first_line(error)})") from None
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(
             f"{folder}: {config.model_type} has no linear `score` head; choose a decoder family such as OPT"
@@ -216,9 +217,7 @@ def _from_folder(
             loaded: tuple[Any, dict[str, Any]] = auto_class.from_pretrained(source, local_files_only=True, **options)
             return loaded
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: no readable weights ({str(error).splitlines()[0]}); remove the folder and run snakemake again"
-        ) from None
+        raise UserError(f"{folder}: no readable weights: {cause(error)}. {_MADE}") from None
 
 
 def _completed(

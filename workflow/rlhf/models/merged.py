@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 
 FOLDER = "merged_adapters"  # of its own, because other loaders read every safetensors file beside config.json
 FILE = f"{FOLDER}/adapters.safetensors"
@@ -168,7 +168,7 @@ def read_merged(folder: Path) -> MergedAdapters:
                 adapters.setdefault(_place((key, scale))[0], []).append(change)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / FILE}: damaged ({str(error).splitlines()[0]}); remove the folder and run snakemake again"
+            f"{folder / FILE}: damaged ({first_line(error)}); remove the folder and run snakemake again"
         ) from None
     return adapters
 

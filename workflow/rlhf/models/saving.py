@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from peft import TaskType
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -78,10 +79,12 @@ def write_adapter(model: PreTrainedModel, weights: dict[str, Tensor], adapted: A
         weights: everything that was trained, by PEFT's names.
         adapted: what `add_lora` returned for the model; not None.
         folder: appears with all its files; an older one is replaced.
-        base: the model that the adapter belongs to, as written into the configuration.
+        base: the model that the adapter belongs to, as written into the configuration: its name on a hub, where others
+            find it, or its folder in the project.
     """
     config = copy.copy(adapted.peft_config["default"])
     config.base_model_name_or_path, config.inference_mode = base, True
+    config.task_type = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
     config.target_modules = sorted(config.target_modules)  # as a set it would have another order in each process
     if hasattr(model, "score"):
         config.modules_to_save = ["score"]

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from rlhf.config.sources import TokenizerSettings
 from rlhf.errors import UserError
+from rlhf.models.pieces import tokenizer_of_pieces
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
 
@@ -52,7 +53,7 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> PreTra
 
 
 def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrainedTokenizerBase:
-    """A tokenizer that gives the ids which its tokenizer.json gives.
+    """A tokenizer that gives the ids which its tokenizer.json gives, or without one its sentencepiece model.
 
     The class that tokenizer_config.json names may put its own rules in the place of those of the file: `LlamaTokenizer`
     does, and words after a special token then begin without the space that the file puts there. The file is what other
@@ -64,19 +65,27 @@ def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrai
         place: configuration path of the source, for messages.
 
     Raises:
-        UserError: no class gives the ids of the file, or the tokenizer has no such file and cannot be made one.
+        UserError: nothing gives the ids of the file, or the tokenizer has no such file and cannot be made one.
     """
+    where = {key: options[key] for key in ("local_files_only", "revision") if key in options}
+
+    def find(part: str) -> Path | None:
+        found = cached_file(name, part, **where, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(found)
+
+    file = find("tokenizer.json")
+    made = tokenizer_of_pieces(find, f"{place}: {name!r}") if file is None else None
+    if made is not None:
+        return made
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
     if not tokenizer.is_fast:
         raise UserError(
             f"{place}: {name!r} has a {type(tokenizer).__name__}, which has no tokenizer.json (no fast one) and "
             "cannot tell where a prompt ends; convert it with transformers, and save model and tokenizer again"
         )
-    where = {key: options[key] for key in ("local_files_only", "revision") if key in options}
-    file = cached_file(name, "tokenizer.json", **where, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return tokenizer
-    changed = changed_rules(tokenizer, Path(file))
+    changed = changed_rules(tokenizer, file)
     if not changed:
         return tokenizer
     logger.warning(
@@ -87,7 +96,7 @@ def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrai
         file,
     )
     plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name, **options)
-    changed = changed_rules(plain, Path(file))
+    changed = changed_rules(plain, file)
     if changed:
         raise UserError(f"{place}: {name!r}: loading the tokenizer changes {', '.join(changed)} of its tokenizer.json")
     return plain

@@ -14,7 +14,7 @@ from rlhf.config.stages import (
     SftSettings,
     SupervisedExecution,
 )
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.memory.blueprint import EarlierAdapters
 from rlhf.memory.devices import Device, DeviceMemory, device_memory, slack
 from rlhf.memory.host import HostMemory, host_memory
@@ -41,7 +41,7 @@ def read_config(path: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(file, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: not a model configuration ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{file}: not a model configuration ({first_line(error)})") from None
 
 
 def forecast(

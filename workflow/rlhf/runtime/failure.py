@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlhf.errors import PeerFailed, UserError
+from rlhf.errors import PeerFailed, UserError, has_errno
 from rlhf.records.attempts import DEVICE_MEMORY
 
 OUT_OF_MEMORY = (DEVICE_MEMORY, "out_of_host_memory")
@@ -54,17 +54,13 @@ def _is_device_memory(error: BaseException) -> bool:
 
 def _is_host_memory(error: BaseException) -> bool:
     text = "can't allocate memory|not enough memory|Cannot allocate memory"
-    return isinstance(error, MemoryError) or re.search(text, str(error)) is not None or _has_errno(error, errno.ENOMEM)
+    return isinstance(error, MemoryError) or re.search(text, str(error)) is not None or has_errno(error, errno.ENOMEM)
 
 
 def _is_disk_full(error: BaseException) -> bool:
     # PyTorch's writer reports a full disk in words of its own.
     text = "No space left|unexpected pos|PytorchStreamWriter failed|Disk quota exceeded"
-    return _has_errno(error, errno.ENOSPC, errno.EDQUOT) or re.search(text, str(error)) is not None
-
-
-def _has_errno(error: BaseException, *numbers: int) -> bool:
-    return isinstance(error, OSError) and error.errno in numbers
+    return has_errno(error, errno.ENOSPC, errno.EDQUOT) or re.search(text, str(error)) is not None
 
 
 def _is_lost_peer(error: BaseException) -> bool:

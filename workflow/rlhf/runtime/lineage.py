@@ -45,6 +45,14 @@ def lineage(upstream: TrainingUpstream, results: Path = RESULTS) -> Lineage:
     return {"base_model": base, "datasets": [_dataset(results, split) for split in upstream.split]}
 
 
+def adapter_base(model: BaseModel) -> str:
+    """What an adapter's configuration calls its base: a name on a hub, where others find it, or a folder here.
+
+    A hub knows the model that training started from, not one that an earlier stage trained from that.
+    """
+    return model["hub"] if model["stage"] == "model" and model["hub"] else model["path"]
+
+
 def _base_on_hub(results: Path, kind: str, identifier: str) -> str | None:
     if kind == "sft":
         sft = _spec(Specification[ResolvedSft, SftUpstream], results, kind, identifier)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import nn
 
 from rlhf.config.expand import deep_merge
@@ -60,7 +61,7 @@ def add_up_on_host(optimizer: Any) -> None:
         total.copy_(gradient)
         optimizer.clear_grad_attribute(parameter)
         if optimizer.is_gradient_accumulation_boundary():
-            optimizer.norm_for_param_grads[number] = gradient.norm()
+            optimizer.norm_for_param_grads[number] = gradient.norm(dtype=get_norm_dtype())
             optimizer.update_offload_overflow_tracker(gradient)
 
     optimizer.copy_grads_in_partition = take

@@ -43,7 +43,7 @@ from rlhf.runtime.failure import OUT_OF_MEMORY, explain
 from rlhf.runtime.finished import bring_back, set_aside
 from rlhf.runtime.interruption import Interruption, slurm_seconds_left
 from rlhf.runtime.lease import StateLease
-from rlhf.runtime.lineage import lineage
+from rlhf.runtime.lineage import adapter_base, lineage
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, describe, seal, utc_now
 from rlhf.runtime.progress import StageMetrics
@@ -285,7 +285,7 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
                 card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge, chat)
                 write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
                 if has_adapter:
-                    base = manifest["lineage"]["base_model"]["path"]
+                    base = adapter_base(manifest["lineage"]["base_model"])
                     write_adapter(model, trained, adapted, output / "adapter", base)
                 del weights, merged, trained  # the model that is loaded anew needs their place in host memory
                 self._delivered[folder.name] = delivery.require_same(folder, expected)

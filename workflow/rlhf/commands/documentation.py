@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from rlhf.config.schema import Configuration, ExperimentSettings
 from rlhf.config.sources import DatasetSection, ModelSection
+from rlhf.data.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = ROOT / "workflow/schemas/config.schema.json"
@@ -69,6 +70,8 @@ def manual() -> str:
     ):
         parts.append(f"\n## {title}\n\nKeys of `{prefix}`{' and of `defaults`' if title == 'Experiments' else ''}.\n")
         parts.append(_tables(section, ""))
+        if section is DatasetSection:
+            parts.append(_shapes())
     return "".join(parts)
 
 
@@ -76,6 +79,23 @@ def main() -> None:
     """Write the schema and the manual."""
     SCHEMA.write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
     MANUAL.write_text(manual(), encoding="utf-8")
+
+
+def _shapes() -> str:
+    """The roles of every shape, and rows as a file of JSON lines has them."""
+    text = (
+        "\n### Shapes\n\nThe column of a role has the role's name, or another usual one of the table, unless `columns` "
+        "names it. Rows that lack a role, or hold something else, are counted as unusable with the role's name.\n"
+    )
+    for name, shape in SHAPES.items():
+        text += f"\n#### `{name}`\n\n{shape.meaning}\n\n"
+        text += "| role | holds | needed | other usual columns |\n|---|---|---|---|\n"
+        for role, entry in shape.roles.items():
+            needed = "yes" if not entry.optional else f"one of {len(shape.needs)}" if role in shape.needs else "no"
+            text += f"| `{role}` | {entry.meaning} | {needed} | {', '.join(f'`{column}`' for column in entry.also)} |\n"
+        for shown, row in shape.rows.items():
+            text += f"\n{shown[0].upper()}{shown[1:]}:\n\n```json\n{json.dumps(row)}\n```\n"
+    return text
 
 
 def _tables(section: type[BaseModel], prefix: str) -> str:

@@ -1,0 +1,279 @@
+"""Rows in the forms in which they are published: read as meant, refused with the shape to write, or counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import resolve
+from rlhf.config.specification import ResolvedDataset
+from rlhf.data.dataset import cache_dataset, load_cached
+from rlhf.data.example import Example, Row
+from rlhf.data.examples import examples
+from rlhf.data.mappings import row_format
+from rlhf.data.shapes import SHAPES
+from rlhf.errors import UserError
+from rlhf.files import read_json
+from tests.project import tiny_config
+
+
+def read(shape: str | None, *rows: Any, **settings: Any) -> list[Example | str]:
+    """What becomes of rows: examples, or the reason why not."""
+    dataset = ResolvedDataset(source={"path": "rows.jsonl"}, shape=shape, **settings)
+    return [result for _, result in examples(rows, row_format(dataset), "datasets.mine")]
+
+
+def refused(shape: str | None, *rows: Any, **settings: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read(shape, *rows, **settings)
+    return str(caught.value)
+
+
+def said(*texts: str, first: str = "user") -> list[dict[str, str]]:
+    """Messages by turns."""
+    names = ("user", "assistant") if first == "user" else ("assistant", "user")
+    return [{"role": names[place % 2], "content": text} for place, text in enumerate(texts)]
+
+
+def share_gpt(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
+
+
+PROMPT = "Human: Hi\n\nAssistant: Yes?\n\nHuman: Go.\n\nAssistant:"
+BEFORE = ("Hi", "Yes?", "Go.")
+FORMS: dict[str, Row] = {
+    "conversation": {"messages": said(*BEFORE, "Gone."), "rejected": said(*BEFORE, "No.")},
+    "worse answer alone": {"messages": said(*BEFORE, "Gone."), "rejected": said("No.", first="assistant")},
+    "ShareGPT": {"conversations": share_gpt(*BEFORE, "Gone."), "rejected": {"from": "gpt", "value": "No."}},
+    "LLaMA-Factory": {
+        "conversations": share_gpt(*BEFORE),
+        "chosen": {"from": "gpt", "value": "Gone."},
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+    "TRL": {
+        "prompt": said(*BEFORE),
+        "chosen": said("Gone.", first="assistant"),
+        "rejected": said("No.", first="assistant"),
+    },
+    "TRL, implicit prompt": {"chosen": said(*BEFORE, "Gone."), "rejected": said(*BEFORE, "No.")},
+    "all of them": {
+        "prompt": "Hi",
+        "messages": said(*BEFORE, "Gone."),
+        "chosen": said(*BEFORE, "Gone."),
+        "rejected": said(*BEFORE, "No."),
+    },
+    "texts as answers": {"prompt": said(*BEFORE), "chosen": "Gone.", "rejected": "No."},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_preference_is_the_same_in_every_form(name: str) -> None:
+    (example,) = read("messages", FORMS[name])
+    assert isinstance(example, Example)
+    assert (example.prompt, example.chosen, example.rejected) == (PROMPT, " Gone.", (" No.",))
+    (chat,) = read("messages", FORMS[name], turns=True)
+    assert isinstance(chat, Example)
+    assert (json.loads(chat.turns or ""), chat.chosen, chat.rejected) == (said(*BEFORE), "Gone.", ("No.",))
+
+
+def test_a_prompt_as_text_is_the_users_turn_and_a_completion_the_answer() -> None:
+    whole = {"prompt": "Hi", "chosen": said("Hi", "Yes?"), "rejected": said("Hi", "No.")}
+    completed = {"prompt": said("Hi"), "completion": said("Yes?", first="assistant")}
+    pair, alone = read("messages", whole, completed)
+    assert isinstance(pair, Example)
+    assert isinstance(alone, Example)
+    assert pair.prompt == alone.prompt == "Human: Hi\n\nAssistant:"
+    assert (pair.rejected, alone.rejected) == ((" No.",), ())
+    (plain,) = read("pairs", {"prompt": "p", "completion": "c"})
+    assert isinstance(plain, Example)
+    assert (plain.prompt, plain.chosen) == ("p", "c")
+
+
+def test_messages_that_cannot_be_read_are_counted_with_their_role() -> None:
+    good = {"messages": said("Hi", "Yes?")}
+    bad: list[tuple[Row, str]] = [
+        ({"messages": said("Hi")}, "no assistant turn: messages"),
+        ({"messages": "Hi"}, "wrong type: messages"),
+        ({"messages": [{"role": "tool", "content": "3"}, *said("Hi", "Yes?")]}, "unknown role: messages"),
+        ({"messages": [{"role": ["user"], "content": "3"}, *said("Hi", "Yes?")]}, "unknown role: messages"),
+        ({"messages": [*said("Hi"), {"role": "assistant", "content": None}]}, "wrong type: messages"),
+        ({"messages": [*said("Hi"), {"from": "gpt", "value": ["Yes?"]}]}, "wrong type: messages"),
+        ({"messages": said("Hi", " ")}, "empty answer: messages"),
+        (good | {"rejected": said("Ho", "No.")}, "prompt differs"),
+        (good | {"rejected": said("Ho")}, "no assistant turn: rejected"),
+        (good | {"rejected": 3}, "wrong type: rejected"),
+        (good | {"chosen": "No."}, "other answer than that of messages: chosen"),
+        ({"messages": said("Hi"), "chosen": said("Ho", "Yes?")}, "prompt differs"),
+        ({"messages": None}, "missing field: messages or chosen"),
+    ]
+    assert read("messages", good, *(row for row, _ in bad))[1:] == [reason for _, reason in bad]
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "columns", "written"),
+    [
+        (None, FORMS["ShareGPT"], {}, "`shape: messages`"),
+        (None, FORMS["LLaMA-Factory"], {}, "`shape: messages`"),
+        ("pairs", FORMS["TRL"], {}, "`shape: messages`"),
+        ("dialogues", FORMS["TRL, implicit prompt"], {}, "`shape: messages`"),
+        ("pairs", FORMS["conversation"], {}, "`shape: messages`"),
+        (
+            "pairs",
+            {"talk": said("Hi"), "good": "Yes?", "poor": "No."},
+            {"prompt": "talk", "chosen": "good", "rejected": "poor"},
+            "`shape: messages` with columns: {messages: talk, chosen: good, rejected: poor}",
+        ),
+        (None, {"instruction": "Add.", "input": "", "output": "4"}, {}, "`shape: instructions`"),
+        ("pairs", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, {},
+         "`shape: dialogues`"),
+        ("messages", {"prompt": "p", "answers": ["a", "b"]}, {}, "`shape: ranked`"),
+    ],
+)  # fmt: skip
+def test_rows_of_another_shape_name_the_shape_to_write(
+    shape: str | None, row: Row, columns: dict[str, str], written: str
+) -> None:
+    message = refused(shape, *[row] * 30, columns=columns)
+    assert message.startswith("datasets.mine.")
+    assert f"write {written}" in message
+
+
+def test_a_single_usable_row_leaves_the_shape_as_it_is() -> None:
+    results = read("pairs", *[FORMS["TRL"]] * 3, {"prompt": "p", "chosen": "a"})
+    assert results[:3] == ["wrong type: prompt"] * 3
+
+
+def test_rows_of_no_shape_are_counted() -> None:
+    assert read("pairs", {"prompt": 1, "chosen": 2}) == ["wrong type: prompt"]
+
+
+TALK = said("a", "b", "c", "d", "e", "f")
+
+
+def test_each_assistant_turn_can_be_an_answer() -> None:
+    """Written out by hand; the rejected answer and the margin are the last turn's."""
+    row = {"messages": TALK, "rejected": "g", "margin": 2, "subset": "x"}
+    found = read("messages", row, assistant_turns="each")
+    assert [(one.prompt, one.chosen, one.rejected, one.ratings) for one in found if isinstance(one, Example)] == [
+        ("Human: a\n\nAssistant:", " b", (), None),
+        ("Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", " d", (), None),
+        ("Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d\n\nHuman: e\n\nAssistant:", " f", (" g",), (2.0, 0.0)),
+    ]
+    assert [one.subset for one in found if isinstance(one, Example)] == ["x"] * 3
+    (last,) = read("messages", row)
+    assert last == found[-1]
+
+
+def test_an_assistants_greeting_answers_nothing() -> None:
+    greeting = {"messages": [*said("Welcome.", first="assistant"), *said("a", "b")]}
+    assert len(read("messages", greeting, assistant_turns="each")) == 1
+
+
+def test_an_empty_turn_makes_a_bad_row_where_it_would_be_an_answer() -> None:
+    row = {"messages": said("a", " ", "c", "d")}
+    assert isinstance(read("messages", row)[0], Example)
+    good = {"messages": said("a", "b")}
+    assert read("messages", good, row, assistant_turns="each")[1:] == ["empty answer: messages"]
+
+
+@pytest.mark.parametrize("keep", ["prompt", "row"])
+def test_answers_of_a_conversation_stay_together(tmp_path: Path, keep: str) -> None:
+    """Also with those of another one that has the same beginning, where prompts stay together."""
+    rows = [{"messages": said(f"a{n // 2}", "b", f"c{n}", "d", "e", "f")} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(tmp_path / "rows.jsonl"), "eval_share": 0.3}
+    settings = ResolvedDataset(source=source, shape="messages", assistant_turns="each", keep_together=keep)
+    cache_dataset(settings, tmp_path / "dataset", "datasets.mine")
+    train, unseen = (load_cached(tmp_path / "dataset", split) for split in ("train", "eval"))
+    assert len(train) + len(unseen) == 120
+    assert not set(train["row"]) & set(unseen["row"])
+    assert bool(set(train["prompt"]) & set(unseen["prompt"])) == (keep == "row")
+    report = read_json(tmp_path / "dataset/report.json")["splits"]["train"]
+    assert (report["rows_read"], report["bad_share"]) == (40, 0)
+
+
+QUESTION = {"prompt": "p", "answer_0": "x", "answer_1": "y"}
+LABELS: list[tuple[Any, str]] = [
+    (1, "x"), (2, "y"), (0, "tie"), ("1", "x"), (" 2 ", "y"), (1.0, "x"), (2.0, "y"), ("a", "x"), ("B", "y"),
+    ("model_a", "x"), ("model_b", "y"), ("tie", "tie"), ("tie (bothbad)", "tie"), ("First", "x"), ("second", "y"),
+    (3, "unknown label: label"), (-1, "unknown label: label"), (1.5, "unknown label: label"),
+    ("x", "unknown label: label"), ([1], "unknown label: label"), ("", "unknown label: label"),
+    (float("nan"), "unknown label: label"), (float("inf"), "unknown label: label"),
+    (None, "missing field: score_0 or score_1 or label"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["label", "winner"])
+def test_a_label_says_which_answer_is_better(column: str) -> None:
+    results = read("comparisons", *(QUESTION | {column: label} for label, _ in LABELS))
+    for (label, expected), result in zip(LABELS, results, strict=True):
+        assert (result.chosen if isinstance(result, Example) else result) == expected, label
+        assert not isinstance(result, Example) or (result.ranks, result.ratings) == ((0, 1), None)
+
+
+@pytest.mark.parametrize(("labels", "said"), [([0, 1, 1, 0], "2 is in no row"), ([True, False], "truth values")])
+def test_labels_that_can_be_read_in_two_ways_are_refused(labels: list[Any], said: str) -> None:
+    message = refused("comparisons", *(QUESTION | {"label": label} for label in labels))
+    assert message.startswith("datasets.mine.columns.label: ")
+    assert said in message
+    assert "map score_0 in the place of label" in message
+
+
+def test_a_truth_value_or_a_share_is_a_score_of_one_answer() -> None:
+    for column, value, best in (
+        ("score_0", True, "x"), ("score_0", False, "y"), ("score_1", True, "y"), ("score_1", 0, "x"),
+        ("score_0", 0.7, "x"),
+    ):  # fmt: skip
+        (example,) = read("comparisons", QUESTION | {column: value})
+        assert isinstance(example, Example)
+        assert (example.chosen, example.ratings) == (best, None)
+    good = QUESTION | {"score_0": 0.9, "score_1": 0.1}
+    alone, lost = read("comparisons", good, QUESTION | {"score_1": 4}, good | {"score_0": None})[1:]
+    assert alone == "not from 0 to 1, and alone: score_1"
+    assert lost == "missing field: score_0"
+
+
+def test_what_is_configured_takes_the_place_of_what_is_not() -> None:
+    row = QUESTION | {"score_0": 1, "score_1": 0, "label": 2}
+    (scored,), (labelled,) = read("comparisons", row), read("comparisons", row, columns={"label": "label"})
+    assert isinstance(scored, Example)
+    assert isinstance(labelled, Example)
+    assert (scored.chosen, labelled.chosen) == ("x", "y")
+    both = {"label": "label", "score_1": "s"}
+    assert "score_1 and label take the place of each other" in refused("comparisons", row, columns=both)
+    lists = {"ranks": "r", "ratings": "s"}
+    assert "ratings and ranks take the place of each other" in refused("ranked", row, columns=lists)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shape": "pairs", "columns": {"answer": "a"}}, "columns: answer: shape pairs has the roles prompt, chosen"),
+        ({"shape": "pairs", "assistant_turns": "each"}, "assistant_turns: shape pairs has one answer"),
+        ({"shape": "messages", "chat_template": "tokenizer", "prompt_format": "{prompt}"}, "prompt_format: the chat"),
+        ({"prompt_format": "{question}"}, "prompt_format: '{question}' is no template of {prompt}"),
+        ({"columns": {"group": "id"}, "keep_together": "row"}, "keep_together has no effect beside the role `group`"),
+    ],
+)
+def test_a_key_that_does_not_apply_is_refused_before_a_row_is_read(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = tiny_config()
+    config["datasets"]["reviews"] |= settings
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        (dataset,) = resolve(config, lambda path, key: "content").of_kind("dataset")
+        cache_dataset(dataset.settings, tmp_path / "out", "datasets.reviews")
+    assert "datasets.reviews" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_rows_of_the_manual_are_read_as_it_says(shape: str) -> None:
+    results = read(shape, *SHAPES[shape].rows.values())
+    assert results
+    for result in results:
+        assert isinstance(result, Example), result
+        assert result.chosen.strip() in {"4", "6"}
+        assert {answer.strip() for answer in result.rejected} <= {"3", "5"}
