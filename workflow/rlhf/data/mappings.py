@@ -7,13 +7,10 @@ text, spaces too, is in the formats here, and nothing is put in elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from rlhf.config.sources import DatasetSource
+from rlhf.config.specification import ResolvedDataset
 from rlhf.errors import UserError
-
-if TYPE_CHECKING:  # the configuration asks here what applies to a dataset
-    from rlhf.config.sources import DatasetSource
-    from rlhf.config.specification import ResolvedDataset
 
 _HUMAN = " Human: {prompt} Assistant:"
 _SPACED = " {answer}"
@@ -132,7 +129,7 @@ def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
         UserError: a share to hold out is given for a dataset of which unseen rows are known.
     """
     source, known = settings.source, _mapping(settings).eval_split
-    if known is not None and source.eval_share != type(source).model_fields["eval_share"].default:
+    if known is not None and source.eval_share != DatasetSource.model_fields["eval_share"].default:
         raise UserError(
             f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known!r}; leave it out"
         )
