@@ -28,7 +28,7 @@ demo: setup ## Run the embedded experiment to the report
 	@echo "report: results/report.html"
 
 test: setup ## Run the tests; ARGS is passed to pytest
-	pytest -n $(CORES) --dist loadgroup --no-loadscope-reorder --durations 50 $(ARGS)
+	pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --durations 50 $(ARGS)
 
 planted: setup ## Plant the listed faults, one at a time, and expect red tests
 	python -m tests.planted $(ARGS)

@@ -63,11 +63,6 @@ def kind_of(item: pytest.Item) -> str:
     return str(marker.args[0])
 
 
-def plain_name(item: pytest.Item) -> str:
-    """A test's name as pytest takes it: without the group that pytest-xdist appends."""
-    return item.nodeid.removesuffix("@slurm")
-
-
 def run_inside(kind: str, tests: list[str], folder: Path) -> dict[str, Result]:
     """Run tests on a cluster; their results by name."""
     report = folder / f"{kind}.xml"
@@ -125,10 +120,10 @@ class Clusters:
             return "skipped", self._missing
         kind = kind_of(item)
         if kind not in self._results:
-            tests = [plain_name(other) for other in self._items if kind_of(other) == kind]
+            tests = [other.nodeid for other in self._items if kind_of(other) == kind]
             with TemporaryDirectory(prefix="slurm-tests-") as folder:
                 self._results[kind] = run_inside(kind, tests, Path(folder))
-        return self._results[kind][plain_name(item)]
+        return self._results[kind][item.nodeid]
 
 
 CLUSTERS = pytest.StashKey[Clusters]()

@@ -90,7 +90,7 @@ def test_answers_that_are_the_same_tokens_are_counted_and_no_comparison(
     split_dataset(tmp_path / "dataset", "0,1,0", 0, tmp_path / "split")
     paths = StagePaths([tokens], [tmp_path / "split"], tmp_path, tmp_path)
     corpus = paths.corpus("train", "reward")
-    dropped = keep_usable(corpus, GroupPreference(), 4, "reward")
+    dropped = keep_usable(corpus, GroupPreference(), 3, "reward")
     assert (len(corpus), dropped.equal, dropped.too_long) == (1, 1, 1)
     assert corpus.place(0) == (0, 0)
     alone = [rows[1] | {"prompt": f"w{number}"} for number in range(3, 9)]
