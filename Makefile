@@ -49,7 +49,7 @@ format: setup ## Format the code
 	snakefmt Snakefile workflow/Snakefile workflow/rules
 
 docs: setup ## Regenerate the configuration's schema and manual, and the table of flags
-	python -m rlhf.commands.documentation
+	python -m rlhf.manual
 	python -m rlhf.convert.documentation
 
 status: setup ## Show the stages: running, done, failed

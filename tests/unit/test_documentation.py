@@ -14,8 +14,8 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from rlhf.commands.documentation import MANUAL, SCHEMA, manual, schema
 from rlhf.config import Configuration
+from rlhf.manual import MANUAL, SCHEMA, manual, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATIONS = [ROOT / "config/config.yaml", *sorted((ROOT / "config/recipes").glob("*.yaml"))]

@@ -43,7 +43,8 @@ DEPENDENCIES: dict[str, set[str]] = {
     "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
     "reporting": {"config", "errors", "evaluation", "files", "phases", "records", "runtime"},
     "convert": {"config", "data", "errors"},
-    "commands": {"config", "convert", "data", "errors", "memory", "planning", "records", "reporting", "runtime"},
+    "manual": {"config", "data"},
+    "commands": {"config", "convert", "errors", "memory", "planning", "records", "reporting", "runtime"},
 }
 
 

@@ -14,7 +14,7 @@ from rlhf.config.schema import Configuration, ExperimentSettings
 from rlhf.config.sources import DatasetSection, ModelSection
 from rlhf.data.shapes import SHAPES
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow/schemas/config.schema.json"
 MANUAL = ROOT / "config/README.md"
 
