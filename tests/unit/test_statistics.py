@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.evaluation.answers import score_win_rate
 from rlhf.evaluation.statistics import (
     Interval,
     best_of_n,
@@ -162,3 +163,13 @@ def test_best_of_n_kl_is_the_divergence_of_the_maximum(n: int) -> None:
     u = (np.arange(400_000) + 0.5) / 400_000
     ratio = n * u ** (n - 1)
     assert best_of_n_kl(n) == pytest.approx(float(np.mean(ratio * np.log(ratio))), abs=1e-5)
+
+
+def test_equal_answers_tie_whatever_rounding_makes_of_their_scores():
+    def answer(text, score, length=3, finished=True):
+        return {"text": text, "score": score, "length": length, "finished": finished}
+
+    first = [answer("a", 1.0), answer("b", 1.0), answer("c", 1.0), answer("d", 1.0)]
+    own = [answer("a", 1.0 + 1e-7), answer("b", 1.0 + 2e-7), answer("c", 1.1, length=4), answer("other", 0.9)]
+    assert score_win_rate(own, first)[0] == (0.5 + 0.5 + 1 + 0) / 4
+    assert score_win_rate([answer("d", 0.9, finished=False)], first[3:])[0] == 0

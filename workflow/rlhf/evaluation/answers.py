@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,8 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     kl, kl_error = mean_and_error(answer_kl(samples, shares, model, reference, corpus.pad_token_id, temperature))
     first = [row["answers"][0] for row in before]
     sft_score = np.array([answer["score"] for answer in first])
-    # Equal answers were scored among others, and their scores differ by rounding: they tie.
-    equal = [judged.sample(place)["text"] == answer["text"] for place, answer in enumerate(first)]
-    rate, rate_error = win_rate(np.where(equal, sft_score, judged.score), sft_score)
+    own = [judged.sample(place) for place in range(len(before))]
+    rate, rate_error = score_win_rate(own, first)
     result: PpoEvaluation = {
         "prompts": len(chosen),
         "win_rate": rate,
@@ -131,8 +131,25 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
         sft_gold = np.array([answer["gold"] for answer in first])
         result["gold_win_rate"], result["gold_win_rate_se"] = win_rate(judged.gold, sft_gold)
         result["gold_mean"], result["sft_gold_mean"] = float(judged.gold.mean()), float(sft_gold.mean())
-    write_samples(evaluation.paths.output, [_pair(row, judged.sample(i)) for i, row in enumerate(before)])
+    write_samples(evaluation.paths.output, [_pair(*pair) for pair in zip(before, own, strict=True)])
     evaluation.write(result)
+
+
+def score_win_rate(own: Sequence[AnswerSample], others: Sequence[AnswerSample]) -> tuple[float, float | None]:
+    """How often an answer has a higher score than another one to the same prompt, and the standard error.
+
+    Equal answers tie, though they were scored in other micro-batches and their scores differ by rounding.
+    """
+    scores = [
+        (theirs["score"] if _key(ours) == _key(theirs) else ours["score"], theirs["score"])
+        for ours, theirs in zip(own, others, strict=True)
+    ]
+    return win_rate(*zip(*scores, strict=True))
+
+
+def _key(answer: AnswerSample) -> tuple[str, int, bool]:
+    """What equal answers have in common; a special token that is drawn shows in the length alone."""
+    return answer["text"], answer["length"], answer["finished"]
 
 
 def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
@@ -158,7 +175,7 @@ def _sample(
     prompts = [corpus.prompt(row) for row in rows]
     seeds = [derive_seed(seed, purpose, place) for place in range(len(rows))]
     limits = (evaluation.batch_size, settings.max_answer_seq_len, settings.temperature)
-    return replace(generate(model, prompts, seeds, *limits), rows=rows.tolist())
+    return generate(model, prompts, seeds, *limits, rows=rows.tolist())
 
 
 def _judge(
