@@ -33,6 +33,24 @@ def free_port() -> int:
         return port
 
 
+def run_processes(count: int, *program: object, timeout: int, **environment: str) -> str:
+    """Run a program of several processes on this machine, one thread each, to its end without an error; its output."""
+    launcher = [sys.executable]
+    if count > 1:
+        launcher = ["deepspeed", "--num_gpus", str(count), "--master_port", str(free_port())]
+    result = subprocess.run(
+        [*launcher, *map(str, program)],
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-8000:]
+    return result.stdout
+
+
 def snakemake(
     directory: Path, *arguments: str, timeout: int = 1200, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ def schedule(kind: str, warmup: int, total: int, step: int) -> float:
         return max(0.0, 1.0 - rest)
     if kind == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * rest))
-    raise NotImplementedError(kind)
+    raise ValueError(f"a schedule that is not recomputed here: {kind}")
 
 
 class AdamW:

@@ -6,7 +6,6 @@ the next stage loads them.
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from rlhf.models.scores import TokenScorer
 from rlhf.runtime.seeds import derive_seed
 from tests.pipeline.handing_on import Chain, merging_into_half_precision, says
 from tests.project import Project
-from tests.snakemake import ENVIRONMENT, ROOT, free_port
+from tests.snakemake import ENVIRONMENT, ROOT, run_processes
 
 pytestmark = pytest.mark.slow
 
@@ -57,17 +56,9 @@ def alone(finished: Project, group: None, tmp_path_factory: pytest.TempPathFacto
 def by_two(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Handed:
     """The chain of two processes, with partitioned models."""
     folder, variant = tmp_path_factory.mktemp("two"), "two processes, ZeRO-3"
-    program = [str(ROOT / "tests/pipeline/handing_on.py"), str(finished.folder), str(folder), variant]
-    result = subprocess.run(
-        ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), *program],
-        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ENVIRONMENT.get('PYTHONPATH', '')}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-8000:]
+    program = ROOT / "tests/pipeline/handing_on.py"
+    path = f"{ROOT}:{ENVIRONMENT.get('PYTHONPATH', '')}"
+    run_processes(2, program, finished.folder, folder, variant, timeout=600, PYTHONPATH=path)
     return Handed(Chain(finished, folder, variant), load_file(folder / "said.safetensors"))
 
 

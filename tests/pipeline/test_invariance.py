@@ -7,8 +7,6 @@ says how. Members of one process run in one process, after another; those of two
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.stage import StagePaths
 from rlhf.training.supervised import mean_loss
 from tests.project import Project
-from tests.snakemake import ENVIRONMENT, ROOT, free_port
+from tests.snakemake import ROOT, run_processes
 from tests.specifications import specification_of
 
 LORA = {"lora_dim": 4, "lora_module_name": "attn", "lora_learning_rate": 1e-2, "only_optimize_lora": True}
@@ -215,19 +213,7 @@ class Runs:
     def _run(self, processes: int, commands: list[list[str]]) -> None:
         listing = self._folder / f"commands-{processes}.json"
         listing.write_text(json.dumps(commands))
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(free_port())]
-        result = subprocess.run(
-            [*launcher, str(ROOT / "tests/pipeline/run_scripts.py"), str(listing)],
-            env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout[-8000:]
+        run_processes(processes, ROOT / "tests/pipeline/run_scripts.py", listing, timeout=900)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,7 +180,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(finished, group, t
     sft, reward = finished.results("sft") / "model", finished.results("reward") / "model"
     tokenizer = load_tokenizer(sft)
     prompts = [np.array(tokenizer("write a review of the car :")["input_ids"])] * 16
-    samples = replace(generate(load_policy(sft, "fp32", 0.0).eval(), prompts, range(16), 16, 12, 1.0), rows=range(16))
+    samples = generate(load_policy(sft, "fp32", 0.0).eval(), prompts, range(16), 16, 12, 1.0, rows=range(16))
     rows = np.array([row for row, answer in enumerate(samples.answers) if not {0, 2} & set(answer.ids.tolist())])
     assert len(rows) > 4
     part = samples.rectangle(rows, tokenizer.pad_token_id, torch.device("cpu"))

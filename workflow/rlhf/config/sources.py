@@ -84,15 +84,19 @@ class DatasetSource(Section):
     def _require_effect(self, place: str) -> None:
         """Refuse a key that does not apply; one that is written with its default does no harm."""
         for key in INAPPLICABLE[place]:
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if self.sets(key):
                 raise ValueError(f"{key} has no effect on a source with `{place}`; leave it out")
         own_eval = self.eval_split is not None or (isinstance(self.path, dict) and "eval" in self.path)
-        if own_eval and self.eval_share != type(self).model_fields["eval_share"].default:
+        if own_eval and self.sets("eval_share"):
             raise ValueError(
                 "eval_share has no effect where unseen rows are given; leave it out, or eval_split or `eval`"
             )
         if isinstance(self.path, dict) and self.eval_split is not None:
             raise ValueError("eval_split has no effect beside `{train: ...}`; name unseen rows as `eval` of it")
+
+    def sets(self, key: str) -> bool:
+        """Whether a key has another value than it has unset."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
     def files(self) -> list[str]:

@@ -46,14 +46,12 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         require_fast(tokenizer)
         self._tokenizer = tokenizer
-        self._template = None if template == OF_TOKENIZER else template
-        if self._template is None and not tokenizer.chat_template:
-            name = tokenizer.name_or_path
+        given, name = None if template == OF_TOKENIZER else template, tokenizer.name_or_path
+        if given is None and not tokenizer.chat_template:
             raise UserError(f"{name}: the tokenizer has no chat template; write one as chat_template of the dataset")
         try:
-            self._template = without_clock(tokenizer.get_chat_template(self._template))
+            self._template = without_clock(tokenizer.get_chat_template(given))
         except ValueError as error:  # it has several, and none is the default
-            name = tokenizer.name_or_path
             raise UserError(f"{name}: {error}; write the one that you mean as chat_template of the dataset") from None
         self._special = special_tokens(tokenizer)
 

@@ -129,11 +129,11 @@ def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
         UserError: a share to hold out is given for a dataset of which unseen rows are known.
     """
     source, known = settings.source, _mapping(settings).eval_split
-    if known is not None and source.eval_share != DatasetSource.model_fields["eval_share"].default:
+    if known is not None and source.sets("eval_share"):
         raise UserError(
             f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known!r}; leave it out"
         )
-    return source.model_copy(update={"eval_split": source.eval_split or _mapping(settings).eval_split})
+    return source.model_copy(update={"eval_split": source.eval_split or known})
 
 
 def _mapping(settings: ResolvedDataset) -> ReadyMapping:

@@ -103,7 +103,7 @@ def _from_path(name: str, source: DatasetSource, place: str) -> Rows:
         saved = any((path / file).exists() for file in ("dataset_dict.json", "state.json"))
         return (_from_saved_folder if saved else _from_plain_folder)(path, source, place)
     for key in ("name", "data_dir", "train_split", "eval_split"):
-        if getattr(source, key) != DatasetSource.model_fields[key].default:
+        if source.sets(key):
             raise UserError(f"{place}.{key}: has no effect on the file {name!r}; leave it out")
     return Rows(_nonempty([path], place))
 
@@ -146,7 +146,7 @@ def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
     except FOREIGN as error:
         raise UserError(f"{place}.path: {str(path)!r} is not readable: {cause(error)}") from None
     if isinstance(saved, datasets.Dataset):
-        if source.eval_split is not None or source.train_split != "train":
+        if source.sets("eval_split") or source.sets("train_split"):
             raise UserError(
                 f"{place}: {str(path)!r} has one split without a name; leave out train_split and eval_split"
             )

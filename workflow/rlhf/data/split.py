@@ -53,10 +53,9 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
     for phase, share in zip(PHASES, proportions, strict=True):
         if share > 0 and not len(indices[f"train.{phase}"]):
             raise UserError(
-                f"data_split: {data_split!r} of {len(train)} rows in {groups.max() + 1} groups leaves "
-                f"phase {phase} without a usable row "
-                f"({left_out['train']} have no rejected answer); give it no share of that phase in `data_split` of the "
-                "dataset, or more rows"
+                f"data_split: {data_split!r} of {len(train)} rows in {groups.max() + 1} groups leaves phase {phase} "
+                f"without a usable row ({left_out['train']} have no rejected answer); give it no share of that phase "
+                "in `data_split` of the dataset, or more rows"
             )
     with atomic_directory(output) as folder:
         for name, rows in indices.items():

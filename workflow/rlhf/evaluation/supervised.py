@@ -40,8 +40,7 @@ def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Pa
     """Write the SFT model's loss on unseen rows, in nats per answer token, and its perplexity."""
     objective = AnswerLikelihood()
     corpus = evaluation.paths.corpus("eval", "sft")
-    limit = evaluation.settings.max_seq_len
-    dropped = corpus.keep(objective.lengths(corpus) <= limit, f"sft.max_seq_len: {limit}")
+    dropped = keep_usable(corpus, objective, evaluation.settings.max_seq_len, "sft")
     model = load_policy(model_folder, "fp32").eval().to(device())
     with torch.no_grad():
         loss = mean_loss(model, objective, corpus, evaluation.batch_size)["loss"]
@@ -51,7 +50,7 @@ def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Pa
             "perplexity": math.exp(loss),
             "tokens": int(corpus.lengths("chosen").sum()),
             "rows": len(corpus),
-            "rows_too_long": dropped,
+            "rows_too_long": dropped.too_long,
         }
     )
 

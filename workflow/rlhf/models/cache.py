@@ -16,14 +16,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from rlhf.causes import FOREIGN, cause
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.sources import ModelSettings, ModelSource
 from rlhf.errors import UserError, first_line
 from rlhf.files import sha256_tree, write_json
-from rlhf.models.folders import ADAPTER, indexed, of_another_head, require_model_folder
+from rlhf.models.folders import (
+    ADAPTER,
+    adapter_error,
+    indexed,
+    of_another_head,
+    published_file,
+    require_model_folder,
+)
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.lora import linear_modules
 from rlhf.models.merged import FILE, MergedAdapters, fits, read_merged, write_merged
@@ -34,8 +41,6 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
 
 logger = get_logger(__name__)
-
-OPTIONAL = {"_raise_exceptions_for_missing_entries": False}  # of a file that may be absent
 
 
 def cache_model(
@@ -221,14 +226,11 @@ def _require_whole_safetensors(name: str, key: str, options: dict[str, Any]) -> 
     Raises:
         UserError: it is an adapter, which loads another model, or an index names a pickle or a file elsewhere.
     """
-    where = {"local_files_only": options["local_files_only"], "revision": options.get("revision")}
-    if cached_file(name, ADAPTER, **where, **OPTIONAL) is not None:
-        raise UserError(
-            f"{key}: {name!r} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that"
-        )
-    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, **OPTIONAL)
+    if published_file(name, ADAPTER, options) is not None:
+        raise adapter_error(f"{key}: {name!r}")
+    index = published_file(name, SAFE_WEIGHTS_INDEX_NAME, options)
     if index is not None:
-        indexed(Path(index), f"{key}: {name!r}")
+        indexed(index, f"{key}: {name!r}")
 
 
 def _where(source: ModelSource) -> dict[str, Any]:
@@ -242,8 +244,8 @@ def _merged_adapters(model: PreTrainedModel, source: ModelSource) -> MergedAdapt
     Those of weights that are other than that run left them, because the vocabulary grew or the folder was converted,
     would give another model and are left out.
     """
-    file = cached_file(source.hub or source.path, FILE, **_where(source), **OPTIONAL)
-    adapters = read_merged(Path(file).parents[1]) if file is not None else {}
+    file = published_file(source.hub or str(source.path), FILE, _where(source))
+    adapters = read_merged(file.parents[1]) if file is not None else {}
     layers = dict(model.named_modules())
     kept = {
         name: changes

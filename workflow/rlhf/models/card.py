@@ -125,43 +125,42 @@ Code {{ code.hash }}{% if code.commit %}, commit {{ code.commit }}{% endif %}.
 {% endfor %}
 """
 
-POLICY_SNIPPET = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("a prompt in the format of the training data", return_tensors="pt")
+CHAT_PROMPT = """\
+turns = [{"role": "user", "content": "a question"}]
+prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)"""
+ANSWERED = """\
 answer = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+SCORED = "score = (model(**inputs).logits[0, 0] - model.config.reward_mean) / model.config.reward_std"
 
-POLICY_CHAT_SNIPPET = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "."  # this folder
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-turns = [{"role": "user", "content": "a question"}]
-prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")  # the template writes them
-answer = model.generate(**inputs, max_new_tokens=64)
-print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+def snippet(reward: bool, chat: bool) -> str:
+    """How a model is asked: a program for its folder.
 
-REWARD_CHAT_SNIPPET = """\
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    Args:
+        reward: whether it is a reward model; else a policy.
+        chat: whether its chat template writes what it is asked, special tokens too.
+    """
+    model = "AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM"
+    if chat:
+        text = 'prompt + "its answer" + tokenizer.eos_token' if reward else "prompt"
+        note = "" if reward else "  # the template writes them"
+        inputs = f'{CHAT_PROMPT}\ninputs = tokenizer({text}, add_special_tokens=False, return_tensors="pt"){note}'
+    else:
+        plain = '"a prompt" + " and its answer" + tokenizer.eos_token'
+        text = plain if reward else '"a prompt in the format of the training data"'
+        inputs = f'inputs = tokenizer({text}, return_tensors="pt")'
+    return "\n".join(
+        [
+            f"from transformers import {model}, AutoTokenizer",
+            "",
+            'folder = "."  # this folder',
+            f"model, tokenizer = {model}.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)",
+            inputs,
+            SCORED if reward else ANSWERED,
+        ]
+    )
 
-folder = "."  # this folder
-model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-turns = [{"role": "user", "content": "a question"}]
-prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-inputs = tokenizer(prompt + "its answer" + tokenizer.eos_token, add_special_tokens=False, return_tensors="pt")
-score = (model(**inputs).logits[0, 0] - model.config.reward_mean) / model.config.reward_std"""
-
-REWARD_SNIPPET = """\
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-folder = "."  # this folder
-model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("a prompt" + " and its answer" + tokenizer.eos_token, return_tensors="pt")
-score = (model(**inputs).logits[0, 0] - model.config.reward_mean) / model.config.reward_std"""
 
 POLICY_USAGE = (
     "`generation_config.json` holds the sampling settings: the model's own distribution at the temperature of "
@@ -172,12 +171,6 @@ REWARD_USAGE = (
     "`config.json` are those of unseen answers in training: with them, scores have mean 0 and deviation 1. Only scores "
     "of answers to the same prompt can be compared."
 )
-SNIPPETS = {  # (of a reward model, of chats) -> how it is asked
-    (False, False): POLICY_SNIPPET,
-    (False, True): POLICY_CHAT_SNIPPET,
-    (True, False): REWARD_SNIPPET,
-    (True, True): REWARD_CHAT_SNIPPET,
-}
 PURPOSES = {"train": "trained on", "eval": "unseen in training, to evaluate"}
 EXPLANATIONS = {
     "sft": "Loss is in nats per token.",
@@ -233,7 +226,7 @@ def model_card(
         columns=columns,
         results=results,
         explanation=EXPLANATIONS[kind],
-        snippet=SNIPPETS[kind == "reward", chat],
+        snippet=snippet(kind == "reward", chat),
         usage=REWARD_USAGE if kind == "reward" else POLICY_USAGE,
         limits=LIMITS[kind],
         purposes=PURPOSES,

@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from rlhf.errors import UserError
 
@@ -17,6 +18,19 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # How a zip file, which `torch.save` writes, and a bare pickle begin.
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def published_file(name: str, part: str, options: dict[str, Any]) -> Path | None:
+    """A file of a model's source, or None where it has none.
+
+    Args:
+        name: hub name or folder.
+        part: name of the file.
+        options: of `from_pretrained`: `local_files_only` and, for a hub, `revision`.
+    """
+    where = {key: options[key] for key in ("local_files_only", "revision") if key in options}
+    found = cached_file(name, part, **where, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def require_model_folder(folder: Path, key: str) -> None:
@@ -57,7 +71,16 @@ def _require_no_adapter(folder: Path, name: str) -> None:
             f"{name} has {ADAPTER} beside whole weights, and transformers would load the adapter on another model; if "
             f"the adapter is merged into these weights, remove {ADAPTER}; else merge it (`merge_and_unload` of peft)"
         )
-    raise UserError(f"{name} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that")
+    raise adapter_error(name)
+
+
+def adapter_error(name: str) -> UserError:
+    """The refusal of an adapter without its model.
+
+    Args:
+        name: of the source, with its configuration key.
+    """
+    return UserError(f"{name} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that")
 
 
 def _unusable(folder: Path, name: str) -> str | None:

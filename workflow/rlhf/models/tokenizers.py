@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import cached_file
 
 from rlhf.config.sources import TokenizerSettings
 from rlhf.errors import UserError
+from rlhf.models.folders import published_file
 from rlhf.models.pieces import tokenizer_of_pieces
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
@@ -67,11 +67,9 @@ def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrai
     Raises:
         UserError: nothing gives the ids of the file, or the tokenizer has no such file and cannot be made one.
     """
-    where = {key: options[key] for key in ("local_files_only", "revision") if key in options}
 
     def find(part: str) -> Path | None:
-        found = cached_file(name, part, **where, _raise_exceptions_for_missing_entries=False)
-        return None if found is None else Path(found)
+        return published_file(name, part, options)
 
     file = find("tokenizer.json")
     made = tokenizer_of_pieces(find, f"{place}: {name!r}") if file is None else None

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class Ppo:
         rows = [row for row in prompts for _ in range(settings.answers_per_prompt)]
         seeds = [derive_seed(self._stage.seed, "rollout", iteration, place) for place in range(len(rows))]
         with self._models.actor.evaluation(), generation_mode(self._models.policy):
-            samples = generate(
+            return generate(
                 self._models.policy,
                 [self._prompts.prompt(row) for row in rows],
                 seeds,
@@ -171,8 +171,8 @@ class Ppo:
                 settings.max_answer_seq_len,
                 settings.temperature,
                 interrupt_point,
+                rows,
             )
-        return replace(samples, rows=rows)
 
     def _partition(self, samples: Samples, iteration: int) -> Partition:
         epochs = range(self._settings.ppo_epochs)

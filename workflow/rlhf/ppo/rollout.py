@@ -31,6 +31,7 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     between: Callable[[], None] = lambda: None,
+    rows: Sequence[int] = (),
 ) -> Samples:
     """One answer per prompt, each process sampling its share.
 
@@ -42,6 +43,7 @@ def generate(
         max_new_tokens: longest answer, EOS included.
         temperature: sampling temperature.
         between: called before each generation batch.
+        rows: of the prompts in their corpus, where a reward model may ask for them.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     synced = world_size() > 1 and is_partitioned(model)  # whole models need not wait for each other at every token
@@ -57,7 +59,7 @@ def generate(
         )
 
     shares = micro_batches(np.arange(len(prompts)), lengths, batch_size, rank(), world_size())
-    return Samples(prompts, gather_rows(shares, draw, between))
+    return Samples(prompts, gather_rows(shares, draw, between), rows)
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers: its classes are Any
