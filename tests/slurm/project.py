@@ -90,11 +90,13 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> None:
-    """Poll until something holds."""
+def wait_until(
+    condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS, note: Callable[[], str] = str
+) -> None:
+    """Poll until something holds; `note` tells more where it does not."""
     end_time = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end_time, f"waited {seconds} s in vain: {what}"
+        assert time.monotonic() < end_time, f"waited {seconds} s in vain: {what}; {note()}"
         time.sleep(0.2)
 
 
@@ -132,7 +134,13 @@ class Stub:
 
     def wait_for_start(self, number: int) -> dict[str, Any]:
         """Wait for the trainer's start of this number, and for its first new steps."""
-        wait_until(lambda: len(self.starts()) >= number, f"start {number}; {self.output()[-3000:]}")
+
+        def started() -> bool:
+            done = len(self.starts()) >= number
+            assert done or any(process.poll() is None for process in self.processes), self.output()[-3000:]
+            return done
+
+        wait_until(started, f"start {number}", note=lambda: self.output()[-3000:])
         begin = self.starts()[number - 1]["step"]
         step = self.state / "step"
         wait_until(lambda: step.exists() and int(step.read_text() or 0) > begin + 5, "steps")

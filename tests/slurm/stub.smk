@@ -4,7 +4,7 @@ import json
 
 from snakemake.exceptions import WorkflowError
 
-from rlhf.config import require_no_jobs, stand_before_slurm
+from rlhf.config import RULES, require_no_jobs, stand_before_slurm
 from rlhf.errors import UserError
 
 TESTS = workflow.basedir

@@ -135,7 +135,11 @@ def test_ctrl_c_cancels_the_jobs_which_save(stub: Stub) -> None:
     wait_until(lambda: asked.exists() and time.time() - asked.stat().st_mtime < 0.5, "a question has been answered")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(WAIT_SECONDS) != 0
-    wait_until(lambda: stub.jobs() == ["CANCELLED"], f"{stub.jobs()} become CANCELLED; {stub.output()[-3000:]}")
+    wait_until(
+        lambda: stub.jobs() == ["CANCELLED"],
+        "the job is cancelled",
+        note=lambda: f"{stub.jobs()} {stub.output()[-3000:]}",
+    )
     stub.finish(stub.start())
     expect_resumed(stub)
 
