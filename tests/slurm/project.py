@@ -143,7 +143,7 @@ class Stub:
         wait_until(started, f"start {number}", note=lambda: self.output()[-3000:])
         begin = self.starts()[number - 1]["step"]
         step = self.state / "step"
-        wait_until(lambda: step.exists() and int(step.read_text() or 0) > begin + 5, "steps")
+        wait_until(lambda: step.exists() and int(step.read_text()) > begin + 5, "steps")
         return self.starts()[number - 1]
 
     def finish(self, process: subprocess.Popen[str]) -> None:

@@ -49,10 +49,9 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     try:
         progress = tmp_path / f"state/sft/{stage.id}/progress.json"
         wait_until(lambda: progress.exists() and (json.loads(progress.read_text())["step"] or 0) > 5, "steps")
-        steps = json.loads(progress.read_text())["total_steps"]
         job = jobs_in(tmp_path)[0].split("|")[0]
         shown = status(tmp_path)
-        assert re.search(rf"{stage.id}.* running .*\d+/{steps} .* / 3\.0 GB .* {job} .* n[12] .* loss \d", shown), shown
+        assert re.search(rf"{stage.id}.* running .*/320 .* / 3\.0 GB .* {job} .* n[12] .* loss \d", shown), shown
         slurm("scancel", job)
         assert process.wait(300) == 0, (tmp_path / "snakemake.out").read_text()[-5000:]
     finally:
