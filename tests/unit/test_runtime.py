@@ -228,6 +228,28 @@ def test_any_other_error_keeps_its_traceback_and_exit_code_1() -> None:
     assert "RuntimeError: a fault" in done.stderr
 
 
+def test_a_native_thread_that_is_still_at_work_does_not_turn_a_good_end_into_an_abort() -> None:
+    """Gloo's threads outlive the process group; one that wants Python while the interpreter ends calls abort."""
+    busy = "while True: torch.mm(ones, ones)"
+    done = run(f"""import threading, time, torch
+    ones = torch.ones(200, 200)
+    def work():
+        {busy}
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.3)
+    print("done")""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_what_is_registered_for_the_end_of_a_script_runs_and_threads_finish() -> None:
+    done = run("""import atexit, threading, time
+    atexit.register(print, "registered")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    raise UserError("no")""")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "thread\nregistered\n", "error: no\n")
+
+
 def test_rank_0_logs_and_other_ranks_warn_only() -> None:
     body = "log = get_logger('rlhf.x'); log.info('fine'); log.warning('odd'); get_logger('noisy').info('chat')"
     first, other = run(body).stderr.splitlines(), run(body, rank=3).stderr.splitlines()

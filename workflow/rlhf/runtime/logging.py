@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -45,19 +47,39 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     its cause and remedy after it, and ends the process with status 1.
     """
     configure_logging()
+    _leave(_status(main))
+
+
+def _status(main: Callable[[], None]) -> int:
+    """Run a script's main function; returns the exit status of the process, having printed what went wrong."""
     try:
         main()
     except UserError as error:
         _print(f"error: {error}")
-        sys.exit(USER_ERROR_EXIT_CODE)
+        return USER_ERROR_EXIT_CODE
     except Interrupted as error:
         _print(f"interrupted: {error}")
-        sys.exit(RESUME_EXIT_CODE)
+        return RESUME_EXIT_CODE
     except Exception as error:
         traceback.print_exc()
         _print(f"error: {explain(error)}")
-        sys.exit(1)
-    sys.exit(0)
+        return 1
+    return 0
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process as the interpreter does, but do not take the interpreter down under native threads.
+
+    Gloo's threads keep tensors of the last collectives. One that frees a tensor while the interpreter ends aborts the
+    process (pytorch/pytorch#179291), and a stage whose results are written would count as failed.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _print(message: str) -> None:
