@@ -396,3 +396,30 @@ def test_the_rows_of_the_manual_are_read_as_it_says(shape: str) -> None:
         assert isinstance(result, Example), result
         assert result.chosen.strip() in {"4", "6"}
         assert {answer.strip() for answer in result.rejected} <= {"3", "5"}
+
+
+class Odd:
+    """A value of a generator's row that fails whatever is done with it."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("odd, and no text")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("\ud800", "broken Unicode"), (10**5000, "ValueError: Exceeds the limit"), (Odd(), "RuntimeError: odd, and no")],
+    ids=["half a character", "long number", "odd"],
+)
+@pytest.mark.parametrize("role", ["group", "subset"])
+def test_a_value_that_fails_costs_its_row(role: str, value: Any, reason: str) -> None:
+    rows: list[Row] = [{"prompt": "p", "chosen": f"a{n}", "x": n} for n in range(3)]
+    rows[1]["x"] = value
+    first, bad, last = read("pairs", *rows, columns={role: "x"})
+    assert isinstance(first, Example)
+    assert isinstance(last, Example)
+    assert isinstance(bad, str)
+    assert bad.startswith(reason)
+
+
+def test_a_label_beyond_all_numbers_is_unknown() -> None:
+    assert read("comparisons", QUESTION | {"label": 1}, QUESTION | {"label": 10**5000})[1] == "unknown label: label"

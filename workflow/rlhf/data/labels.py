@@ -37,7 +37,9 @@ def _name(label: Any) -> str:
     """How a label is written; numbers of a column with gaps are read with a fraction of 0."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    return "" if isinstance(label, bool) else str(label).strip().lower()
+    if isinstance(label, bool) or (isinstance(label, int) and not 0 <= label < 10):
+        return ""
+    return str(label).strip().lower()
 
 
 def require_meaning(labels: Iterable[Any], place: str) -> None:

@@ -11,6 +11,7 @@ from rlhf.data.partition import numbered, partition
 from rlhf.errors import UserError
 from rlhf.files import write_json
 from rlhf.phases import PHASES
+from rlhf.records.dataset import SPLIT, SplitRecord
 from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
@@ -38,6 +39,7 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
         raise UserError(f"data_split: {data_split!r} gives every phase nothing")
     train, unseen = load_cached(dataset, "train"), load_cached(dataset, "eval")
     groups = numbered(train["group"])
+    group_of = {"train": groups, "eval": numbered(unseen["group"])}
     parts = dict(zip(PHASES, partition(groups, proportions, seed), strict=True))
     indices = {f"train.{phase}": part for phase, part in parts.items()}
     indices |= {
@@ -61,7 +63,11 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
         for name, rows in indices.items():
             np.save(folder / f"{name}.npy", rows.astype(np.int64))
         counts = {name: len(rows) for name, rows in indices.items()}
-        write_json(
-            folder / "split.json", {"schema_version": 1, "rows": counts, "reward_rows_without_rejected": left_out}
-        )
+        record: SplitRecord = {
+            "schema_version": 2,
+            "rows": counts,
+            "groups": {name: len(np.unique(group_of[name.split(".")[0]][rows])) for name, rows in indices.items()},
+            "reward_rows_without_rejected": left_out,
+        }
+        write_json(folder / SPLIT, record)
     logger.info("%s: %s", output, ", ".join(f"{name} {count}" for name, count in counts.items()))
