@@ -29,7 +29,9 @@ from rlhf.reporting.quality import (
     quality_csv,
     quality_table,
     run_columns,
+    run_keys,
     run_rows,
+    run_table,
     samples_html,
     samples_markdown,
 )
@@ -92,7 +94,7 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
 
 
 def _tables(experiment: Experiment) -> dict[str, str]:
-    runs, run_heads = run_rows(experiment), run_columns(experiment)
+    runs, run_heads = run_table(experiment), run_columns(experiment)
     quality, quality_heads = quality_table(experiment)
     resources, checks = resource_rows(experiment), check_table(experiment)
     rewards = reward_rows(experiment)
@@ -100,7 +102,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     compared = comparison_rows(experiment)
     name = experiment.name
     return {
-        "runs.csv": to_csv(runs, [column.key for column in run_heads]),
+        "runs.csv": to_csv(run_rows(experiment), run_keys(experiment)),
         "runs.md": to_markdown(runs, run_heads),
         "runs.html": to_html(runs, run_heads, f"Runs of {name}"),
         "quality.csv": quality_csv(experiment),
