@@ -31,7 +31,6 @@ from rlhf.reporting.collect import (
 from rlhf.reporting.memory import memory
 from rlhf.reporting.plots import Curve, best_of_n_curve, learning_curves, mean_curve, reward_vs_kl, root_of_kl
 from rlhf.reporting.quality import (
-    TEXT_LIMIT,
     quality_csv,
     quality_rows,
     quality_table,
@@ -45,6 +44,7 @@ from rlhf.reporting.reward import REWARD_COLUMNS, calibration_bins, pooled, rewa
 from rlhf.reporting.style import PALETTE, colours
 from rlhf.reporting.summary import summarise
 from rlhf.reporting.tables import (
+    TEXT_LIMIT,
     Column,
     escape_markdown,
     to_csv,

@@ -9,7 +9,7 @@ from rlhf.evaluation.statistics import mean_interval
 from rlhf.records.experiment import ExperimentRun
 from rlhf.records.samples import SAMPLES, SamplePair, read_sample_pairs
 from rlhf.reporting.collect import Experiment, largest_overlap, short_names
-from rlhf.reporting.tables import Column, Row, number, to_csv, to_html, to_markdown
+from rlhf.reporting.tables import TEXT_LIMIT, Column, Row, beginning, end, number, to_csv, to_html, to_markdown
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,6 @@ def _interval_cell(row: Row, metric: Metric, beside: str) -> str | None:
     return f"{mean:.{digits}f} ± {sd:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]{beside}"
 
 
-TEXT_LIMIT = 400
 SAMPLES_NOTE = (
     "Answers to unseen prompts, which are shown as the model reads them. An answer ends with EOS, or is cut off at "
     "`ppo.max_answer_seq_len`; tokens count the EOS. Texts longer than "
@@ -162,20 +161,12 @@ SAMPLES_NOTE = (
 )
 
 
-def _beginning(text: str) -> str:
-    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1].rstrip() + "…"
-
-
-def _end(text: str) -> str:
-    return text if len(text) <= TEXT_LIMIT else "…" + text[1 - TEXT_LIMIT :].lstrip()
-
-
 SAMPLE_COLUMNS = (
-    Column("prompt", "prompt", _end, free_text=True),
+    Column("prompt", "prompt", end, free_text=True),
     Column("seen", "trained on too"),
-    Column("sft", "SFT answer", _beginning, free_text=True),
+    Column("sft", "SFT answer", beginning, free_text=True),
     Column("sft_end", "SFT end"),
-    Column("policy", "policy answer", _beginning, free_text=True),
+    Column("policy", "policy answer", beginning, free_text=True),
     Column("policy_end", "policy end"),
     Column("sft_score", "SFT score", number(2)),
     Column("policy_score", "policy score", number(2)),
