@@ -26,7 +26,7 @@ from rlhf.records.dataset import (
     read_tokens_report,
 )
 from rlhf.reporting.collect import Experiment
-from rlhf.reporting.style import PALETTE, SETTINGS, empty_figure, panels, to_svg
+from rlhf.reporting.style import NEUTRAL, PALETTE, SETTINGS, empty_figure, panels, to_svg
 from rlhf.reporting.tables import Column, Row, Section, beginning, end, number, to_html_page, to_markdown
 
 SIDES = {"train": "training", "eval": "unseen"}
@@ -286,6 +286,7 @@ def lengths_figure(found: list[Data]) -> str:
 def _draw(axis: Axes, lengths: Lengths, colour: str) -> None:
     bins = lengths["bins"]
     width = bins[0]["to"] - bins[0]["from"] + 1
-    axis.bar([part["from"] for part in bins], [part["count"] for part in bins], width, align="edge", color=colour)
-    axis.axvline(lengths["p95"], color="#444444", linestyle=":", linewidth=1.0)
+    starts = [part["from"] - 0.5 for part in bins]  # a bar stands around its whole numbers
+    axis.bar(starts, [part["count"] for part in bins], width, align="edge", color=colour)
+    axis.axvline(lengths["p95"], color=NEUTRAL, linestyle=":", linewidth=1.0)
     axis.annotate("95 %", (lengths["p95"], 1), xycoords=("data", "axes fraction"), fontsize=7, ha="right", va="top")
