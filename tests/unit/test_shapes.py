@@ -109,6 +109,8 @@ def test_messages_that_cannot_be_read_are_counted_with_their_role() -> None:
         (good | {"chosen": "No."}, "other answer than that of messages: chosen"),
         ({"messages": said("Hi"), "chosen": said("Ho", "Yes?")}, "prompt differs"),
         ({"messages": None}, "missing field: messages or chosen"),
+        ({"messages": said("Yes?", first="assistant")}, "nothing before the answer: messages"),
+        ({"chosen": said("Yes?", first="assistant")}, "nothing before the answer: chosen"),
     ]
     assert read("messages", good, *(row for row, _ in bad))[1:] == [reason for _, reason in bad]
 
