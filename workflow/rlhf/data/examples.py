@@ -121,6 +121,8 @@ def _read(shape: Shape, row: Any, fields: Row, formats: Formats, each_turn: bool
         return [checked(replace(shape.read(one, formats), group=group)) for one in answered]
     except BadRow as reason:
         return [str(reason)]
+    except MemoryError:
+        raise
     except Exception as error:  # a generator's values are of any type, and can fail in any way
         return [f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"]
 
