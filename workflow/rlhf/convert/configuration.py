@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.config import resolve
+from rlhf.config import PHASES, resolve
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.schema import ExperimentSettings
 from rlhf.convert.arguments import Command
@@ -17,7 +17,6 @@ from rlhf.convert.flags import CORE, Value
 from rlhf.convert.programs import PROGRAMS
 from rlhf.convert.sources import Section, dataset, model, names_of_paths
 from rlhf.errors import UserError
-from rlhf.phases import PHASES
 
 COMPATIBILITY = "deepspeed_chat"
 EMA_DECAY = 0.992  # fixed in DeepSpeed-Chat's trainer
