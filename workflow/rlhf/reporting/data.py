@@ -148,7 +148,7 @@ def data_rows(found: list[Data]) -> list[Row]:
 def _side_row(data: Data, side: str) -> Row:
     facts, counts = data.side(side), (data.split or {}).get("rows", {})
     bad = sum(found["count"] for found in facts.get("bad_rows", {}).values())
-    row = {
+    row: Row = {
         "dataset": data.name,
         "side": SIDES[side],
         "rows": facts.get("rows_kept"),

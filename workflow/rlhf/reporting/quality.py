@@ -76,7 +76,8 @@ def _beside(experiment: Experiment, runs: Sequence[ExperimentRun], stage: str) -
 def _run_metrics(experiment: Experiment, run: ExperimentRun) -> Row:
     found: Row = {}
     for metric in (*RUN_METRICS, *OVERLAPS):
-        evaluation: Mapping[str, object] = experiment.files(run, metric.stage).evaluation or {}
+        stage = experiment.files(run, metric.stage)
+        evaluation: Mapping[str, object] = (stage.evaluation if stage is not None else None) or {}
         if evaluation.get(metric.key) is not None:
             found[metric.name] = evaluation[metric.key]
     return found
@@ -123,12 +124,19 @@ def quality_csv(experiment: Experiment) -> str:
 
 QUALITY_NOTE = (
     "Mean ± standard deviation over seeds [95 % confidence interval of the mean, Student t, of which shares keep what "
-    "lies between 0 and 1]; the mean alone for one seed. Win rates compare the policy with the SFT model on unseen "
-    "prompts, ties count half. All runs answer the same prompts with the same noise (`evaluation.seed`), so that the "
-    "interval is of training, not of sampling. `(3 of 24 trained on)` behind a number: so many of the unseen rows or "
-    "prompts that it was measured on are among the training rows too, because the source gives both."
+    "lies between 0 and 1]; the mean alone for one seed. `(3 of 24 trained on)` behind a number: so many of the unseen "
+    "rows or prompts that it was measured on are among the training rows too, because the source gives both."
+)
+WIN_RATE_NOTE = (
+    "Win rates compare the policy with the SFT model on unseen prompts, ties count half. All runs answer the same "
+    "prompts with the same noise (`evaluation.seed`), so that the interval is of training, not of sampling."
 )
 PARTS = ("mean", "sd", "low", "high")
+
+
+def quality_note(experiment: Experiment) -> str:
+    """What the cells of the quality table are."""
+    return f"{QUALITY_NOTE} {WIN_RATE_NOTE}" if experiment.has("ppo") else QUALITY_NOTE
 
 
 def quality_table(experiment: Experiment) -> tuple[list[Row], list[Column]]:
@@ -176,11 +184,14 @@ SAMPLE_COLUMNS = (
 
 
 def sample_rows(experiment: Experiment, limit: int) -> list[tuple[str, list[Row]]]:
-    """For each sweep point a heading and the first `limit` samples of its first seed."""
+    """For each sweep point with PPO a heading and the first `limit` samples of its first seed."""
     groups = []
     for runs in experiment.points():
         first = runs[0]
-        rows = read_sample_pairs(experiment.files(first, "evaluate_ppo").folder / SAMPLES)
+        compared = experiment.files(first, "evaluate_ppo")
+        if compared is None:
+            continue
+        rows = read_sample_pairs(compared.folder / SAMPLES)
         groups.append((f"{experiment.label(first.point)} (seed {first.seed})", [_sample(row) for row in rows[:limit]]))
     return groups
 
@@ -201,7 +212,7 @@ def _answer_end(finished: bool | None, tokens: int | None) -> str | None:
 
 def samples_markdown(experiment: Experiment, limit: int) -> str:
     """samples.md: one table per sweep point."""
-    parts = [f"# Sample answers of {experiment.name}\n\n{SAMPLES_NOTE}\n"]
+    parts = [f"# Sample answers of {experiment.name}\n\n{experiment.note('ppo', SAMPLES_NOTE)}\n"]
     parts += [
         f"\n## {heading}\n\n{to_markdown(rows, SAMPLE_COLUMNS)}" for heading, rows in sample_rows(experiment, limit)
     ]
@@ -213,4 +224,4 @@ def samples_html(experiment: Experiment, limit: int) -> str:
     groups = sample_rows(experiment, limit)
     rows = [{"point": heading, **row} for heading, group in groups for row in group]
     columns = [Column("point", "run"), *SAMPLE_COLUMNS]
-    return to_html(rows, columns, f"Sample answers of {experiment.name}", SAMPLES_NOTE)
+    return to_html(rows, columns, f"Sample answers of {experiment.name}", experiment.note("ppo", SAMPLES_NOTE))
