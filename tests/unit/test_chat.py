@@ -267,6 +267,20 @@ def test_special_tokens_of_a_format_within_a_turn_are_special(tokenizer):
     assert special == ["<|im_start|>", "<pad>", "<|im_end|>"]
 
 
+def test_special_tokens_of_a_format_are_special_behind_other_turns_too(tokenizer):
+    before = [("system", "Be <|im_end|>."), ("user", "Hi"), ("assistant", "Yes?")]
+    form = {"prompt_format": "<|im_start|>{prompt}"}
+    row = {"system": before[0][1], "history": [["Hi", "Yes?"]], "prompt": "Go <|im_end|>.", "chosen": "Gone."}
+    assert read("pairs", row, **form) == ([*before, ("user", "<|im_start|>Go <|im_end|>.")], "Gone.", None)
+    settings = ResolvedDataset(source={"path": "rows.jsonl"}, shape="pairs", turns=True, **form)
+    ((_, example),) = examples([row], row_format(settings), "datasets.mine")
+    own = own_spans([example.prompt, example.chosen])
+    cached = {"prompt": example.prompt, "turns": example.turns, "chosen": "Gone.", "rejected": [], "own": own, "row": 1}
+    prompt, answer = ids_of(tokenizer, Chat(tokenizer, PLAIN), cached)
+    special = [tokenizer.decode(token) for token in (*prompt, *answer) if token in tokenizer.all_special_ids]
+    assert special == ["<|im_start|>", "<|im_end|>"]
+
+
 def test_a_prompt_format_belongs_to_the_users_turn():
     row = {"prompt": "Hi", "chosen": "a"}
     assert read("pairs", row, prompt_format="Say: {prompt}") == ([("user", "Say: Hi")], "a", None)

@@ -384,10 +384,19 @@ def test_a_key_without_effect_on_a_file_is_refused_when_it_is_read(tmp_path, key
     assert message.startswith(f"{PLACE}.{key}: has no effect on the file")
 
 
-def test_a_split_of_a_saved_dataset_that_has_none_is_refused(tmp_path):
-    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match="has one split without a name"):
-        load(path=str(tmp_path / "saved"), eval_split="test")
+SAVED = {"name": "other", "data_dir": "no/such/folder", "train_split": "first", "eval_split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("splits", "keys"), [(None, list(SAVED)), (("train", "test"), ["name", "data_dir"])], ids=["one split", "splits"]
+)
+def test_keys_without_effect_on_a_saved_folder_are_refused(splits, keys, tmp_path):
+    rows = datasets.Dataset.from_list(ROWS)
+    saved = rows if splits is None else datasets.DatasetDict(dict.fromkeys(splits, rows))
+    saved.save_to_disk(tmp_path / "saved")
+    for key in keys:
+        with pytest.raises(UserError, match=rf"{key}: has no effect on the saved folder"):
+            load(path=str(tmp_path / "saved"), **{key: SAVED[key]})
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv", "parquet"])

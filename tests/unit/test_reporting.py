@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -139,7 +140,8 @@ def _ppo(root: Path, coefficient: float, seed: int, gold: bool) -> None:
     evaluation = root / "results/evaluate_ppo" / name
     _write(evaluation / "evaluation.json", {**result, "response_length": 21.0, "eos_share": 0.97, **judged})
     sample = {"row": 1, "prompt": "Write | a\nreview", "sft": "<b>*fine*</b>", "policy": "x" * 900}
-    numbers = {"sft_score": 0.1, "policy_score": 2.34567}
+    numbers = {"sft_score": 0.1, "policy_score": 2.34567, "sft_length": 3, "policy_length": 24}
+    numbers |= {"sft_finished": True, "policy_finished": False}
     _write(evaluation / "samples.jsonl", {**sample, **numbers}, {**sample, **numbers}, lines=True)
 
 
@@ -268,6 +270,20 @@ def test_quality_is_mean_sd_and_t_interval(experiment: Experiment) -> None:
     assert "sft_response_length_mean" not in row
 
 
+def test_intervals_of_shares_stay_between_0_and_1(experiment: Experiment) -> None:
+    def interval(metric: str, *values: float) -> tuple[float, float]:
+        stages = dict(experiment.stages)
+        for run, value in zip(experiment.runs[:2], values, strict=True):
+            place = run.stage("evaluate_ppo")
+            stages[place] = replace(stages[place], evaluation={metric: value})
+        row = quality_rows(Experiment("two", experiment.runs[:2], stages, experiment.root))[0]
+        return row[f"{metric}_low"], row[f"{metric}_high"]
+
+    assert interval("win_rate", 0.4, 0.6) == (0, 1)
+    assert interval("eos_share", 0.99, 1.0) == (pytest.approx(0.995 - 12.7062047 * 0.005), 1)
+    assert interval("kl", 0.4, 0.6) == pytest.approx((0.5 - 12.7062047 * 0.1, 0.5 + 12.7062047 * 0.1))
+
+
 def test_quality_cells_show_spread_only_where_it_is_known(experiment: Experiment) -> None:
     rows, columns = quality_table(experiment)
     assert rows[0]["win_rate"] == "0.715 ± 0.007 [0.651, 0.779]"
@@ -383,7 +399,10 @@ def test_samples_are_cut_limited_and_headed(experiment: Experiment) -> None:
     assert "x" * (TEXT_LIMIT - 1) + "…" in text and "x" * TEXT_LIMIT not in text
     assert text.count("2.35") == 2
     assert "gold" not in text
-    assert samples_html(experiment, 2).count("<tr") == 1 + 4
+    assert text.count("EOS (3 tokens)") == text.count("cut off (24 tokens)") == 2
+    page = samples_html(experiment, 2)
+    assert page.count("<tr") == 1 + 4
+    assert "Write | a\nreview" in page and "\\n" not in page
 
 
 def test_mean_curve_uses_common_steps() -> None:

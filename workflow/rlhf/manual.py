@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from rlhf.config.schema import Configuration, ExperimentSettings
 from rlhf.config.sources import DatasetSection, ModelSection
-from rlhf.data.shapes import SHAPES
+from rlhf.data.shapes import SHAPES, Shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow/schemas/config.schema.json"
@@ -91,11 +91,19 @@ def _shapes() -> str:
         text += f"\n#### `{name}`\n\n{shape.meaning}\n\n"
         text += "| role | holds | needed | other usual columns |\n|---|---|---|---|\n"
         for role, entry in shape.roles.items():
-            needed = "yes" if not entry.optional else f"one of {len(shape.needs)}" if role in shape.needs else "no"
-            text += f"| `{role}` | {entry.meaning} | {needed} | {', '.join(f'`{column}`' for column in entry.also)} |\n"
+            also = ", ".join(f"`{column}`" for column in entry.also)
+            text += f"| `{role}` | {entry.meaning} | {_needed(shape, role)} | {also} |\n"
         for shown, row in shape.rows.items():
             text += f"\n{shown[0].upper()}{shown[1:]}:\n\n```json\n{json.dumps(row)}\n```\n"
     return text
+
+
+def _needed(shape: Shape, role: str) -> str:
+    """Whether rows must have a role."""
+    if role in shape.needs:
+        return f"one of {len(shape.needs)}"
+    others = [f"`{name}`" for name in shape.replacing(role) if name in shape.roles]
+    return "no" if shape.roles[role].optional else f"yes, or {' and '.join(others)}" if others else "yes"
 
 
 def _tables(section: type[BaseModel], prefix: str) -> str:

@@ -124,8 +124,9 @@ class DatasetSettings(Section):
     )
     columns: dict[str, str] = Field(
         {},
-        description="Role -> column; dots reach into nested fields. The tables of shapes below have the roles of each; "
-        "every shape has the optional role `group`, see `keep_together`.",
+        description="Role -> column; dots reach into nested fields, and an empty name leaves an optional role out. "
+        "The tables of shapes below have the roles of each; every shape has the optional role `group`, see "
+        "`keep_together`.",
     )
     assistant_turns: Literal["last", "each"] = Field(
         "last",

@@ -66,8 +66,11 @@ class Chat:
         """
         prompt, *answers = own_texts(row)
         messages = [Turn(turn["role"], [Piece(turn["content"])]) for turn in json.loads(row["turns"])]
-        if len(messages) == 1 and joined(messages[0].text) == joined(prompt):
-            messages = [Turn(messages[0].role, prompt)]  # with the words of a format
+        whole, asked = joined(prompt), joined(messages[-1].text) if messages else ""
+        if asked and whole.endswith(asked):
+            messages[-1] = Turn(
+                messages[-1].role, cut(prompt, len(whole) - len(asked), len(whole))
+            )  # words of a format
         try:
             written = joined_parts(self._write(messages, add_generation_prompt=True))
             continued = [self._answer(messages, joined(written), answer) for answer in answers]

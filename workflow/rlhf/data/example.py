@@ -60,9 +60,16 @@ class Formats:
     remove: str | None
     chat: bool = False
 
-    def format_prompt(self, default: str, **fields: str) -> Formatted:
-        """The prompt text; the default is that of the shape."""
-        return formatted(self.prompt or default, **fields)
+    def format_prompt(self, default: str, before: str = "", **fields: str) -> Formatted:
+        """The prompt text.
+
+        Args:
+            default: template of the shape.
+            before: what was said before it.
+            fields: of the template.
+        """
+        template = ("{before}\n\n" if before else "") + (self.prompt or default)
+        return formatted(template, before=before, **fields)
 
     def format_answer(self, answer: Any, role: str, default: str = "{answer}") -> Formatted:
         """The answer text.

@@ -16,6 +16,7 @@ from rlhf.data.shapes import SHAPES, Shape
 from rlhf.errors import UserError
 
 MISSING = object()
+NAMES = ("group", "subset")  # roles whose column may have another role too
 TRIED_ROWS = 20  # to see whether rows are of another shape
 
 
@@ -132,10 +133,11 @@ def _present(shape: Shape, row: Any, fields: Row) -> Row:
         raise BadRow("wrong type: row")
     present = {role: value for role, value in fields.items() if value is not MISSING and value is not None}
     missing = shape.missing(set(present))
-    for group in shape.instead:
-        if present.keys() & set(group):  # a score without the other is a label only where there is no other
-            missing += [role for role in group if role in fields and fields[role] is None]
-            break
+    for groups in shape.instead:
+        for group in groups:
+            if present.keys() & set(group):  # a score without the other is a label only where there is no other
+                missing += [role for role in group if role in shape.needs and fields.get(role, MISSING) is None]
+                break
     missing += ["group"] if "group" in fields and "group" not in present else []
     if missing:
         raise BadRow(f"missing field: {', '.join(missing)}")
@@ -184,18 +186,22 @@ def require_applicable(form: RowFormat, place: str) -> None:
         place: configuration path of the dataset, for messages.
 
     Raises:
-        UserError: a role is unknown or takes the place of another one that is configured too, a format is no template
-            or has no effect, or the shape has no turns.
+        UserError: a role is unknown, or takes the place of another one that is configured too, or is left out and
+            needed, a format is no template or has no effect, or the shape has no turns.
     """
     shape = SHAPES[form.shape]
     unknown = set(form.columns) - set(shape.roles) - {"group"}
     if unknown:
         roles = ", ".join((*shape.roles, "group"))
         raise UserError(f"{place}.columns: {', '.join(sorted(unknown))}: shape {form.shape} has the roles {roles}")
-    configured = [[role for role in group if role in form.columns] for group in shape.instead]
-    both = [roles[0] for roles in configured if roles]
-    if len(both) > 1:
-        raise UserError(f"{place}.columns: {' and '.join(both)} take the place of each other; leave one out")
+    without = [role for role in shape.roles if form.columns.get(role) == "" and not shape.roles[role].optional]
+    if without:
+        raise UserError(f"{place}.columns.{without[0]}: shape {form.shape} needs it; name its column")
+    for groups in shape.instead:
+        configured = [[role for role in group if form.columns.get(role)] for group in groups]
+        both = [roles[0] for roles in configured if roles]
+        if len(both) > 1:
+            raise UserError(f"{place}.columns: {' and '.join(both)} take the place of each other; leave one out")
     if form.each_turn and form.shape != "messages":
         raise UserError(f"{place}.assistant_turns: shape {form.shape} has one answer, the last; leave it out")
     _require_formats(form, place)
@@ -203,10 +209,15 @@ def require_applicable(form: RowFormat, place: str) -> None:
 
 def _columns(shape: Shape, form: RowFormat) -> dict[str, tuple[str, ...]]:
     """Where to look for the value of each role, in this order."""
-    configured = [group for group in shape.instead if form.columns.keys() & set(group)]
-    unused = {role for group in shape.instead if configured and group not in configured for role in group}
-    columns = {name: (name, *role.also) for name, role in shape.roles.items() if name not in unused}
-    return columns | {role: (column,) for role, column in form.columns.items()}
+    unused = {role for role, column in form.columns.items() if not column}
+    unused |= {other for role in form.columns.keys() - unused for other in shape.replacing(role)}
+    taken = {column for role, column in form.columns.items() if role not in NAMES}
+    columns = {
+        name: tuple(column for column in (name, *role.also) if not (role.optional and column in taken))
+        for name, role in shape.roles.items()
+    }
+    columns |= {role: (column,) for role, column in form.columns.items()}
+    return {role: paths for role, paths in columns.items() if role not in unused}
 
 
 def _require_formats(form: RowFormat, place: str) -> None:
@@ -236,7 +247,7 @@ def _require_columns(
     needed = shape.needs[:1] if shape.needs and not seen & set(shape.needs) else ()
     for role, paths in columns.items():
         optional = role in shape.roles and shape.roles[role].optional and role not in needed
-        if role in seen or (optional and form.columns.get(role, role) == role):
+        if role in seen or (optional and form.columns.get(role, role) == role) or seen & set(shape.replacing(role)):
             continue
         near = difflib.get_close_matches(paths[0].split(".")[0], available, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "map it to one of them"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.conversations import conversation, dialogue
+from rlhf.data.conversations import conversation, dialogue, earlier_turns, spoken, two_conversations
 from rlhf.data.example import BadRow, Example, Formats, Messages, Row, as_number, as_text, in_order
 from rlhf.data.labels import grades_of
 
@@ -39,7 +39,8 @@ class Shape:
         read: from the fields of a row, by role, to an example.
         rows: examples, by what they show.
         needs: optional roles of which one at least has to be there.
-        instead: groups of roles of which one takes the place of the others: the one that is configured, else the first.
+        instead: choices between groups of roles of which one takes the place of the others: the one that is configured,
+            else the first.
     """
 
     meaning: str
@@ -47,27 +48,50 @@ class Shape:
     read: Callable[[Row, Formats], Example]
     rows: dict[str, Row]
     needs: tuple[str, ...] = ()
-    instead: tuple[tuple[str, ...], ...] = ()
+    instead: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
     def missing(self, present: set[str]) -> list[str]:
         """The roles that a row or a source lacks, those of which one is enough as one."""
-        lacking = [name for name, role in self.roles.items() if not role.optional and name not in present]
+        lacking = [
+            name
+            for name, role in self.roles.items()
+            if not role.optional and name not in present and not present & set(self.replacing(name))
+        ]
         return lacking if not self.needs or present & set(self.needs) else [*lacking, " or ".join(self.needs)]
+
+    def replacing(self, role: str) -> list[str]:
+        """The roles that take the place of one."""
+        choices = [groups for groups in self.instead if any(role in group for group in groups)]
+        return [name for groups in choices for group in groups if role not in group for name in group]
 
 
 def _subset(fields: Row) -> str | None:
     return str(fields["subset"]) if "subset" in fields else None
 
 
-def _prompt(fields: Row, formats: Formats) -> str:
-    return formats.format_prompt("{prompt}", prompt=as_text(fields["prompt"], "prompt"))
+def _asked(fields: Row, formats: Formats, default: str, **texts: str) -> tuple[str, str | None]:
+    """The text of a prompt behind what `system` and `history` say before it, and its turns for a chat template.
+
+    Args:
+        fields: of the row.
+        formats: of the dataset.
+        default: template of the prompt alone.
+        texts: fields of the template.
+    """
+    before, asked = earlier_turns(fields), formats.format_prompt(default, **texts)
+    prompt = formats.format_prompt(default, before=spoken(before), **texts)
+    return prompt, formats.turns(asked, [*before, ("user", asked)])
+
+
+def _prompt(fields: Row, formats: Formats) -> tuple[str, str | None]:
+    return _asked(fields, formats, "{prompt}", prompt=as_text(fields["prompt"], "prompt"))
 
 
 def _pairs(fields: Row, formats: Formats) -> Example:
-    prompt = _prompt(fields, formats)
+    prompt, turns = _prompt(fields, formats)
     chosen = formats.format_answer(fields["chosen"], "chosen")
     rejected = formats.format_answer(fields["rejected"], "rejected") if "rejected" in fields else None
-    return _pair(prompt, chosen, rejected, fields, formats.turns(prompt))
+    return _pair(prompt, chosen, rejected, fields, turns)
 
 
 def _pair(prompt: str, chosen: str, rejected: str | None, fields: Row, turns: str | None) -> Example:
@@ -123,9 +147,10 @@ def _instructions(fields: Row, formats: Formats) -> Example:
     default = "{instruction}\n{input}" if extra else "{instruction}"
     if not formats.chat:
         default = f"Human: {default}\n\nAssistant:"
-    prompt = formats.format_prompt(default, instruction=instruction, input=extra)
+    prompt, turns = _asked(fields, formats, default, instruction=instruction, input=extra)
     answer = formats.format_answer(fields["output"], "output", SPACED)
-    return Example(prompt, answer, subset=_subset(fields), turns=formats.turns(prompt))
+    other = formats.format_answer(fields["rejected"], "rejected", SPACED) if "rejected" in fields else None
+    return _pair(prompt, answer, other, fields, turns)
 
 
 def _messages(fields: Row, formats: Formats) -> Example:
@@ -140,9 +165,21 @@ def _comparisons(fields: Row, formats: Formats) -> Example:
     grades, rated = _grades(fields)
     if grades[0] == grades[1]:
         raise BadRow("tie")
+    if "answer_0" not in fields and "conversation_0" in fields:
+        return _compared_conversations(fields, formats, grades, rated)
     answers = [formats.format_answer(fields[role], role) for role in ("answer_0", "answer_1")]
-    prompt = _prompt(fields, formats)
-    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated=rated)
+    prompt, turns = _prompt(fields, formats)
+    return in_order(prompt, answers, grades, _subset(fields), turns, rated)
+
+
+def _compared_conversations(fields: Row, formats: Formats, grades: list[float], rated: bool) -> Example:
+    roles = ("conversation_0", "conversation_1")
+    if roles[1] not in fields:
+        raise BadRow(f"missing field: {roles[1]}")
+    before, said = two_conversations(fields, roles)
+    answers = [formats.format_answer(answer, role, SPACED) for answer, role in zip(said, roles, strict=True)]
+    prompt = formats.format_prompt("{prompt}", prompt=dialogue(before))
+    return in_order(prompt, answers, grades, _subset(fields), formats.turns(prompt, before), rated)
 
 
 def _grades(fields: Row) -> tuple[list[float], bool]:
@@ -158,9 +195,9 @@ def _grades(fields: Row) -> tuple[list[float], bool]:
 
 def _ratings(fields: Row, formats: Formats) -> Example:
     """One rated answer; `rejected` is filled in when the answers of a prompt are put in order."""
-    prompt = _prompt(fields, formats)
+    prompt, turns = _prompt(fields, formats)
     answer = formats.format_answer(fields["answer"], "answer")
-    return Example(prompt, answer, subset=_subset(fields), turns=formats.turns(prompt))
+    return Example(prompt, answer, subset=_subset(fields), turns=turns)
 
 
 def _ranked(fields: Row, formats: Formats) -> Example:
@@ -175,8 +212,8 @@ def _ranked(fields: Row, formats: Formats) -> Example:
         grades = [sign * as_number(number, role) for number in _list(fields, role)]
     if len(grades) != len(answers):
         raise BadRow(f"not as many as answers: {role}")
-    prompt = _prompt(fields, formats)
-    return in_order(prompt, answers, grades, _subset(fields), turns=formats.turns(prompt), rated=role == "ratings")
+    prompt, turns = _prompt(fields, formats)
+    return in_order(prompt, answers, grades, _subset(fields), turns, rated=role == "ratings")
 
 
 def _list(fields: Row, role: str) -> list[Any]:
@@ -189,6 +226,13 @@ def _list(fields: Row, role: str) -> list[Any]:
 PROMPT = Role("text")
 MARGIN = Role("number of at least 0: by how much the chosen answer is better", optional=True)
 SUBSET = Role("a name for the reports", optional=True)
+SYSTEM = Role("text: what the system says before all turns", optional=True)
+HISTORY = Role(
+    "turns before the prompt: a list of pairs of a question with its answer, or of messages; written with `Human:` and "
+    "`Assistant:` before the prompt, or by the chat template",
+    optional=True,
+)
+BEFORE = {"system": SYSTEM, "history": HISTORY}
 
 
 def _said(*turns: str) -> list[dict[str, str]]:
@@ -208,11 +252,13 @@ SHAPES = {
             "chosen": Role("text", also=("completion",)),
             "rejected": Role("text", optional=True),
             "margin": MARGIN,
+            **BEFORE,
             "subset": SUBSET,
         },
         _pairs,
         {
             "a pair": {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"},
+            "with the system's words": {"system": "Be exact.", "prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"},
             "for SFT alone, as TRL has it": {"prompt": "2 + 2 =", "completion": " 4"},
         },
     ),
@@ -236,12 +282,25 @@ SHAPES = {
         "An instruction with an answer.",
         {
             "instruction": Role("text"),
-            "input": Role("text that the instruction is about", optional=True),
-            "output": Role("text: the answer"),
+            "input": Role("text that the instruction is about", optional=True, also=("context",)),
+            "output": Role("text: the answer", also=("response", "chosen")),
+            "rejected": Role("text: a worse answer", optional=True),
+            "margin": MARGIN,
+            **BEFORE,
             "subset": SUBSET,
         },
         _instructions,
-        {"as Alpaca": {"instruction": "Add the numbers.", "input": "2 2", "output": "4"}},
+        {
+            "as Alpaca": {"instruction": "Add the numbers.", "input": "2 2", "output": "4"},
+            "with turns before it, as LLaMA-Factory has them": {
+                "system": "Be exact.",
+                "history": [["Who are you?", "A calculator."]],
+                "instruction": "Add the numbers.",
+                "input": "2 2",
+                "output": "4",
+            },
+            "preferences": {"instruction": "Add the numbers.", "input": "2 2", "chosen": "4", "rejected": "5"},
+        },
     ),
     "messages": Shape(
         "A conversation as a list of messages: `role` (user, assistant, system) with `content`, or `from` (human, gpt, "
@@ -260,12 +319,14 @@ SHAPES = {
             ),
             "rejected": Role("the worse answer, in one of these forms", optional=True),
             "margin": MARGIN,
+            "system": Role("text: what the system says, where no message does", optional=True),
             "subset": SUBSET,
         },
         _messages,
         {
             "a conversation": {"messages": _said("2 + 2?", "4", "And 3 + 3?", "6")},
             "as ShareGPT": {"conversations": _share_gpt("2 + 2?", "4", "And 3 + 3?", "6")},
+            "with the system's words apart": {"system": "Be exact.", "conversations": _share_gpt("2 + 2?", "4")},
             "with a worse answer": {"messages": _said("2 + 2?", "4"), "rejected": _said("2 + 2?", "5")},
             "preferences as LLaMA-Factory has them": {
                 "conversations": _share_gpt("2 + 2?"),
@@ -288,6 +349,7 @@ SHAPES = {
             "prompt": PROMPT,
             "answer": Role("text"),
             "rating": Role("number; higher is better"),
+            **BEFORE,
             "subset": SUBSET,
         },
         _ratings,
@@ -303,11 +365,12 @@ SHAPES = {
             "answers": Role("list of texts, best first where there are neither ratings nor ranks"),
             "ratings": Role("list of numbers; higher is better, equal ones are ties", optional=True),
             "ranks": Role("list of numbers in their place; lower is better, equal ones are ties", optional=True),
+            **BEFORE,
             "subset": SUBSET,
         },
         _ranked,
         {"with ratings": {"prompt": "2 + 2 =", "answers": [" 3", " 4", " 5"], "ratings": [2, 5, 2]}},
-        instead=(("ratings",), ("ranks",)),
+        instead=((("ratings",), ("ranks",)),),
     ),
     "comparisons": Shape(
         "A prompt with two answers, and which of them is better.",
@@ -315,6 +378,16 @@ SHAPES = {
             "prompt": PROMPT,
             "answer_0": Role("text"),
             "answer_1": Role("text"),
+            "conversation_0": Role(
+                "in the place of prompt and answers: a list of messages that ends with the answer",
+                optional=True,
+                also=("conversation_a",),
+            ),
+            "conversation_1": Role(
+                "the same with the other answer; where what is said before differs, the row is left out",
+                optional=True,
+                also=("conversation_b",),
+            ),
             "score_0": Role(
                 "number; alone, from 0 to 1 or true or false: above 0.5, answer_0 is better", optional=True
             ),
@@ -326,6 +399,7 @@ SHAPES = {
                 optional=True,
                 also=("winner",),
             ),
+            **BEFORE,
             "subset": SUBSET,
         },
         _comparisons,
@@ -333,8 +407,18 @@ SHAPES = {
             "with scores": {"prompt": "2 + 2 =", "answer_0": " 4", "answer_1": " 5", "score_0": 0.9, "score_1": 0.2},
             "with a label": {"prompt": "2 + 2 =", "answer_0": " 4", "answer_1": " 5", "label": 1},
             "with a winner": {"prompt": "2 + 2 =", "answer_0": " 4", "answer_1": " 5", "winner": "model_a"},
+            "as Chatbot Arena": {
+                "model_a": "koala-13b",
+                "model_b": "oasst-pythia-12b",
+                "winner": "model_b",
+                "conversation_a": _said("2 + 2?", "5"),
+                "conversation_b": _said("2 + 2?", "4"),
+            },
         },
         needs=("score_0", "score_1", "label"),
-        instead=(("score_0", "score_1"), ("label",)),
+        instead=(
+            (("score_0", "score_1"), ("label",)),
+            (("prompt", "answer_0", "answer_1", "history"), ("conversation_0", "conversation_1")),
+        ),
     ),
 }

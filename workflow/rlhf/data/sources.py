@@ -18,6 +18,13 @@ from rlhf.data.files import read_file
 from rlhf.errors import UserError
 from rlhf.functions import load_function, own_errors, require_arguments
 
+# What a path turns out to be -> keys that do not apply to it; a folder as a hub has it takes all of them.
+INAPPLICABLE = {
+    "file": ("name", "data_dir", "train_split", "eval_split"),
+    "saved folder": ("name", "data_dir"),
+    "saved folder with one split": ("name", "data_dir", "train_split", "eval_split"),
+}
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -102,10 +109,15 @@ def _from_path(name: str, source: DatasetSource, place: str) -> Rows:
     if path.is_dir():
         saved = any((path / file).exists() for file in ("dataset_dict.json", "state.json"))
         return (_from_saved_folder if saved else _from_plain_folder)(path, source, place)
-    for key in ("name", "data_dir", "train_split", "eval_split"):
-        if source.sets(key):
-            raise UserError(f"{place}.{key}: has no effect on the file {name!r}; leave it out")
+    _require_effect(source, "file", name, place)
     return Rows(_nonempty([path], place))
+
+
+def _require_effect(source: DatasetSource, kind: str, name: str, place: str) -> None:
+    """Refuse a key that does not apply to what a path has turned out to be."""
+    for key in INAPPLICABLE[kind]:
+        if source.sets(key):
+            raise UserError(f"{place}.{key}: has no effect on the {kind} {name!r}; leave it out")
 
 
 def _nonempty(files: list[Path], place: str) -> list[Row | UnreadableRow]:
@@ -146,11 +158,9 @@ def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
     except FOREIGN as error:
         raise UserError(f"{place}.path: {str(path)!r} is not readable: {cause(error)}") from None
     if isinstance(saved, datasets.Dataset):
-        if source.sets("eval_split") or source.sets("train_split"):
-            raise UserError(
-                f"{place}: {str(path)!r} has one split without a name; leave out train_split and eval_split"
-            )
+        _require_effect(source, "saved folder with one split", str(path), place)
         return Rows(saved)
+    _require_effect(source, "saved folder", str(path), place)
     _require_splits(source, saved, path, place)
     return Rows(saved[source.train_split], saved[source.eval_split] if source.eval_split else None)
 

@@ -69,7 +69,7 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
     shape = (len(chosen), count + 1)
     score = judged.score.reshape(shape)
     gold = None if judged.gold is None else judged.gold.reshape(shape)
-    prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen])
+    prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen], special=True)
     lines: list[BaselineSample] = []
     for place, prompt in enumerate(prompts):
         answers = [judged.sample(place * (count + 1) + number) for number in range(count + 1)]
@@ -161,6 +161,10 @@ def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
         "policy": policy["text"],
         "sft_score": sft["score"],
         "policy_score": policy["score"],
+        "sft_length": sft["length"],
+        "policy_length": policy["length"],
+        "sft_finished": sft["finished"],
+        "policy_finished": policy["finished"],
     }
     if "gold" in policy:
         pair["sft_gold"], pair["policy_gold"] = sft["gold"], policy["gold"]

@@ -157,8 +157,14 @@ def _known(tokenizer: PreTrainedTokenizerBase, token: str, key: str) -> str:
     return token
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
-    """Texts of id sequences, special tokens left out."""
+def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray], special: bool = False) -> list[str]:
+    """Texts of id sequences.
+
+    Args:
+        tokenizer: which made the ids.
+        sequences: id arrays.
+        special: whether special tokens are written too, such as the marks of a chat's turns; else they are left out.
+    """
     ids = [sequence.tolist() for sequence in sequences]
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=not special)
     return texts

@@ -29,6 +29,7 @@ class BaselineSample(TypedDict):
 
     Attributes:
         row: of the prompt in the corpus.
+        prompt: as the model reads it, special tokens too.
     """
 
     row: int
@@ -46,7 +47,12 @@ class _Pair(TypedDict):
 
 
 class SamplePair(_Pair, total=False):
-    """An answer of the SFT model and one of the policy to the same prompt."""
+    """An answer of the SFT model and one of the policy to the same prompt: tokens, and whether it ended with EOS."""
+
+    sft_length: int
+    policy_length: int
+    sft_finished: bool
+    policy_finished: bool
 
     sft_gold: float
     policy_gold: float

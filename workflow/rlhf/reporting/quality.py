@@ -14,18 +14,19 @@ from rlhf.reporting.tables import Column, Row, number, to_csv, to_html, to_markd
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a run: where it is found, how it is called and how many decimals it is shown with."""
+    """A number of a run: where it is found, how it is called and shown, and whether it is a share, from 0 to 1."""
 
     name: str
     title: str
     stage: str
     key: str
     decimals: int = 3
+    share: bool = False
 
 
 RUN_METRICS = (
-    Metric("win_rate", "win rate", "evaluate_ppo", "win_rate"),
-    Metric("gold_win_rate", "gold win rate", "evaluate_ppo", "gold_win_rate"),
+    Metric("win_rate", "win rate", "evaluate_ppo", "win_rate", share=True),
+    Metric("gold_win_rate", "gold win rate", "evaluate_ppo", "gold_win_rate", share=True),
     Metric("kl", "KL (nats)", "evaluate_ppo", "kl", 2),
     Metric("score", "score", "evaluate_ppo", "score_mean", 2),
     Metric("sft_score", "SFT score", "evaluate_ppo", "sft_score_mean", 2),
@@ -33,13 +34,13 @@ RUN_METRICS = (
     Metric("sft_gold", "SFT gold", "evaluate_ppo", "sft_gold_mean", 2),
     Metric("response_length", "length (tokens)", "evaluate_ppo", "response_length", 1),
     Metric("sft_response_length", "SFT length (tokens)", "evaluate_ppo", "sft_response_length", 1),
-    Metric("eos_share", "EOS share", "evaluate_ppo", "eos_share"),
-    Metric("sft_eos_share", "SFT EOS share", "baseline", "eos_share"),
+    Metric("eos_share", "EOS share", "evaluate_ppo", "eos_share", share=True),
+    Metric("sft_eos_share", "SFT EOS share", "baseline", "eos_share", share=True),
     Metric("sft_perplexity", "SFT perplexity", "evaluate_sft", "perplexity", 2),
-    Metric("reward_accuracy", "reward accuracy", "evaluate_reward", "accuracy"),
-    Metric("reward_longer_accuracy", "choosing the longer", "evaluate_reward", "longer_accuracy"),
-    Metric("reward_calibration_error", "calibration error", "evaluate_reward", "calibration_error"),
-    Metric("reward_gold_accuracy", "reward accuracy (gold)", "evaluate_reward", "gold_accuracy"),
+    Metric("reward_accuracy", "reward accuracy", "evaluate_reward", "accuracy", share=True),
+    Metric("reward_longer_accuracy", "choosing the longer", "evaluate_reward", "longer_accuracy", share=True),
+    Metric("reward_calibration_error", "calibration error", "evaluate_reward", "calibration_error", share=True),
+    Metric("reward_gold_accuracy", "reward accuracy (gold)", "evaluate_reward", "gold_accuracy", share=True),
 )
 
 
@@ -77,7 +78,8 @@ def quality_rows(experiment: Experiment) -> list[Row]:
         for metric in RUN_METRICS:
             values = [metrics[metric.name] for metrics in measured if metric.name in metrics]
             if values:
-                row |= {f"{metric.name}_{part}": x for part, x in mean_interval(values)._asdict().items()}
+                interval = mean_interval(values, within=(0, 1) if metric.share else None)
+                row |= {f"{metric.name}_{part}": x for part, x in interval._asdict().items()}
         rows.append(row)
     return rows
 
@@ -91,8 +93,10 @@ def quality_csv(experiment: Experiment) -> str:
 
 
 QUALITY_NOTE = (
-    "Mean ± standard deviation over seeds [95 % confidence interval of the mean, Student t]; the mean alone for one "
-    "seed. Win rates compare the policy with the SFT model on unseen prompts, ties count half."
+    "Mean ± standard deviation over seeds [95 % confidence interval of the mean, Student t, of which shares keep what "
+    "lies between 0 and 1]; the mean alone for one seed. Win rates compare the policy with the SFT model on unseen "
+    "prompts, ties count half. All runs answer the same prompts with the same noise (`evaluation.seed`), so that the "
+    "interval is of training, not of sampling."
 )
 
 
@@ -118,8 +122,10 @@ def _interval_cell(row: Row, metric: Metric) -> str | None:
 
 TEXT_LIMIT = 400
 SAMPLES_NOTE = (
-    f"Answers to unseen prompts. Texts longer than {TEXT_LIMIT} characters are cut (…): prompts keep their end, "
-    "answers their beginning. Scores are the reward model's."
+    "Answers to unseen prompts, which are shown as the model reads them. An answer ends with EOS, or is cut off at "
+    "`ppo.max_answer_seq_len`; tokens count the EOS. Texts longer than "
+    f"{TEXT_LIMIT} characters are shortened here (…): prompts keep their end, answers their beginning. Scores are the "
+    "reward model's."
 )
 
 
@@ -134,7 +140,9 @@ def _end(text: str) -> str:
 SAMPLE_COLUMNS = (
     Column("prompt", "prompt", _end, free_text=True),
     Column("sft", "SFT answer", _beginning, free_text=True),
+    Column("sft_end", "SFT end"),
     Column("policy", "policy answer", _beginning, free_text=True),
+    Column("policy_end", "policy end"),
     Column("sft_score", "SFT score", number(2)),
     Column("policy_score", "policy score", number(2)),
     Column("sft_gold", "SFT gold", number(2)),
@@ -142,14 +150,28 @@ SAMPLE_COLUMNS = (
 )
 
 
-def sample_rows(experiment: Experiment, limit: int) -> list[tuple[str, list[SamplePair]]]:
+def sample_rows(experiment: Experiment, limit: int) -> list[tuple[str, list[Row]]]:
     """For each sweep point a heading and the first `limit` samples of its first seed."""
     groups = []
     for runs in experiment.points():
         first = runs[0]
         rows = read_sample_pairs(experiment.files(first, "evaluate_ppo").folder / SAMPLES)
-        groups.append((f"{experiment.label(first.point)} (seed {first.seed})", rows[:limit]))
+        groups.append((f"{experiment.label(first.point)} (seed {first.seed})", [_sample(row) for row in rows[:limit]]))
     return groups
+
+
+def _sample(pair: SamplePair) -> Row:
+    """A row of the table, with how each of the answers ended."""
+    ends = {
+        "sft_end": _answer_end(pair.get("sft_finished"), pair.get("sft_length")),
+        "policy_end": _answer_end(pair.get("policy_finished"), pair.get("policy_length")),
+    }
+    return {**pair, **ends}
+
+
+def _answer_end(finished: bool | None, tokens: int | None) -> str | None:
+    """How an answer ended; None where that was not recorded."""
+    return None if finished is None else f"{'EOS' if finished else 'cut off'} ({tokens} tokens)"
 
 
 def samples_markdown(experiment: Experiment, limit: int) -> str:

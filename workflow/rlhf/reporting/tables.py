@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,9 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) ->
 
 def to_html(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str, note: str = "") -> str:
     """A self-contained HTML page with the same table, for Snakemake's report."""
-    with pd.option_context("display.max_colwidth", None):
-        table = _shown(rows, columns).to_html(index=False, border=0, justify="left")
+    shown = _shown(rows, columns)
+    lines = [_html_row("th", shown.columns), *(_html_row("td", cells) for cells in shown.itertuples(index=False))]
+    table = "<table>\n" + "\n".join(lines) + "\n</table>"
     style = (
         "body{font:14px sans-serif;margin:1.5em;color:#222}table{border-collapse:collapse}"
         "th,td{padding:.35em .7em;text-align:left;vertical-align:top;border-bottom:1px solid #ddd;white-space:pre-wrap}"
@@ -53,6 +54,11 @@ def to_html(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title:
         f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>\n"
         f"{table}</body></html>\n"
     )
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+    """A row of a table; line breaks of a cell stay, as the style of the page shows them."""
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def escape_markdown(text: str, free_text: bool = False) -> str:
