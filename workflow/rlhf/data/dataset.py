@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 
 from rlhf.config.specification import ResolvedDataset
-from rlhf.data.example import Example, Row, UnreadableRow
+from rlhf.data.example import TIE, UNANSWERED, Example, Row, UnreadableRow
 from rlhf.data.examples import examples
-from rlhf.data.mappings import mapped_source, row_format
+from rlhf.data.mappings import largest_bad_share, mapped_source, row_format
 from rlhf.data.partition import numbered, partition
 from rlhf.data.sources import load_rows
 from rlhf.data.texts import own_spans
@@ -47,7 +47,7 @@ LOG_EVERY = 100_000
 def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     """Write `arrow/` (splits `train` and `eval`) and `report.json` into `output`.
 
-    The report counts unusable rows by reason and names the first row numbers of each; it holds no text.
+    The report counts ties, and unusable rows by reason, and names the first row numbers of each; it holds no text.
 
     Args:
         settings: where the rows come from, and how they are read.
@@ -60,8 +60,12 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     """
     source = mapped_source(settings, place)
     rows = load_rows(source, f"{place}.source")
-    kept, report = _read(rows.train, settings, place)
-    if rows.eval is None:
+    only_unseen = rows.eval if settings.evaluation_only else None
+    kept, report = _read(rows.train if only_unseen is None else only_unseen, settings, place)
+    if settings.evaluation_only:
+        train = unseen = kept  # the split gives no phase a training row
+        reports = {"train": report, "eval": {"rows_kept": len(kept), "evaluation_only": True}}
+    elif rows.eval is None:
         train, unseen = _hold_out(kept, source.eval_share, place)
         reports = {"train": {**report, "rows_kept": len(train)}, "eval": {"rows_kept": len(unseen), "held_out": True}}
     else:
@@ -69,7 +73,7 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
         unseen, eval_report = _read(rows.eval, settings, place)
         reports = {"train": report, "eval": eval_report}
     splits = {"train": train, "eval": unseen}
-    groups = {row["group"] for row in train}
+    groups = set() if settings.evaluation_only else {row["group"] for row in train}
     for name, part in splits.items():
         reports[name] |= _describe(part)
     seen = sum(row["group"] in groups for row in unseen)
@@ -79,9 +83,8 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     with atomic_directory(output) as folder:
         table = {name: datasets.Dataset.from_list(part, features=FEATURES) for name, part in splits.items()}
         datasets.DatasetDict(table).save_to_disk(folder / "arrow")
-        write_json(
-            folder / "report.json", {"schema_version": 1, "fingerprint": _fingerprint(splits), "splits": reports}
-        )
+        report = {"schema_version": 1, "fingerprint": _fingerprint(splits), "splits": reports}
+        write_json(folder / "report.json", report | ({"evaluation_only": True} if settings.evaluation_only else {}))
 
 
 def load_cached(path: Path, split: str) -> datasets.Dataset:
@@ -103,7 +106,7 @@ def cached_texts(path: Path) -> Iterator[str]:
 def _read(
     rows: Iterable[Row | UnreadableRow], settings: ResolvedDataset, place: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Usable rows, and the report of the others."""
+    """Usable rows, and the report of the others. Ties are left out, but do not count as unusable."""
     kept: list[dict[str, Any]] = []
     bad: dict[str, list[int]] = {}
     openings: dict[int, str] = {}  # prompt of the first answer of each row
@@ -114,30 +117,36 @@ def _read(
             kept.append({**vars(result), "own": own, "group": group, "row": number})
         else:
             bad.setdefault(result, []).append(number)
-    count = len(openings) + sum(map(len, bad.values()))
+    left_out = "; ".join(f"{len(numbers)} x {reason}" for reason, numbers in sorted(bad.items()))
+    ties = bad.pop(TIE, [])
+    count = len(openings) + len(ties) + sum(map(len, bad.values()))
     if not count:
         raise UserError(f"{place}: the source holds no row")
     share = sum(map(len, bad.values())) / count
-    reasons = "; ".join(f"{len(numbers)} x {reason}" for reason, numbers in sorted(bad.items()))
-    logger.info("%s: %d rows, %d usable%s", place, count, len(openings), f" ({reasons})" if reasons else "")
-    if share > settings.max_bad_share:
+    logger.info("%s: %d rows, %d usable%s", place, count, len(openings), f" ({left_out})" if left_out else "")
+    allowed = largest_bad_share(settings)
+    if share > allowed:
+        reasons = "; ".join(f"{len(numbers)} x {reason}" for reason, numbers in sorted(bad.items()))
         first = {reason: sorted(numbers)[:SHOWN_ROWS] for reason, numbers in bad.items()}
         raise UserError(
             f"{place}: {share:.1%} of {count} rows are unusable, {place}.max_bad_share allows "
-            f"{settings.max_bad_share:.1%}: {reasons}. First rows: {first}. Check shape and columns"
+            f"{allowed:.1%}: {reasons}. First rows: {first}. Check shape and columns"
         )
     if not kept:
-        raise UserError(f"{place}: no usable row is left of {count}: {reasons}")
+        raise UserError(f"{place}: no usable row is left of {count}: {left_out}")
     report = {
         "rows_read": count,
         "rows_kept": len(kept),
         "bad_share": share,
-        "bad_rows": {
-            reason: {"count": len(numbers), "first_rows": sorted(numbers)[:SHOWN_ROWS]}
-            for reason, numbers in bad.items()
-        },
+        "bad_rows": {reason: _found(numbers) for reason, numbers in bad.items()},
+        "ties": _found(ties),
     }
     return kept, report
+
+
+def _found(numbers: list[int]) -> dict[str, Any]:
+    """How many rows, and the numbers of the first ones."""
+    return {"count": len(numbers), "first_rows": sorted(numbers)[:SHOWN_ROWS]}
 
 
 def _group(example: Example, number: int, opening: str, settings: ResolvedDataset) -> str:
@@ -176,6 +185,7 @@ def _describe(rows: list[dict[str, Any]]) -> dict[str, Any]:
     texts["rejected"] = [answer for row in rows for answer in row["rejected"]]
     return {
         "without_rejected": sum(not row["rejected"] for row in rows),
+        "without_answer": sum(row["ranks"] == (UNANSWERED,) for row in rows),
         "with_margin": sum(row["ratings"] is not None for row in rows),
         "most_answers": 1 + max(len(row["rejected"]) for row in rows),
         "repeated_prompts": len(prompts) - len(set(prompts)),
