@@ -163,10 +163,14 @@ class DatasetSettings(Section):
     answer_format: str | None = Field(
         None,
         description="Template of the answer text. Nothing is put between prompt and answer but what a format or the "
-        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions` and `messages` '
+        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions`, `messages` and `trees` '
         '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
     )
-    max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
+    max_bad_share: Share = Field(
+        0.05,
+        description="Largest share of unusable rows before the rule fails. Ties, rows whose answers are equally good, are "
+        "left out too, but do not count.",
+    )
 
     @model_validator(mode="after")
     def _one_key_of_what_stays_together(self) -> Self:

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 
 from rlhf.config.specification import ResolvedDataset
-from rlhf.data.example import TIE, UNANSWERED, Example, Row, UnreadableRow
+from rlhf.data.example import TIE, Example, Row, UnreadableRow, is_answered
 from rlhf.data.examples import examples
 from rlhf.data.mappings import largest_bad_share, mapped_source, row_format
 from rlhf.data.partition import numbered, partition
@@ -100,7 +100,7 @@ def load_cached(path: Path, split: str) -> datasets.Dataset:
 def cached_texts(path: Path) -> Iterator[str]:
     """Every training text of a cached dataset, for a new tokenizer."""
     for row in load_cached(path, "train"):
-        yield from (row["prompt"], row["chosen"], *row["rejected"])
+        yield from (row["prompt"], *([row["chosen"]] if is_answered(row) else []), *row["rejected"])
 
 
 def _read(
@@ -181,13 +181,13 @@ def _hold_out(
 def _describe(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts and lengths that a reader wants to know of usable rows."""
     prompts = [row["prompt"] for row in rows]
-    texts = {field: [row[field] for row in rows] for field in ("prompt", "chosen")}
+    texts = {"prompt": prompts, "chosen": [row["chosen"] for row in rows if is_answered(row)]}
     texts["rejected"] = [answer for row in rows for answer in row["rejected"]]
     return {
         "without_rejected": sum(not row["rejected"] for row in rows),
-        "without_answer": sum(row["ranks"] == (UNANSWERED,) for row in rows),
+        "without_answer": sum(not is_answered(row) for row in rows),
         "with_margin": sum(row["ratings"] is not None for row in rows),
-        "most_answers": 1 + max(len(row["rejected"]) for row in rows),
+        "most_answers": max(is_answered(row) + len(row["rejected"]) for row in rows),
         "repeated_prompts": len(prompts) - len(set(prompts)),
         "non_ascii_rows": sum(not "".join((row["prompt"], row["chosen"], *row["rejected"])).isascii() for row in rows),
         "characters": {

@@ -42,6 +42,11 @@ class Example:
     group: str | None = None
 
 
+def is_answered(row: Row) -> bool:
+    """Whether a row of a cached dataset has an answer, and not only something in its place."""
+    return list(row["ranks"]) != [UNANSWERED]
+
+
 class BadRow(Exception):
     """A row that cannot be used; the argument is the reason, under which it is counted."""
 

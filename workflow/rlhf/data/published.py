@@ -239,7 +239,9 @@ KNOWN: dict[str, ReadyMapping] = {
     ),
     "allenai/tulu-v2-sft-mixture": ReadyMapping("messages", row={"dataset": "a", "messages": _RIGHT}),
     "allenai/tulu-3-sft-mixture": ReadyMapping("messages", row={"source": "a", "messages": _RIGHT}),
-    "allenai/llama-3.1-tulu-3-8b-preference-mixture": ReadyMapping("messages", row={**_PREFERENCE_ROW, "source": "a"}),
+    "allenai/llama-3.1-tulu-3-8b-preference-mixture": ReadyMapping(
+        "messages", row={**_PREFERENCE_ROW, "source": "a"}, columns=_WHOLE
+    ),
     "openai/gsm8k": ReadyMapping(
         "instructions",
         row={"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"},

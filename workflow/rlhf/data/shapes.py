@@ -131,7 +131,8 @@ def _prompts(fields: Row, formats: Formats) -> Example:
         prompt, turns = _of_turns(asked_turns(fields), formats)
     else:
         prompt, turns = _prompt(fields, formats)
-    return Example(prompt, STAND_IN, subset=_subset(fields), ranks=(UNANSWERED,), turns=turns)
+    stand_in = formats.format_answer(STAND_IN, "prompt", SPACED)  # apart from the prompt's last word
+    return Example(prompt, stand_in, subset=_subset(fields), ranks=(UNANSWERED,), turns=turns)
 
 
 def _pair(prompt: str, chosen: str, rejected: str | None, fields: Row, turns: str | None) -> Example:

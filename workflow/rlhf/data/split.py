@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf.data.dataset import load_cached
-from rlhf.data.example import UNANSWERED
+from rlhf.data.example import is_answered
 from rlhf.data.partition import numbered, partition
 from rlhf.errors import UserError
 from rlhf.files import read_json, write_json
@@ -51,7 +51,7 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
     for name, table in (("train", train), ("eval", unseen)):
         usable = {
             "reward": np.array([bool(rejected) for rejected in table["rejected"]]),
-            "sft": np.array([ranks != [UNANSWERED] for ranks in table["ranks"]]),
+            "sft": np.array([is_answered({"ranks": ranks}) for ranks in table["ranks"]]),
         }
         for phase, mask in usable.items():
             rows = indices[f"{name}.{phase}"]

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.encoding import Encoded, Encoder
+from rlhf.data.example import is_answered
 from rlhf.data.texts import Piece, Row, Writer, Written, joined
 from rlhf.errors import UserError
 from rlhf.runtime.logging import get_logger
@@ -176,7 +177,7 @@ class TextCheck:
         return text
 
     def _shown(self, row: Row, text: Written, ids: Encoded) -> dict[str, Any]:
-        return {
+        shown = {
             "row": row["row"],
             "prompt": joined(text.prompt),
             "answer": joined(text.answers[0].text),
@@ -185,3 +186,4 @@ class TextCheck:
             "prompt_tokens": self._tokenizer.convert_ids_to_tokens(ids.prompt),
             "answer_tokens": self._tokenizer.convert_ids_to_tokens(ids.answers[0]),
         }
+        return {name: value for name, value in shown.items() if is_answered(row) or name.startswith(("row", "prompt"))}

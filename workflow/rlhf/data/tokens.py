@@ -17,6 +17,7 @@ from rlhf.causes import FOREIGN, cause
 from rlhf.data.chat import OF_TOKENIZER, writer_of
 from rlhf.data.dataset import load_cached
 from rlhf.data.encoding import Encoder
+from rlhf.data.example import is_answered
 from rlhf.data.questions import Question, question
 from rlhf.data.text_check import SplitReport, TextCheck, is_unseparated, log_report, spelled_tokens, split_report
 from rlhf.data.texts import Writer
@@ -240,7 +241,7 @@ def _encode(batch: dict[str, list[Any]], writer: Writer, encoder: Encoder) -> di
         "row": batch["row"],
         "spanning": [bool(row.spanning) for row in encoded],
         "spelled": [spelled_tokens(row, encoder) for row in written],
-        "unseparated": [is_unseparated(row) for row in written],
+        "unseparated": [is_answered(row) and is_unseparated(text) for row, text in zip(rows, written, strict=True)],
         "equal": [len(set(map(tuple, row.answers))) < len(row.answers) for row in encoded],
     }
 

@@ -103,7 +103,6 @@ def _example(thread: list[Message], answers: list[Message], formats: Formats) ->
     texts = [formats.format_answer(answer.text, "text", SPACED) for answer in answers]
     question = thread[-1].fields
     subset = str(question["subset"]) if "subset" in question else None
-    example = in_order(
-        prompt, texts, [-(answer.rank or 0) for answer in answers], subset, formats.turns(prompt, before)
-    )
+    grades = [-(answer.rank or 0) for answer in answers]
+    example = in_order(prompt, texts, grades, subset, formats.turns(prompt, before))
     return replace(checked(example), group=str(question.get("group", thread[0].fields["id"])))
