@@ -168,8 +168,8 @@ class DatasetSettings(Section):
     )
     max_bad_share: Share = Field(
         0.05,
-        description="Largest share of unusable rows before the rule fails. Ties, rows whose answers are equally good, are "
-        "left out too, but do not count.",
+        description="Largest share of unusable rows before the rule fails. Ties, rows whose answers are equally good, "
+        "are left out too, but do not count.",
     )
 
     @model_validator(mode="after")
