@@ -35,7 +35,7 @@ DEPENDENCIES: dict[str, set[str]] = {
     "runtime": {"config", "errors", "files", "records"},
     "memory": {"config", "errors", "models", "records"},
     "config": {"errors", "files", "phases", "records"},
-    "data": {"causes", "config", "errors", "files", "functions", "phases", "runtime"},
+    "data": {"causes", "config", "errors", "files", "functions", "phases", "records", "runtime"},
     "models": {"causes", "config", "errors", "files", "records", "runtime"},
     "training": {"config", "data", "errors", "files", "memory", "models", "records", "runtime"},
     "ppo": {"config", "data", "errors", "functions", "models", "records", "runtime", "training"},

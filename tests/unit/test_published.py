@@ -192,10 +192,10 @@ def test_rows_are_fetched_from_where_they_are_in_the_repository(
 ) -> None:
     asked: list[dict[str, Any]] = []
 
-    def load(hub: str, configuration: str | None, **keys: Any) -> list[Row]:
+    def load(hub: str, configuration: str | None, **keys: Any) -> datasets.Dataset:
         assert hub == name
         asked.append({"name": configuration, **keys})
-        return [{**KNOWN[name].row, **prompt} for prompt in _prompts(name, 10)]
+        return datasets.Dataset.from_list([{**KNOWN[name].row, **prompt} for prompt in _prompts(name, 10)])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.chdir(tmp_path)
@@ -279,8 +279,8 @@ def test_ties_are_no_bad_rows_and_counted_apart(tmp_path: Path, caplog: pytest.L
     assert report["bad_share"] == 1 / 90
     assert list(report["bad_rows"]) == ["missing field: answer_0, answer_1, score_0 or score_1 or label or preference"]
     assert report["rows_read"] == 90
-    assert "90 rows, 59 usable (1 x missing field" in caplog.text
-    assert "30 x tie" in caplog.text
+    assert "90 rows, 59 usable: 1 x missing field" in caplog.text
+    assert "30 x tie (1, 4, 7, " in caplog.text
 
 
 def test_nothing_but_ties_leaves_nothing(tmp_path: Path) -> None:
@@ -446,8 +446,10 @@ def test_prompts_alone_serve_ppo_and_no_other_phase(tmp_path: Path, caplog: pyte
     assert set(cached_texts(dataset)) <= {row["prompt"] for row in rows}
     tokenize(dataset, make_model(tmp_path / "model", "gpt2"), tmp_path / "tokens")
     assert "white space" not in caplog.text
-    shown = read_json(tmp_path / "tokens/report.json")["examples"]
-    assert [sorted(one) for one in shown] == [["prompt", "prompt_ids", "prompt_tokens", "row"]] * 3
+    ids = read_json(tmp_path / "tokens/report.json")
+    assert list(ids["splits"]["train"]["lengths"]) == ["prompt"]
+    shown = ids["examples"]
+    assert [(one["answer"], one["answer_ids"], one["answer_tokens"]) for one in shown] == [("", [], [])] * 3
     split_dataset(dataset, "0,0,1", 0, tmp_path / "split")
     corpus = Corpus([tmp_path / "tokens"], [tmp_path / "split"], "train", "ppo")
     prompts = {tuple(corpus.prompt(row).tolist()) for row in range(len(corpus))}
@@ -492,7 +494,7 @@ def test_a_benchmark_is_unseen_and_trained_on_by_no_phase(tmp_path: Path) -> Non
     rows = [{"prompt": f"w{number}", "chosen": " w4", "rejected": " w5", "subset": "math"} for number in range(3, 23)]
     dataset = cached(tmp_path, rows, evaluation_only=True)
     report = read_json(dataset / "report.json")
-    assert report["evaluation_only"]
+    assert report["splits"]["eval"]["evaluation_only"]
     assert report["splits"]["eval"]["seen_in_train"] == 0
     assert len(load_cached(dataset, "eval")) == 20
     split_dataset(dataset, "0,1,0", 0, tmp_path / "split")

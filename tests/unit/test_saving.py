@@ -245,7 +245,11 @@ METRICS = {
 
 
 def card(
-    kind: str, hub: str | None = "facebook/opt-125m", changes: dict[str, Any] | None = None, **options: Any
+    kind: str,
+    hub: str | None = "facebook/opt-125m",
+    changes: dict[str, Any] | None = None,
+    more_facts: dict[str, Any] | None = None,
+    **options: Any,
 ) -> str:
     spec = specification(kind, changes, id=f"tiny-{kind}-12345678", seed=7)
     part = {
@@ -261,6 +265,7 @@ def card(
         "dtype": "bf16",
         "world_size": 2,
         "device": "cuda",
+        **(more_facts or {}),
     }
     rows = [{"step": step, "phase": "train", "time": 1.0, **METRICS[kind], "tokens": 99} for step in (1, 40)]
     rows.append({"step": 40, "phase": "eval", "time": 2.0, **METRICS[kind]})
@@ -293,6 +298,18 @@ def test_a_card_says_what_the_model_is(kind, task, tag):
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert settings == specification(kind).settings.model_dump(mode="json")
     assert "- torch " in text and "Code sha256:" in text
+
+
+def test_a_card_counts_the_rows_that_were_used_and_those_that_are_not_unseen():
+    text = card("sft", more_facts={"rows_given": 321})
+    assert "- 321 rows trained on\n" in text and "trained on too" not in text
+    text = card("sft", more_facts={"rows_given": 400, "seen_in_train": 9})
+    assert "- 321 rows trained on, of 400 that it was given\n" in text
+    assert "- 45 rows unseen in training" in text and "prompts or groups of 9 of them are trained on too" in text
+    assert "| unseen rows (9 of 45 trained on too) | 40 |" in text
+    text = card("ppo", more_facts={"rows": {"train": 24, "mixed": 7}, "rows_given": 142, "answers": 48})
+    assert "- 24 prompts trained on, of 142 that it was given, with 48 sampled answers\n" in text
+    assert "- 7 rows of SFT data mixed into its steps\n" in text
 
 
 def test_tables_of_a_card_have_the_cells_of_their_heads():

@@ -109,6 +109,8 @@ def test_messages_that_cannot_be_read_are_counted_with_their_role() -> None:
         (good | {"chosen": "No."}, "other answer than that of messages: chosen"),
         ({"messages": said("Hi"), "chosen": said("Ho", "Yes?")}, "prompt differs"),
         ({"messages": None}, "missing field: messages or chosen"),
+        ({"messages": said("Yes?", first="assistant")}, "nothing before the answer: messages"),
+        ({"chosen": said("Yes?", first="assistant")}, "nothing before the answer: chosen"),
     ]
     assert read("messages", good, *(row for row, _ in bad))[1:] == [reason for _, reason in bad]
 
@@ -461,3 +463,30 @@ def test_the_rows_of_the_manual_are_read_as_it_says(shape: str) -> None:
             continue
         assert result.chosen.strip() in {"4", "6"}
         assert {answer.strip() for answer in result.rejected} <= {"3", "5"}
+
+
+class Odd:
+    """A value of a generator's row that fails whatever is done with it."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("odd, and no text")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("\ud800", "broken Unicode"), (10**5000, "ValueError: Exceeds the limit"), (Odd(), "RuntimeError: odd, and no")],
+    ids=["half a character", "long number", "odd"],
+)
+@pytest.mark.parametrize("role", ["group", "subset"])
+def test_a_value_that_fails_costs_its_row(role: str, value: Any, reason: str) -> None:
+    rows: list[Row] = [{"prompt": "p", "chosen": f"a{n}", "x": n} for n in range(3)]
+    rows[1]["x"] = value
+    first, bad, last = read("pairs", *rows, columns={role: "x"})
+    assert isinstance(first, Example)
+    assert isinstance(last, Example)
+    assert isinstance(bad, str)
+    assert bad.startswith(reason)
+
+
+def test_a_label_beyond_all_numbers_is_unknown() -> None:
+    assert read("comparisons", QUESTION | {"label": 1}, QUESTION | {"label": 10**5000})[1] == "unknown label: label"

@@ -72,7 +72,7 @@ def test_the_facts_describe_what_is_stored(made):
         }  # fmt: skip
     assert facts["statistics"]["eval"]["chosen"]["tokens"] == 3
     assert (facts["rows"], facts["subsets"]) == ({"train": 4, "eval": 1}, {"train": ["a", "b"], "eval": ["c"]})
-    assert (facts["schema_version"], facts["dtype"], facts["chat_template"]) == (3, "uint16", None)
+    assert (facts["schema_version"], facts["dtype"], facts["chat_template"]) == (4, "uint16", None)
     assert (facts["pad_token_id"], facts["eos_token_id"]) == (store.pad_token_id, store.eos_token_id) == (0, 1)
     assert facts["dataset_fingerprint"] == "sha256:rows"
     fingerprint = tokenizer_fingerprint(made / "model")

@@ -60,6 +60,8 @@ def conversation(fields: Row) -> tuple[Messages, str, str | None]:
         prompt, chosen = _ended(turns_of(fields["chosen"], "chosen"), "chosen")
     else:
         prompt, chosen = _given(fields)
+    if not prompt:
+        raise BadRow(f"nothing before the answer: {'messages' if 'messages' in fields else 'chosen'}")
     rejected = _answer(fields["rejected"], prompt, "rejected") if "rejected" in fields else None
     return _with_system(fields, prompt), chosen, rejected
 

@@ -131,7 +131,7 @@ def checked(example: Example) -> Example:
     if not example.prompt.strip():
         raise BadRow("empty prompt")
     answers = (example.chosen, *example.rejected)
-    if not all(map(_is_unicode, (example.prompt, *answers, example.subset or ""))):
+    if not all(map(_is_unicode, (example.prompt, *answers, example.subset or "", example.group or ""))):
         raise BadRow("broken Unicode")
     if len(set(answers)) < len(answers):
         raise BadRow("identical pair" if len(answers) == 2 else "identical answers")

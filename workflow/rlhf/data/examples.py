@@ -18,6 +18,7 @@ from rlhf.errors import UserError
 
 MISSING = object()
 NAMES = ("group", "subset")  # roles whose column may have another role too
+LONGEST = 200  # characters of an exception's words
 TRIED_ROWS = 20  # to see whether rows are of another shape
 
 
@@ -125,10 +126,13 @@ def _read(shape: Shape, row: Any, fields: Row, formats: Formats, each_turn: bool
     assert shape.read is not None  # else the shape is gathered
     try:
         present = _present(shape, row, fields)
-        found = [checked(shape.read(one, formats)) for one in (each_answer(present) if each_turn else [present])]
-        return [replace(example, group=str(present["group"])) if "group" in present else example for example in found]
+        group = str(present["group"]) if "group" in present else None
+        answered = each_answer(present) if each_turn else [present]
+        return [checked(replace(shape.read(one, formats), group=group)) for one in answered]
     except BadRow as reason:
         return [str(reason)]
+    except Exception as error:  # a generator's values are of any type, and can fail in any way
+        return [f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"]
 
 
 def _present(shape: Shape, row: Any, fields: Row) -> Row:

@@ -16,6 +16,7 @@ MEANINGS = {
 BETTER = {name: meaning for meaning, names in MEANINGS.items() for name in names}
 STRONGEST = 3  # preference, as HelpSteer has it
 SHOWN_LABELS = 5
+LARGEST_LABEL = 10**9  # beyond, a number is damage, and may be too long to be written
 
 
 def grades_of(label: Any) -> list[float]:
@@ -51,10 +52,12 @@ def grades_of_preference(preference: Any) -> list[float]:
 
 
 def _name(label: Any) -> str:
-    """How a label is written; numbers of a column with gaps are read with a fraction of 0."""
+    """How a label is written, "" where it is none; numbers of a column with gaps are read with a fraction of 0."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    return "" if isinstance(label, bool) else str(label).strip().lower()
+    if isinstance(label, bool) or (isinstance(label, int) and abs(label) > LARGEST_LABEL):
+        return ""
+    return str(label).strip().lower()
 
 
 def require_meaning(labels: Iterable[Any], place: str) -> None:

@@ -14,10 +14,11 @@ import datasets
 from rlhf.causes import FOREIGN, cause
 from rlhf.config.sources import DatasetSource, matching
 from rlhf.data.example import Row, UnreadableRow
-from rlhf.data.files import read_file
+from rlhf.data.files import UNREADABLE, read_file, table_rows
 from rlhf.errors import UserError
 from rlhf.functions import load_function, own_errors, require_arguments
 
+BATCH = 1000
 # What a path turns out to be -> keys that do not apply to it; a folder as a hub has it takes all of them.
 INAPPLICABLE = {
     "file": ("name", "data_dir", "train_split", "eval_split"),
@@ -76,10 +77,9 @@ def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
         raise UserError(f"{place}.hub: there is a local {hub!r}; give it as {place}.path, or move it")
 
     def load(split: str) -> Iterable[Row]:
-        rows: Iterable[Row] = datasets.load_dataset(
-            hub, source.name, data_dir=source.data_dir, revision=source.revision, split=split
+        return _table_rows(
+            datasets.load_dataset(hub, source.name, data_dir=source.data_dir, revision=source.revision, split=split)
         )
-        return rows
 
     try:
         return Rows(load(source.train_split), load(source.eval_split) if source.eval_split else None)
@@ -159,10 +159,23 @@ def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
         raise UserError(f"{place}.path: {str(path)!r} is not readable: {cause(error)}") from None
     if isinstance(saved, datasets.Dataset):
         _require_effect(source, "saved folder with one split", str(path), place)
-        return Rows(saved)
+        return Rows(_table_rows(saved))
     _require_effect(source, "saved folder", str(path), place)
     _require_splits(source, saved, path, place)
-    return Rows(saved[source.train_split], saved[source.eval_split] if source.eval_split else None)
+    unseen = _table_rows(saved[source.eval_split]) if source.eval_split else None
+    return Rows(_table_rows(saved[source.train_split]), unseen)
+
+
+def _table_rows(rows: datasets.Dataset) -> Iterator[Row]:
+    """Rows as the library reads them, or value by value where it cannot read some of them."""
+    for start in range(0, len(rows), BATCH):
+        places = slice(start, start + BATCH)
+        try:
+            columns = rows[places]
+            found = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        except UNREADABLE:
+            found = table_rows(rows.with_format("arrow")[places])
+        yield from found
 
 
 def _require_own_files(path: Path, place: str) -> None:

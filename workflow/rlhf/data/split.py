@@ -10,8 +10,9 @@ from rlhf.data.dataset import load_cached
 from rlhf.data.example import is_answered
 from rlhf.data.partition import numbered, partition
 from rlhf.errors import UserError
-from rlhf.files import read_json, write_json
+from rlhf.files import write_json
 from rlhf.phases import PHASES
+from rlhf.records.dataset import SPLIT, SplitRecord, read_dataset_report
 from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
@@ -40,7 +41,8 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
         raise UserError(f"data_split: {data_split!r} gives every phase nothing")
     train, unseen = load_cached(dataset, "train"), load_cached(dataset, "eval")
     groups = numbered(train["group"])
-    evaluation_only = bool(read_json(dataset / "report.json").get("evaluation_only"))
+    evaluation_only = read_dataset_report(dataset)["splits"]["eval"].get("evaluation_only", False)
+    group_of = {"train": groups, "eval": numbered(unseen["group"])}
     parts = dict(zip(PHASES, partition(groups, proportions, seed), strict=True))
     indices = {f"train.{phase}": part[: 0 if evaluation_only else None] for phase, part in parts.items()}
     indices |= {
@@ -71,13 +73,12 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
         for name, rows in indices.items():
             np.save(folder / f"{name}.npy", rows.astype(np.int64))
         counts = {name: len(rows) for name, rows in indices.items()}
-        write_json(
-            folder / "split.json",
-            {
-                "schema_version": 1,
-                "rows": counts,
-                "reward_rows_without_rejected": left_out["reward"],
-                "sft_rows_without_answer": left_out["sft"],
-            },
-        )
+        record: SplitRecord = {
+            "schema_version": 2,
+            "rows": counts,
+            "groups": {name: len(np.unique(group_of[name.split(".")[0]][rows])) for name, rows in indices.items()},
+            "reward_rows_without_rejected": left_out["reward"],
+            "sft_rows_without_answer": left_out["sft"],
+        }
+        write_json(folder / SPLIT, record)
     logger.info("%s: %s", output, ", ".join(f"{name} {count}" for name, count in counts.items()))

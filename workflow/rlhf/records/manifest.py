@@ -112,7 +112,12 @@ class Facts(EngineFacts, total=False):
         device: `cpu` or `cuda`.
         merge: model folder -> what it would lose in half precision.
         training: role (`actor`, `critic`) -> facts of its engine, for a stage that trains two models.
-        rows: split -> number of rows used.
+        rows: `train`, `eval`, and `mixed` for SFT rows in PPO -> number of different rows that were used.
+        rows_given: rows for the phase that are short enough; by `data_weights`, or by the number of steps, not all of
+            them need be used.
+        rows_per_epoch: rows that an epoch of PPO has, by `data_weights`.
+        answers: that PPO has sampled and trained on.
+        seen_in_train: rows of `eval` of which the prompt or the group is among the training rows too.
     """
 
     attempts: int
@@ -123,6 +128,10 @@ class Facts(EngineFacts, total=False):
     lineage: Lineage
     training: dict[str, EngineFacts]
     rows: dict[str, int]
+    rows_given: int
+    rows_per_epoch: int
+    answers: int
+    seen_in_train: int
     steps: Steps
     sampling: Sampling
     delivered: dict[str, JsonObject]
