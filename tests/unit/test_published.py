@@ -230,12 +230,10 @@ def test_places_that_are_set_are_kept() -> None:
 @pytest.mark.parametrize(
     ("name", "written"),
     [
-        ("gsm8k", "openai/gsm8k"),
         ("mkqa-Chinese", "apple/mkqa"),
         ("webgpt_comparisons", "openai/webgpt_comparisons"),
         ("Helpsteer-2", "nvidia/HelpSteer2"),
         ("shp", "stanfordnlp/SHP"),
-        ("imdb", "OWNER/imdb"),
     ],
 )
 def test_a_name_without_its_owner_is_refused_before_anything_is_asked(name: str, written: str, tmp_path: Path) -> None:
@@ -243,6 +241,18 @@ def test_a_name_without_its_owner_is_refused_before_anything_is_asked(name: str,
         cache_dataset(hub(name), tmp_path / "out", "datasets.mine")
     message = f"datasets.mine.source.hub: {name!r}: a dataset's name on the hub begins with its owner; write {written}"
     assert str(caught.value) == message
+
+
+def test_a_name_that_a_dataset_had_is_followed_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    source = mapped_source(hub("gsm8k"), "datasets.mine")
+    assert (source.hub, source.name, source.eval_split) == ("openai/gsm8k", "main", "test")
+    assert "gsm8k: the hub calls it openai/gsm8k now; write that" in caplog.text
+    assert read(hub("gsm8k"), {"question": "q", "answer": "a"}) == [("Human: q\n\nAssistant:", " a", ())]
+
+
+def test_other_names_are_the_hubs_business() -> None:
+    for name in ("imdb", "somebody/webgpt_comparisons"):
+        assert mapped_source(hub(name), "datasets.mine").hub == name
 
 
 def test_a_share_of_rows_that_the_data_itself_has_is_allowed_unless_another_is_set() -> None:

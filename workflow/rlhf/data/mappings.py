@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 from rlhf.config.sources import DatasetSource
 from rlhf.config.specification import ResolvedDataset
-from rlhf.data.published import KNOWN, PARTS, RENAMED, UNKNOWN, ReadyMapping
+from rlhf.data.published import KNOWN, MISNAMED, PARTS, RENAMED, UNKNOWN, ReadyMapping
 from rlhf.errors import UserError
+from rlhf.runtime.logging import get_logger
+
+logger = get_logger(__name__)
 
 PLACES = ("revision", "name", "data_dir", "train_split", "eval_split")
 
@@ -59,7 +62,7 @@ def row_format(settings: ResolvedDataset) -> RowFormat:
 
 
 def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
-    """Where a dataset comes from, with what is known of a hub dataset in the place of what is unset.
+    """Where a dataset comes from: its name of today, and what is known of it in the place of what is unset.
 
     Args:
         settings: of the dataset.
@@ -67,7 +70,7 @@ def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
 
     Raises:
         UserError: a share to hold out is given for a dataset of which unseen rows are known, a benchmark would be
-            trained on, or the name lacks the owner, without which the hub has no dataset.
+            trained on, or the name of a known dataset lacks its owner.
     """
     source, known = settings.source, _mapping(settings)
     _require_owner(source.hub, f"{place}.source.hub")
@@ -80,8 +83,11 @@ def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
         raise UserError(
             f"{place}: {source.hub} is a benchmark, and its rows would be trained on; set {place}.evaluation_only: true"
         )
-    unset = {key: getattr(known, key) for key in PLACES if not source.sets(key)}
-    return source.model_copy(update={key: value for key, value in unset.items() if value is not None})
+    changes = {key: getattr(known, key) for key in PLACES if not source.sets(key)}
+    if source.hub in RENAMED:
+        changes["hub"] = RENAMED[source.hub]
+        logger.warning("%s: the hub calls it %s now; write that", source.hub, changes["hub"])
+    return source.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
 def largest_bad_share(settings: ResolvedDataset) -> float:
@@ -93,6 +99,7 @@ def largest_bad_share(settings: ResolvedDataset) -> float:
 
 def _mapping(settings: ResolvedDataset) -> ReadyMapping:
     hub = settings.source.hub or ""
+    hub = RENAMED.get(hub, hub)
     for part in (settings.source.data_dir, settings.source.name):
         if part is not None and (hub, part) in PARTS:
             return PARTS[hub, part]
@@ -100,10 +107,11 @@ def _mapping(settings: ResolvedDataset) -> ReadyMapping:
 
 
 def _require_owner(hub: str | None, place: str) -> None:
-    """Refuse a name without its owner, which the hub's library no longer takes for datasets."""
-    if hub is None or "/" in hub:
+    """Refuse a known dataset's name without its owner; of others, the hub knows whether they have one."""
+    if hub is None or "/" in hub or hub in RENAMED:
         return
-    by_last_part = {name.split("/")[1].lower(): name for name in KNOWN}
-    near = difflib.get_close_matches(hub.lower(), by_last_part, n=1)
-    name = RENAMED.get(hub) or (by_last_part[near[0]] if near else f"OWNER/{hub}")
-    raise UserError(f"{place}: {hub!r}: a dataset's name on the hub begins with its owner; write {name}")
+    by_last_part = {name.split("/")[1].lower(): name for name in KNOWN} | MISNAMED
+    near = difflib.get_close_matches(hub.lower(), by_last_part, n=1, cutoff=0.8)
+    if near:
+        name = by_last_part[near[0]]
+        raise UserError(f"{place}: {hub!r}: a dataset's name on the hub begins with its owner; write {name}")

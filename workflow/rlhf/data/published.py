@@ -279,12 +279,8 @@ PARTS: dict[tuple[str, str], ReadyMapping] = {
     ),
 }
 
-# Names by which datasets are asked for that are no longer theirs, or never were.
-RENAMED = {
-    "gsm8k": "openai/gsm8k",
-    "mkqa": "apple/mkqa",
-    "mkqa-Chinese": "apple/mkqa",
-    "mkqa-Japanese": "apple/mkqa",
-    "hh-rlhf": "Anthropic/hh-rlhf",
-    "alpaca": "tatsu-lab/alpaca",
-}
+# Datasets that had no owner on the hub once -> what they are called now.
+RENAMED = {"gsm8k": "openai/gsm8k", "mkqa": "apple/mkqa"}
+
+# What people write for a dataset though the hub never had it.
+MISNAMED = {"mkqa-chinese": "apple/mkqa", "mkqa-japanese": "apple/mkqa"}
