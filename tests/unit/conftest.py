@@ -145,7 +145,7 @@ def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
         tables[name] = datasets.Dataset.from_list(whole, features=FEATURES)
     datasets.DatasetDict(tables).save_to_disk(folder / "arrow")
     facts = {"rows_read": sum(map(len, splits.values())), "rows_unusable": 0, "max_bad_share": 0.05}
-    report = {"schema_version": 2, "fingerprint": "sha256:rows", **facts, "splits": {}}
+    report = {"schema_version": 2, "fingerprint": "sha256:rows", **facts, "splits": {name: {} for name in splits}}
     write_json(folder / "report.json", report)
     return folder
 

@@ -320,10 +320,8 @@ QUESTION = {"prompt": "p", "answer_0": "x", "answer_1": "y"}
 LABELS: list[tuple[Any, str]] = [
     (1, "x"), (2, "y"), (0, "tie"), ("1", "x"), (" 2 ", "y"), (1.0, "x"), (2.0, "y"), ("a", "x"), ("B", "y"),
     ("model_a", "x"), ("model_b", "y"), ("tie", "tie"), ("tie (bothbad)", "tie"), ("First", "x"), ("second", "y"),
-    (3, "unknown label: label"), (-1, "unknown label: label"), (1.5, "unknown label: label"),
-    ("x", "unknown label: label"), ([1], "unknown label: label"), ("", "unknown label: label"),
-    (float("nan"), "unknown label: label"), (float("inf"), "unknown label: label"),
-    (None, "missing field: score_0 or score_1 or label"),
+    ([1], "unknown label: label"), ("", "unknown label: label"), (float("nan"), "unknown label: label"),
+    (None, "missing field: score_0 or score_1 or label or preference"),
 ]  # fmt: skip
 
 
@@ -341,6 +339,70 @@ def test_labels_that_can_be_read_in_two_ways_are_refused(labels: list[Any], said
     assert message.startswith("datasets.mine.columns.label: ")
     assert said in message
     assert "map score_0 in the place of label" in message
+
+
+@pytest.mark.parametrize("label", [3, -1, 1.5, "x", "model_a_wins", float("inf")])
+def test_a_label_that_no_shape_has_is_refused_though_one_row_in_many_has_it(label: Any) -> None:
+    usual = [QUESTION | {"label": 1}, QUESTION | {"label": 2}] * 50
+    message = refused("comparisons", *usual, QUESTION | {"label": label})
+    assert message.startswith(f"datasets.mine.columns.label: {str(label)!r} is no label; ")
+    assert "answer_1: 2, b, model_b, second" in message
+
+
+def test_labels_that_no_shape_has_are_named_up_to_five() -> None:
+    message = refused("comparisons", *(QUESTION | {"label": f"l{number}"} for number in range(8)))
+    assert "'l0', 'l1', 'l2', 'l3', 'l4' and 3 more" in message
+
+
+PREFERENCES: list[tuple[Any, str, tuple[float, ...] | None]] = [
+    (-3, "x", (3.0, 0.0)), ("-1", "x", (1.0, 0.0)), (-0.5, "x", (0.5, 0.0)), (2, "y", (2.0, 0.0)),
+    (3.0, "y", (3.0, 0.0)), (0, "tie", None), ("much", "wrong type: preference", None),
+    (float("nan"), "number not finite: preference", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["preference", "overall_preference", "preference_strength"])
+def test_a_preference_says_which_answer_is_better_and_by_how_much(column: str) -> None:
+    results = read("comparisons", *(QUESTION | {column: value} for value, *_ in PREFERENCES))
+    for (value, expected, ratings), result in zip(PREFERENCES, results, strict=True):
+        assert (result.chosen if isinstance(result, Example) else result) == expected, value
+        assert not isinstance(result, Example) or result.ratings == ratings
+
+
+def test_a_preference_beyond_its_scale_is_refused() -> None:
+    """HelpSteer2 writes -100 where both answers are wrong."""
+    message = refused("comparisons", *[QUESTION | {"preference": 1}] * 50, QUESTION | {"preference": -100})
+    assert message.startswith("datasets.mine.columns.preference: '-100' is not from -3 to 3; ")
+
+
+def test_scores_and_labels_come_before_a_preference_where_none_is_configured() -> None:
+    row = QUESTION | {"label": 1, "preference": 3}
+    (labelled,), (preferred,) = read("comparisons", row), read("comparisons", row, columns={"preference": "preference"})
+    assert isinstance(labelled, Example)
+    assert isinstance(preferred, Example)
+    assert (labelled.chosen, preferred.chosen) == ("x", "y")
+    assert "score_0 and preference take the place" in refused(
+        "comparisons", row, columns={"preference": "preference", "score_0": "s"}
+    )
+
+
+def test_compared_answers_may_answer_a_conversation() -> None:
+    row = {"prompt": said(*BEFORE), "answer_0": "Gone.", "answer_1": "No.", "preference": -1}
+    system = [{"role": "system", "content": "Be kind."}]
+    plain, (chat,) = read("comparisons", row, row | {"system": "Be kind."}), read("comparisons", row, turns=True)
+    assert [(one.prompt, one.chosen, one.rejected) for one in plain if isinstance(one, Example)] == [
+        (PROMPT, " Gone.", (" No.",)),
+        (f"Be kind.\n\n{PROMPT}", " Gone.", (" No.",)),
+    ]
+    assert isinstance(chat, Example)
+    assert (json.loads(chat.turns or ""), chat.chosen) == (said(*BEFORE), "Gone.")
+    (with_system,) = read("comparisons", row | {"system": "Be kind."}, turns=True)
+    assert isinstance(with_system, Example)
+    assert json.loads(with_system.turns or "") == [*system, *said(*BEFORE)]
+    assert (
+        read("comparisons", row, row | {"prompt": said("Hi", "Yes?")}, row | {"prompt": []})[1:]
+        == ["no user turn at the end: prompt"] * 2
+    )
 
 
 def test_a_truth_value_or_a_share_is_a_score_of_one_answer() -> None:
@@ -396,6 +458,9 @@ def test_the_rows_of_the_manual_are_read_as_it_says(shape: str) -> None:
     assert results
     for result in results:
         assert isinstance(result, Example), result
+        if shape == "prompts":
+            assert (result.ranks, result.rejected) == ((-1,), ())
+            continue
         assert result.chosen.strip() in {"4", "6"}
         assert {answer.strip() for answer in result.rejected} <= {"3", "5"}
 

@@ -82,6 +82,21 @@ def two_conversations(fields: Row, roles: tuple[str, str]) -> tuple[Messages, li
     return _with_system(fields, prompt), [answer, other_answer]
 
 
+def asked_turns(fields: Row) -> Messages:
+    """The turns of a prompt that is a list of messages, behind what `system` and `history` say before it.
+
+    Args:
+        fields: `prompt`; perhaps `system` and `history`, as in `earlier_turns`.
+
+    Raises:
+        BadRow: these are no messages, or the user does not speak last.
+    """
+    turns = turns_of(fields["prompt"], "prompt")
+    if not turns or turns[-1][0] != "user":
+        raise BadRow("no user turn at the end: prompt")
+    return _with_system(fields, [*_history(fields.get("history") or []), *turns])
+
+
 def earlier_turns(fields: Row) -> Messages:
     """What is said before a prompt.
 

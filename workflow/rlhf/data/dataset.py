@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 
 from rlhf.config.specification import ResolvedDataset
-from rlhf.data.example import Example, Row, UnreadableRow
+from rlhf.data.example import TIE, Example, Row, UnreadableRow, is_answered
 from rlhf.data.examples import examples
-from rlhf.data.mappings import mapped_source, row_format
+from rlhf.data.mappings import largest_bad_share, mapped_source, row_format
 from rlhf.data.partition import numbered, partition
 from rlhf.data.sources import load_rows
 from rlhf.data.texts import own_spans
@@ -48,7 +48,7 @@ LOG_EVERY = 100_000
 def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     """Write `arrow/` (splits `train` and `eval`) and `report.json` into `output`.
 
-    The report counts unusable rows by reason and names the first row numbers of each; it holds no text.
+    The report counts ties, and unusable rows by reason, and names the first row numbers of each; it holds no text.
 
     Args:
         settings: where the rows come from, and how they are read.
@@ -62,15 +62,20 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     source = mapped_source(settings, place)
     rows = load_rows(source, f"{place}.source")
     reports: dict[str, CachedSplit] = {}
-    train, reports["train"] = _read(rows.train, settings, place)
-    if rows.eval is None:
+    only_unseen = rows.eval if settings.evaluation_only else None
+    train, reports["train"] = _read(rows.train if only_unseen is None else only_unseen, settings, place)
+    if settings.evaluation_only:
+        unseen = train  # the split gives no phase a training row
+        reports["eval"] = {"rows_kept": len(unseen), "evaluation_only": True}
+    elif rows.eval is None:
         train, unseen = _hold_out(train, source.eval_share, place)
         reports["train"]["rows_kept"] = len(train)
         reports["eval"] = {"rows_kept": len(unseen), "held_out": True}
     else:
         unseen, reports["eval"] = _read(rows.eval, settings, place)
     splits = {"train": train, "eval": unseen}
-    _mark_seen(train, unseen)
+    if not settings.evaluation_only:
+        _mark_seen(train, unseen)
     for name, part in splits.items():
         reports[name].update(_describe(part))
     seen = sum(row["seen"] for row in unseen)
@@ -82,7 +87,7 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
         "fingerprint": _fingerprint(splits),
         "rows_read": sum(part.get("rows_read", 0) for part in reports.values()),
         "rows_unusable": sum(rows["count"] for part in reports.values() for rows in part.get("bad_rows", {}).values()),
-        "max_bad_share": settings.max_bad_share,
+        "max_bad_share": largest_bad_share(settings),
         "splits": reports,
     }
     with atomic_directory(output) as folder:
@@ -104,13 +109,13 @@ def load_cached(path: Path, split: str) -> datasets.Dataset:
 def cached_texts(path: Path) -> Iterator[str]:
     """Every training text of a cached dataset, for a new tokenizer."""
     for row in load_cached(path, "train"):
-        yield from (row["prompt"], row["chosen"], *row["rejected"])
+        yield from (row["prompt"], *([row["chosen"]] if is_answered(row) else []), *row["rejected"])
 
 
 def _read(
     rows: Iterable[Row | UnreadableRow], settings: ResolvedDataset, place: str
 ) -> tuple[list[dict[str, Any]], CachedSplit]:
-    """Usable rows, and the report of the others."""
+    """Usable rows, and the report of the others. Ties are left out, but do not count as unusable."""
     kept: list[dict[str, Any]] = []
     bad: dict[str, list[int]] = {}
     openings: dict[int, str] = {}  # prompt of the first answer of each row
@@ -121,21 +126,30 @@ def _read(
             kept.append({**vars(result), "own": own, "group": group, "seen": False, "row": number})
         else:
             bad.setdefault(result, []).append(number)
-    count = len(openings) + sum(map(len, bad.values()))
+    ties = bad.pop(TIE, [])
+    count = len(openings) + len(ties) + sum(map(len, bad.values()))
     if not count:
         raise UserError(f"{place}: the source holds no row")
     share = sum(map(len, bad.values())) / count
     bad_rows = {reason: found(numbers) for reason, numbers in bad.items()}
     reasons = named(bad_rows)
-    logger.info("%s: %d rows, %d usable%s", place, count, len(openings), f": {reasons}" if reasons else "")
-    if share > settings.max_bad_share:
+    left_out = named(bad_rows | ({TIE: found(ties)} if ties else {}))
+    logger.info("%s: %d rows, %d usable%s", place, count, len(openings), f": {left_out}" if left_out else "")
+    allowed = largest_bad_share(settings)
+    if share > allowed:
         raise UserError(
             f"{place}: {share:.1%} of {count} rows are unusable, {place}.max_bad_share allows "
-            f"{settings.max_bad_share:.1%}: {reasons}. Check shape and columns"
+            f"{allowed:.1%}: {reasons}. Check shape and columns"
         )
     if not kept:
-        raise UserError(f"{place}: no usable row is left of {count}: {reasons}")
-    return kept, {"rows_read": count, "rows_kept": len(kept), "bad_share": share, "bad_rows": bad_rows}
+        raise UserError(f"{place}: no usable row is left of {count}: {left_out}")
+    return kept, {
+        "rows_read": count,
+        "rows_kept": len(kept),
+        "bad_share": share,
+        "bad_rows": bad_rows,
+        "ties": found(ties),
+    }
 
 
 def _group(example: Example, number: int, opening: str, settings: ResolvedDataset) -> str:
@@ -186,13 +200,14 @@ def _alone(number: int) -> str:
 def _describe(rows: list[dict[str, Any]]) -> CachedSplit:
     """Counts and lengths that a reader wants to know of usable rows."""
     prompts = [row["prompt"] for row in rows]
-    texts = {field: [row[field] for row in rows] for field in ("prompt", "chosen")}
+    texts = {"prompt": prompts, "chosen": [row["chosen"] for row in rows if is_answered(row)]}
     texts["rejected"] = [answer for row in rows for answer in row["rejected"]]
     return {
         "groups": len({row["group"] for row in rows}),
         "without_rejected": sum(not row["rejected"] for row in rows),
+        "without_answer": sum(not is_answered(row) for row in rows),
         "with_margin": sum(row["ratings"] is not None for row in rows),
-        "most_answers": 1 + max(len(row["rejected"]) for row in rows),
+        "most_answers": max(is_answered(row) + len(row["rejected"]) for row in rows),
         "repeated_prompts": len(prompts) - len(set(prompts)),
         "non_ascii_rows": sum(not "".join((row["prompt"], row["chosen"], *row["rejected"])).isascii() for row in rows),
         "characters": {

@@ -10,9 +10,10 @@ from typing import Any
 
 from rlhf.data.conversations import each_answer
 from rlhf.data.example import BadRow, Example, Formats, Row, UnreadableRow, as_number, checked, in_order
-from rlhf.data.labels import require_meaning
+from rlhf.data.labels import require_meaning, require_strengths
 from rlhf.data.mappings import RowFormat
 from rlhf.data.shapes import SHAPES, Shape
+from rlhf.data.trees import Message, answered_questions, message_of
 from rlhf.errors import UserError
 
 MISSING = object()
@@ -45,7 +46,7 @@ def examples(rows: Iterable[Row | UnreadableRow], form: RowFormat, place: str) -
             usable = usable or isinstance(result, Example)
             yield number, result
     except _NoColumnError as error:
-        raise UserError(f"{error}{_other_shape(first, form, '; or ')}") from None
+        raise UserError(f"{error}{_other_shape(first, form, '; or ', plain=True)}") from None
     other = "" if usable else _other_shape(first, form, "")
     if other:
         raise UserError(f"{place}.shape: no row can be read as {form.shape}; {other}")
@@ -63,10 +64,15 @@ def _remembered(rows: Iterable[Row | UnreadableRow], first: list[Row | Unreadabl
         yield row
 
 
-def _other_shape(rows: list[Row | UnreadableRow], form: RowFormat, lead: str) -> str:
-    """What to write where the rows are of another shape: that by which most of them can be read; else nothing."""
+def _other_shape(rows: list[Row | UnreadableRow], form: RowFormat, lead: str, plain: bool = False) -> str:
+    """What to write where the rows are of another shape: that by which most of them can be read; else nothing.
+
+    With `plain`, that may be a shape by which nearly any text can be read, where the rows have its columns alone.
+    """
     best, fewest = "", len(rows) // 2 + 1
     for name, shape in SHAPES.items():
+        if shape.plain and not (plain and all(isinstance(row, dict) and row.keys() <= shape.columns for row in rows)):
+            continue
         renamed = {"prompt": "messages"} if name == "messages" else {}
         columns = {renamed.get(role, role): column for role, column in form.columns.items()}
         columns = {role: column for role, column in columns.items() if role in shape.roles and role != column}
@@ -86,27 +92,30 @@ def _other_shape(rows: list[Row | UnreadableRow], form: RowFormat, lead: str) ->
 def _examples(rows: Iterable[Row | UnreadableRow], form: RowFormat, place: str) -> Iterator[tuple[int, Example | str]]:
     shape = SHAPES[form.shape]
     columns = _columns(shape, form)
-    formats = Formats(form.prompt_format, form.answer_format, form.remove, form.turns)
+    formats = Formats(form.prompt_format, form.answer_format, form.remove, form.turns, form.replace)
     seen: set[str] = set()
     available: dict[str, None] = {}
-    labels: dict[Any, Any] = {}
+    judged: dict[str, dict[Any, Any]] = {"label": {}, "preference": {}}
     fields_of_rows = []
     for number, row in enumerate(rows):
         if isinstance(row, dict):
             available |= dict.fromkeys(key for key in row if isinstance(key, str))
         fields = {role: _first_of(row, paths) for role, paths in columns.items()}
         seen |= {role for role, value in fields.items() if value is not MISSING}
-        if isinstance(fields.get("label"), str | int | float) and not _scored(fields):
-            labels[type(fields["label"]), fields["label"]] = fields["label"]  # 1 and true are equal as keys
-        if form.shape == "ratings":
+        for role, values in judged.items():
+            value = fields.get(role, MISSING)
+            if isinstance(value, str | int | float) and not _scored(fields):
+                values[type(value), value] = value  # 1 and true are equal as keys
+        if form.shape in GATHERED:
             fields_of_rows.append((number, row, fields))
         else:
             yield from ((number, result) for result in _read(shape, row, fields, formats, form.each_turn))
     if available:  # else no row can be read, which is counted
         _require_columns(shape, columns, form, seen, list(available), place)
-    require_meaning(labels.values(), place)
+    require_meaning(judged["label"].values(), place)
+    require_strengths(judged["preference"].values(), place)
     if fields_of_rows:
-        yield from _rated(fields_of_rows, formats)
+        yield from GATHERED[form.shape](fields_of_rows, formats)
 
 
 def _scored(fields: Row) -> bool:
@@ -114,6 +123,7 @@ def _scored(fields: Row) -> bool:
 
 
 def _read(shape: Shape, row: Any, fields: Row, formats: Formats, each_turn: bool = False) -> list[Example] | list[str]:
+    assert shape.read is not None  # else the shape is gathered
     try:
         present = _present(shape, row, fields)
         group = str(present["group"]) if "group" in present else None
@@ -182,6 +192,24 @@ def _best_first(answers: list[tuple[float, int, Example]]) -> tuple[int, Example
         return number, replace(example, turns=best.turns)
     except BadRow as reason:
         return number, str(reason)
+
+
+def _of_trees(rows: list[tuple[int, Any, Row]], formats: Formats) -> Iterator[tuple[int, Example | str]]:
+    """One example per question of a tree."""
+    messages: dict[str, Message] = {}
+    for number, row, fields in rows:
+        try:
+            message = message_of(number, _present(SHAPES["trees"], row, fields))
+        except BadRow as reason:
+            yield number, str(reason)
+            continue
+        if messages.setdefault(str(message.fields["id"]), message) is not message:
+            yield number, "repeated identifier: id"
+    yield from answered_questions(list(messages.values()), formats)
+
+
+# Shapes of which an example has several rows -> how these become examples.
+GATHERED = {"ratings": _rated, "trees": _of_trees}
 
 
 def require_applicable(form: RowFormat, place: str) -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.encoding import Encoded, Encoder
+from rlhf.data.example import is_answered
 from rlhf.data.texts import Piece, Row, Writer, Written, joined
 from rlhf.errors import UserError
 from rlhf.records.dataset import Bin, Check, Found, Lengths, ShownRow, TokensSplit, found, named
@@ -28,13 +29,14 @@ def split_report(ids: datasets.Dataset, bad: Mapping[str, Found]) -> TokensSplit
     """The report of a split's rows, from the columns of their ids; those of `bad` rows have none."""
     usable = ids.select([place for place, reason in enumerate(ids["refused"]) if reason is None])
     spelled = [set(tokens) for tokens in usable["spelled"]]
+    texts = {
+        "prompt": [len(prompt) for prompt in usable["prompt"]],
+        "answer": [length for row in usable if row["answered"] for length in row["lengths"]],
+    }
     return {
         "rows": len(usable),
         "bad_rows": dict(bad),
-        "lengths": {
-            "prompt": lengths_of(np.array([len(prompt) for prompt in usable["prompt"]])),
-            "answer": lengths_of(np.concatenate([np.array(lengths) for lengths in usable["lengths"]])),
-        },
+        "lengths": {name: lengths_of(np.array(lengths)) for name, lengths in texts.items() if lengths},
         "border_tokens": _where(usable["row"], usable["spanning"]),
         "unseparated": _where(usable["row"], usable["unseparated"]),
         "equal_answers": _where(usable["row"], usable["equal"]),
@@ -165,12 +167,13 @@ class TextCheck:
         return text
 
     def _shown(self, row: Row, text: Written, ids: Encoded) -> ShownRow:
+        answer, answer_ids = (joined(text.answers[0].text), ids.answers[0]) if is_answered(row) else ("", [])
         return {
             "row": row["row"],
             "prompt": joined(text.prompt),
-            "answer": joined(text.answers[0].text),
+            "answer": answer,
             "prompt_ids": ids.prompt,
-            "answer_ids": ids.answers[0],
+            "answer_ids": answer_ids,
             "prompt_tokens": self._tokenizer.convert_ids_to_tokens(ids.prompt),
-            "answer_tokens": self._tokenizer.convert_ids_to_tokens(ids.answers[0]),
+            "answer_tokens": self._tokenizer.convert_ids_to_tokens(answer_ids),
         }

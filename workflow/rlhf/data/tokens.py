@@ -17,6 +17,7 @@ from rlhf.causes import FOREIGN, cause
 from rlhf.data.chat import OF_TOKENIZER, RefusedRow, writer_of
 from rlhf.data.dataset import load_cached
 from rlhf.data.encoding import Encoded, Encoder
+from rlhf.data.example import is_answered
 from rlhf.data.questions import Question, question
 from rlhf.data.text_check import TextCheck, is_unseparated, log_report, spelled_tokens, split_report
 from rlhf.data.texts import Writer, Written
@@ -42,6 +43,7 @@ ENCODED = datasets.Features(
         "spelled": datasets.List(datasets.Value("string")),
         "unseparated": datasets.Value("bool"),
         "equal": datasets.Value("bool"),
+        "answered": datasets.Value("bool"),
         "refused": datasets.Value("string"),  # why a row has no ids
     }
 )
@@ -276,7 +278,8 @@ def _with_ids(row: dict[str, Any], text: Written, ids: Encoded, encoder: Encoder
         "row": row["row"],
         "spanning": bool(ids.spanning),
         "spelled": spelled_tokens(text, encoder),
-        "unseparated": is_unseparated(text),
+        "unseparated": is_answered(row) and is_unseparated(text),
+        "answered": is_answered(row),
         "equal": len(set(map(tuple, ids.answers))) < len(ids.answers),
         "refused": None,
     }
@@ -284,7 +287,7 @@ def _with_ids(row: dict[str, Any], text: Written, ids: Encoded, encoder: Encoder
 
 def _without_ids(row: dict[str, Any], reason: str) -> dict[str, Any]:
     nothing = {"prompt": [], "chosen": [], "rejected": [], "lengths": [0] * len(row["ranks"]), "question": ""}
-    counted = {"spanning": False, "spelled": [], "unseparated": False, "equal": False}
+    counted = {"spanning": False, "spelled": [], "unseparated": False, "equal": False, "answered": False}
     return {**nothing, **counted, "row": row["row"], "refused": reason}
 
 

@@ -52,6 +52,8 @@ class CachedSplit(TypedDict, total=False):
         rows_kept: that can be used.
         bad_share: of the rows read.
         bad_rows: reason -> rows that cannot be used.
+        ties: rows whose answers are equally good; they are left out, but not unusable.
+        evaluation_only: whether no row is trained on: those of `train` are the same, and no phase has them.
         held_out: whether the rows are a part of the training rows' source.
         groups: how many groups, by default prompts, the rows belong to.
         seen_in_train: unseen rows whose prompt or group is trained on too.
@@ -62,10 +64,13 @@ class CachedSplit(TypedDict, total=False):
     rows_kept: int
     bad_share: float
     bad_rows: dict[str, Found]
+    ties: Found
+    evaluation_only: bool
     held_out: bool
     groups: int
     seen_in_train: int
     without_rejected: int
+    without_answer: int
     with_margin: int
     most_answers: int
     repeated_prompts: int
@@ -97,12 +102,14 @@ class SplitRecord(TypedDict, total=False):
         rows: of each part, such as `train.sft`.
         groups: of each part.
         reward_rows_without_rejected: rows of `train` and `eval` that the reward phase leaves out.
+        sft_rows_without_answer: the same of the SFT phase.
     """
 
     schema_version: int
     rows: dict[str, int]
     groups: dict[str, int]
     reward_rows_without_rejected: dict[str, int]
+    sft_rows_without_answer: dict[str, int]
 
 
 Bin = TypedDict("Bin", {"from": int, "to": int, "count": int})
@@ -155,7 +162,7 @@ class Check(TypedDict):
 
 
 class ShownRow(TypedDict):
-    """A row as it is trained: text and ids of the prompt and of its best answer."""
+    """A row as it is trained: text and ids of the prompt and of its best answer, if it has any."""
 
     row: int
     prompt: str

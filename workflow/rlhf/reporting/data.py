@@ -147,7 +147,7 @@ def data_rows(found: list[Data]) -> list[Row]:
 
 def _side_row(data: Data, side: str) -> Row:
     facts, counts = data.side(side), (data.split or {}).get("rows", {})
-    bad = sum(found["count"] for found in facts.get("bad_rows", {}).values())
+    bad = sum(found["count"] for found in (*facts.get("bad_rows", {}).values(), *_ties(facts).values()))
     row: Row = {
         "dataset": data.name,
         "side": SIDES[side],
@@ -213,10 +213,16 @@ def left_out_rows(found: list[Data]) -> list[Row]:
 
 
 def _reasons(data: Data, side: str) -> Iterator[tuple[str, Found]]:
-    yield from data.side(side).get("bad_rows", {}).items()
+    facts = data.side(side)
+    yield from {**facts.get("bad_rows", {}), **_ties(facts)}.items()
     for report, readers in data.tokens.values():
         for reason, rows in report["splits"][side].get("bad_rows", {}).items():
             yield f"{' and '.join(readers)}: {reason}", rows
+
+
+def _ties(facts: CachedSplit) -> dict[str, Found]:
+    """Ties as a reason to leave rows out, where there are any."""
+    return {"tie": facts["ties"]} if "ties" in facts and facts["ties"]["count"] else {}
 
 
 def trained_rows(found: list[Data]) -> list[Row]:
