@@ -79,9 +79,9 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     with atomic_directory(output) as folder:
         table = {name: datasets.Dataset.from_list(part, features=FEATURES) for name, part in splits.items()}
         datasets.DatasetDict(table).save_to_disk(folder / "arrow")
-        write_json(
-            folder / "report.json", {"schema_version": 1, "fingerprint": _fingerprint(splits), "splits": reports}
-        )
+        published = {"source": vars(rows.published)} if rows.published else {}
+        report = {"schema_version": 1, "fingerprint": _fingerprint(splits), "splits": reports, **published}
+        write_json(folder / "report.json", report)
 
 
 def load_cached(path: Path, split: str) -> datasets.Dataset:

@@ -157,10 +157,32 @@ class Manifest(Facts, SlurmJob, total=False):
     wall_seconds: float
 
 
+class ModelOrigin(TypedDict):
+    """Where a cached model comes from.
+
+    Attributes:
+        hub: name on a hub; None for a folder.
+        revision: as the configuration asks for it; None: the newest.
+        commit: that the files are of; None where nobody knows.
+        license: as the model's card states it.
+        weights: `safetensors` or `pickled`.
+        files: published file -> its hash.
+    """
+
+    hub: str | None
+    revision: str | None
+    commit: str | None
+    license: str | None
+    weights: str
+    files: dict[str, str]
+
+
 class ModelManifest(TypedDict, total=False):
     """The manifest of a cached model: what others need to know of it without loading it.
 
     Attributes:
+        source: where it comes from; absent for a model from scratch.
+        precision: type in which its weights are stored -> how many numbers.
         model_type: transformers' name of the family.
         parameters, vocabulary: their numbers.
         max_positions: longest sequence in tokens; None where there is no limit.
@@ -176,6 +198,8 @@ class ModelManifest(TypedDict, total=False):
     pad_token: str
     max_positions: int | None
     linear_modules: list[str]
+    source: ModelOrigin
+    precision: dict[str, int]
     outputs: dict[str, str]
 
 
