@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,20 @@ class Cached(Done):
         return self.log[self.log.rindex("error: ") :]
 
 
-def cache_model(work: Path, hub: Hub | None, source: dict[str, Any], home: str = "home", **variables: str) -> Cached:
-    """Run cache_model in `work`; `variables` are the user's."""
+def cache_model(
+    work: Path,
+    hub: Hub | None,
+    source: dict[str, Any],
+    home: str = "home",
+    during: Callable[[int], None] | None = None,
+    **variables: str,
+) -> Cached:
+    """Run cache_model in `work`; `variables` are the user's, and `during` is called with the process's number."""
     settings = ResolvedModel.model_validate({"source": source, "content": [] if "hub" in source else ["x"]})
     spec = ModelSpecification(
         schema_version=1, stage="model", id="x-00000000", seed=None, settings=settings, upstream=ModelUpstream()
     )
-    return _run(work, hub, "model", spec.model_dump(mode="json"), work / home, variables)
+    return _run(work, hub, "model", spec.model_dump(mode="json"), work / home, variables, during)
 
 
 def cache_dataset(work: Path, hub: Hub | None, source: dict[str, Any], home: str = "home", **variables: str) -> Cached:
@@ -66,11 +74,19 @@ def cache_dataset(work: Path, hub: Hub | None, source: dict[str, Any], home: str
     return _run(work, hub, "dataset", spec.model_dump(mode="json"), work / home, variables)
 
 
-def _run(work: Path, hub: Hub | None, kind: str, spec: dict[str, Any], home: Path, variables: dict[str, str]) -> Cached:
+def _run(
+    work: Path,
+    hub: Hub | None,
+    kind: str,
+    spec: dict[str, Any],
+    home: Path,
+    variables: dict[str, str],
+    during: Callable[[int], None] | None = None,
+) -> Cached:
     folder = work / f"{kind}-step"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
     output = folder / "resources/x-00000000"
     arguments = ["--spec", "spec.yaml", "--place", f"{kind}s.mine", "--output", str(output)]
-    done = run_script(SCRIPTS / f"cache_{kind}.py", arguments, environment(hub, home, **variables), folder)
+    done = run_script(SCRIPTS / f"cache_{kind}.py", arguments, environment(hub, home, **variables), folder, during)
     return Cached(done.status, done.log, output)

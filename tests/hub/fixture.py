@@ -7,7 +7,7 @@ import runpy
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import reload
 from pathlib import Path
@@ -72,8 +72,17 @@ def environment(hub: Hub | None, home: Path, **more: str) -> dict[str, str]:
     return mine | RULE | {"HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9", "HF_HOME": str(home)} | more
 
 
-def run_script(script: Path, arguments: list[str], variables: dict[str, str], folder: Path) -> Done:
-    """Run a script in a child of this process, which has imported what takes long; the log is what it prints."""
+def run_script(
+    script: Path,
+    arguments: list[str],
+    variables: dict[str, str],
+    folder: Path,
+    during: Callable[[int], None] | None = None,
+) -> Done:
+    """Run a script in a child of this process, which has imported what takes long; the log is what it prints.
+
+    `during` is called with the child's number while it runs.
+    """
     import datasets
     from huggingface_hub import constants
 
@@ -107,5 +116,7 @@ def run_script(script: Path, arguments: list[str], variables: dict[str, str], fo
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    if during is not None:
+        during(child)
     _, ended = os.waitpid(child, 0)
     return Done(os.waitstatus_to_exitcode(ended), log.read_text())

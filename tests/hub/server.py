@@ -393,6 +393,10 @@ class Hub:
     def root(self) -> Path:
         return self._server.root
 
+    def commits(self, kind: str, name: str) -> dict[str, str]:
+        """Revision -> commit of a repository."""
+        return Repository(self.root / kind / name, kind, name).revisions()
+
     def __enter__(self) -> Hub:
         self._thread.start()
         return self
