@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Cached(Done):
         assert self.status == 2, self.log[-3000:]
         assert "Traceback" not in self.log
         assert not self.output.exists()
-        return self.log[self.log.rindex("error: ") :]
+        return self.log[[found.start() for found in re.finditer("^error: ", self.log, re.MULTILINE)][-1] :]
 
 
 def cache_model(

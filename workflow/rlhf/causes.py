@@ -19,6 +19,7 @@ from pickle import UnpicklingError
 import datasets
 import httpx2
 import pyarrow as pa
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     CorruptedCacheException,
     GatedRepoError,
@@ -169,6 +170,9 @@ def _accept_licence(error: BaseException) -> str:
     place = r"(https?://[^/]+)/(?:api/(?:models|(datasets))/)?((?:datasets/)?[^/]+/[^/?]+)"
     found = re.match(place, address)
     page = "/".join(part for part in found.groups() if part) if found else "its page"
+    dataset = re.match(r"Dataset '([^']+)' is a gated dataset", str(error))
+    if dataset:  # `datasets` keeps no answer of the hub
+        page = f"{constants.ENDPOINT}/datasets/{dataset[1]}"
     return (
         f"open {page} with your account, and accept its licence or ask for access; then log in on this machine with "
         "`hf auth login`, or set HF_TOKEN"

@@ -107,8 +107,8 @@ def _split(found: hub.Found, source: DatasetSource, split: str) -> datasets.Data
     made_of = {part for file in rows.cache_files for part in Path(file["filename"]).parts if hub.COMMIT.fullmatch(part)}
     if made_of - {found.commit}:  # without the hub the library takes the newest that it finds
         raise UserError(
-            f"the cache has its rows at commit {made_of.pop()} alone, not at {found.commit}, and the hub was not "
-            "asked; run it where the hub can be reached"
+            f"without the hub `datasets` takes the newest rows of its cache, those of commit {made_of.pop()}, in the "
+            f"place of those of {found.commit}; run it where the hub can be reached"
         )
     return rows
 
