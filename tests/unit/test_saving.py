@@ -18,7 +18,7 @@ from rlhf.config import dumped
 from rlhf.config.section import Section
 from rlhf.config.specification import ResolvedDataset, ResolvedModel, RewardUpstream, SplitSettings
 from rlhf.config.stages import Optimization, PpoSettings
-from rlhf.files import sha256_tree
+from rlhf.files import sha256_tree, write_json
 from rlhf.models.card import model_card
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
@@ -236,6 +236,19 @@ def test_a_model_comes_from_its_upstream_stages(tmp_path, upstream, path, hub):
     ]
 
 
+def test_what_is_known_of_a_published_model_and_dataset_is_passed_on(tmp_path):
+    write_specs(tmp_path / "results")
+    model, data = tmp_path / "resources/models/opt-11111111", tmp_path / "resources/datasets/static-55555555"
+    source = {"hub": "facebook/opt-125m", "commit": "c" * 40, "license": "other"}
+    write_json(model / "manifest.json", {"source": source, "precision": {"float32": 2, "float16": 9}})
+    write_json(data / "report.json", {"source": {"commit": "d" * 40, "license": None}})
+    for upstream in ({"model": "opt-11111111"}, {"sft": "opt-s1-44444444"}):
+        found = lineage(RewardUpstream(**upstream, tokens=[], split=["static-66666666"]), tmp_path / "results")
+        base = found["base_model"]
+        assert (base["commit"], base["license"], base["precision"]) == ("c" * 40, "other", ["float16", "float32"])
+        assert found["datasets"][0]["commit"] == "d" * 40 and "license" not in found["datasets"][0]
+
+
 KINDS = ("sft", "reward", "ppo")
 METRICS = {
     "sft": {"loss": 1.25, "perplexity": 3.49},
@@ -245,7 +258,11 @@ METRICS = {
 
 
 def card(
-    kind: str, hub: str | None = "facebook/opt-125m", changes: dict[str, Any] | None = None, **options: Any
+    kind: str,
+    hub: str | None = "facebook/opt-125m",
+    changes: dict[str, Any] | None = None,
+    known: dict[str, Any] | None = None,
+    **options: Any,
 ) -> str:
     spec = specification(kind, changes, id=f"tiny-{kind}-12345678", seed=7)
     part = {
@@ -256,7 +273,10 @@ def card(
         "split_seed": 9,
     }
     facts = {
-        "lineage": {"base_model": {"stage": "model", "id": "m-1", "path": "p", "hub": hub}, "datasets": [part]},
+        "lineage": {
+            "base_model": {"stage": "model", "id": "m-1", "path": "p", "hub": hub, **(known or {})},
+            "datasets": [part | ({"commit": "d" * 40} if known else {})],
+        },
         "rows": {"train": 321, "eval": 45},
         "dtype": "bf16",
         "world_size": 2,
@@ -293,6 +313,20 @@ def test_a_card_says_what_the_model_is(kind, task, tag):
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert settings == specification(kind).settings.model_dump(mode="json")
     assert "- torch " in text and "Code sha256:" in text
+
+
+def test_a_card_says_which_commit_licence_and_precision_it_started_from():
+    known = {"commit": "c" * 40, "license": "llama2 (own)", "precision": ["float16", "float32"]}
+    text = card("sft", known=known)
+    expected = [
+        f"- Pretrained model: `facebook/opt-125m`, commit `{'c' * 40}`",
+        "- Licence of the pretrained model, as its card states it: llama2 (own)",
+        "- The pretrained model's weights are stored in float16 and float32",
+        "- Starts from: model m-1",
+    ]
+    assert "\n".join(expected) in text
+    assert f"| Dahoas/rm-static (commit {'d' * 12}) | 2,4,4 |" in text
+    assert "- Pretrained model: `facebook/opt-125m`\n- Starts from: model m-1" in card("sft")
 
 
 def test_tables_of_a_card_have_the_cells_of_their_heads():

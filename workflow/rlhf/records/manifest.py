@@ -6,7 +6,7 @@ It is written last, with the hashes of all other files, so that a stage with a m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from rlhf.errors import UserError
 from rlhf.files import JsonObject, peek, read_object, sha256_file, write_json
@@ -22,12 +22,21 @@ class Code(TypedDict):
 
 
 class BaseModel(TypedDict):
-    """The model that training started from: kind and ID of the stage it is of, its folder, and its name on a hub."""
+    """The model that training started from: kind and ID of the stage it is of, its folder, and its name on a hub.
+
+    Attributes:
+        commit: of the hub's repository; absent where it is not known.
+        license: as the model's card states it; absent where it states none.
+        precision: types in which its weights are stored, the most frequent first; absent where they are not known.
+    """
 
     stage: str
     id: str
     path: str
     hub: str | None
+    commit: NotRequired[str]
+    license: NotRequired[str]
+    precision: NotRequired[list[str]]
 
 
 class DataSource(TypedDict, total=False):
@@ -36,6 +45,8 @@ class DataSource(TypedDict, total=False):
     split: str
     dataset: str
     hub: str | None
+    commit: str
+    license: str
     data_split: str
     split_seed: int
 

@@ -16,7 +16,8 @@ from rlhf.config.specification import (
     SplitSpecification,
     TrainingUpstream,
 )
-from rlhf.records.manifest import BaseModel, DataSource, Lineage
+from rlhf.files import peek
+from rlhf.records.manifest import MANIFEST, BaseModel, DataSource, Lineage, ModelManifest
 
 RESULTS = Path("results")
 
@@ -40,8 +41,19 @@ def lineage(upstream: TrainingUpstream, results: Path = RESULTS) -> Lineage:
         "stage": kind,
         "id": identifier,
         "path": f"{folder}/{identifier}/model",
-        "hub": _base_on_hub(results, kind, identifier),
+        "hub": None,
     }
+    model = _base(results, kind, identifier)
+    if model is not None:
+        spec, manifest = model
+        source = manifest.get("source")
+        base["hub"] = _hub(spec.settings.source)
+        if source and source["commit"]:
+            base["commit"] = source["commit"]
+        if source and source["license"]:
+            base["license"] = source["license"]
+        if manifest.get("precision"):
+            base["precision"] = sorted(manifest["precision"], key=lambda name: -manifest["precision"][name])
     return {"base_model": base, "datasets": [_dataset(results, split) for split in upstream.split]}
 
 
@@ -53,12 +65,16 @@ def adapter_base(model: BaseModel) -> str:
     return model["hub"] if model["stage"] == "model" and model["hub"] else model["path"]
 
 
-def _base_on_hub(results: Path, kind: str, identifier: str) -> str | None:
+def _base(results: Path, kind: str, identifier: str) -> tuple[ModelSpecification, ModelManifest] | None:
+    """The specification of the published model below a stage, and what its manifest says, empty where it is away."""
     if kind == "sft":
         sft = _spec(Specification[ResolvedSft, SftUpstream], results, kind, identifier)
-        return _base_on_hub(results, "model", sft.upstream.model) if sft else None
+        return _base(results, "model", sft.upstream.model) if sft else None
     model = _spec(ModelSpecification, results, kind, identifier)
-    return _hub(model.settings.source) if model else None
+    if model is None:
+        return None
+    manifest: ModelManifest | None = peek(results.parent / "resources/models" / identifier / MANIFEST)
+    return model, {} if manifest is None else manifest
 
 
 def _dataset(results: Path, split: str) -> DataSource:
@@ -73,7 +89,19 @@ def _dataset(results: Path, split: str) -> DataSource:
         "split_seed": spec.settings.split_seed,
         "dataset": identifier,
         "hub": _hub(dataset.settings.source) if dataset else None,
+        **_published(results.parent / "resources/datasets" / identifier / "report.json"),
     }
+
+
+def _published(report: Path) -> DataSource:
+    """The commit and the licence of a hub's dataset, as far as its report has them."""
+    source: dict[str, str | None] = (peek(report) or {}).get("source", {})
+    known: DataSource = {}
+    if commit := source.get("commit"):
+        known["commit"] = commit
+    if licence := source.get("license"):
+        known["license"] = licence
+    return known
 
 
 def _hub(source: ModelSource | DatasetSource | str) -> str | None:
