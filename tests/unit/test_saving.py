@@ -97,26 +97,27 @@ def test_an_adapter_names_its_task_so_that_peft_finds_base_and_class(gpt2_folder
 @pytest.mark.parametrize(
     ("stage", "hub", "base"),
     [
-        ("model", "facebook/opt-125m", "facebook/opt-125m"),
-        ("model", None, "resources/models/a-1/model"),
-        ("sft", "facebook/opt-125m", "results/sft/a-1/model"),  # that model has been trained on since
+        ("model", "facebook/opt-125m", ("facebook/opt-125m", "v1")),
+        ("model", None, ("resources/models/a-1/model", None)),
+        ("sft", "facebook/opt-125m", ("results/sft/a-1/model", None)),  # that model has been trained on since
     ],
 )
 def test_an_adapters_base_is_named_as_others_find_it(stage, hub, base):
     folder = "resources/models" if stage == "model" else "results/sft"
-    assert adapter_base({"stage": stage, "id": "a-1", "path": f"{folder}/a-1/model", "hub": hub}) == base
+    model = {"stage": stage, "id": "a-1", "path": f"{folder}/a-1/model", "hub": hub, "revision": hub and "v1"}
+    assert adapter_base(model) == base
 
 
 def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_folder, tmp_path):
     model = load_policy(gpt2_folder, "fp32")
     adapted = add_lora(model, Optimization(**LORA, only_optimize_lora=True), "sft")
     for name in ("one", "two"):
-        write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / name, BASE)
+        write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / name, BASE, "v1")
     one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert set(one) == {"adapter_model.safetensors", "adapter_config.json"}
     assert one == two
     config = json.loads(one["adapter_config.json"])
-    assert config["base_model_name_or_path"] == BASE
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, "v1")
     assert config["target_modules"] == sorted(config["target_modules"])
     assert str(tmp_path) not in one["adapter_config.json"].decode()
     assert str(gpt2_folder) == adapted.peft_config["default"].base_model_name_or_path  # the live one is untouched
@@ -245,7 +246,7 @@ def test_what_is_known_of_a_published_model_and_dataset_is_passed_on(tmp_path):
     for upstream in ({"model": "opt-11111111"}, {"sft": "opt-s1-44444444"}):
         found = lineage(RewardUpstream(**upstream, tokens=[], split=["static-66666666"]), tmp_path / "results")
         base = found["base_model"]
-        assert (base["commit"], base["license"], base["precision"]) == ("c" * 40, "other", ["float16", "float32"])
+        assert (base["revision"], base["license"], base["precision"]) == ("c" * 40, "other", ["float16", "float32"])
         assert found["datasets"][0]["commit"] == "d" * 40 and "license" not in found["datasets"][0]
 
 
@@ -274,7 +275,14 @@ def card(
     }
     facts = {
         "lineage": {
-            "base_model": {"stage": "model", "id": "m-1", "path": "p", "hub": hub, **(known or {})},
+            "base_model": {
+                "stage": "model",
+                "id": "m-1",
+                "path": "p",
+                "hub": hub,
+                "revision": hub and "v1",
+                **(known or {}),
+            },
             "datasets": [part | ({"commit": "d" * 40} if known else {})],
         },
         "rows": {"train": 321, "eval": 45},
@@ -303,6 +311,7 @@ def test_a_card_says_what_the_model_is(kind, task, tag):
     text = card(kind)
     head = front_matter(text)
     assert head["library_name"] == "transformers" and head["base_model"] == "facebook/opt-125m"
+    assert "- Pretrained model: `facebook/opt-125m` at revision `v1`\n- Starts from: model m-1\n" in text
     assert head["pipeline_tag"] == task and {"rlhf", tag} <= set(head["tags"])
     assert head["license"] == "unknown" and "No licence is stated" in text
     assert f"tiny-{kind}-12345678" in text and "Seed: 7" in text and "bf16 by 2 processes" in text
@@ -316,17 +325,17 @@ def test_a_card_says_what_the_model_is(kind, task, tag):
 
 
 def test_a_card_says_which_commit_licence_and_precision_it_started_from():
-    known = {"commit": "c" * 40, "license": "llama2 (own)", "precision": ["float16", "float32"]}
+    known = {"revision": "c" * 40, "license": "llama2 (own)", "precision": ["float16", "float32"]}
     text = card("sft", known=known)
     expected = [
-        f"- Pretrained model: `facebook/opt-125m`, commit `{'c' * 40}`",
+        f"- Pretrained model: `facebook/opt-125m` at revision `{'c' * 40}`",
         "- Licence of the pretrained model, as its card states it: llama2 (own)",
         "- The pretrained model's weights are stored in float16 and float32",
         "- Starts from: model m-1",
     ]
     assert "\n".join(expected) in text
     assert f"| Dahoas/rm-static (commit {'d' * 12}) | 2,4,4 |" in text
-    assert "- Pretrained model: `facebook/opt-125m`\n- Starts from: model m-1" in card("sft")
+    assert "- Pretrained model: `facebook/opt-125m` at revision `v1`\n- Starts from: model m-1" in card("sft")
 
 
 def test_tables_of_a_card_have_the_cells_of_their_heads():

@@ -38,7 +38,7 @@ of the policy itself.
 {% endif %}
 
 {% if base.hub %}
-- Pretrained model: `{{ base.hub }}`{% if base.get("commit") %}, commit `{{ base.commit }}`{% endif %}
+- Pretrained model: `{{ base.hub }}`{% if base.revision %} at revision `{{ base.revision }}`{% endif %}
 
 {% endif %}
 {% if base.get("license") %}

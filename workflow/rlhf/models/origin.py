@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class Origin:
         folder: with the files.
         hub: name on a hub, or None.
         revision: as it was asked for.
-        commit: that the files are of, where it is known.
+        commit: of a hub, that the files are of.
     """
 
     folder: Path
@@ -46,8 +45,7 @@ def find_origin(source: ModelSource, key: str, trust_remote_code: bool) -> Origi
         folder = Path(name)
         if not folder.is_dir():
             raise UserError(f"{key}: there is no folder {name!r}; paths are relative to the working directory")
-        commit = re.search(r"/snapshots/([0-9a-f]{40})$", str(folder.resolve()))
-        return Origin(folder, commit=commit[1] if commit else None)
+        return Origin(folder)
     if Path(name).exists():  # somebody who writes it means that, and no hash of it would be in the ID
         raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {key[:-3]}path, or move it")
     try:

@@ -22,11 +22,14 @@ class Code(TypedDict):
 
 
 class BaseModel(TypedDict):
-    """The model that training started from: kind and ID of the stage it is of, its folder, and its name on a hub.
+    """The model that training started from.
 
     Attributes:
-        commit: of the hub's repository; absent where it is not known.
-        license: as the model's card states it; absent where it states none.
+        stage, id: kind and ID of the stage it is of.
+        path: its folder, relative to the project.
+        hub: name on a hub of the pretrained model that it comes from.
+        revision: commit of that model, or what the configuration names; None where neither is known.
+        license: of the pretrained model, as its card states it; absent where it states none.
         precision: types in which its weights are stored, the most frequent first; absent where they are not known.
     """
 
@@ -34,7 +37,7 @@ class BaseModel(TypedDict):
     id: str
     path: str
     hub: str | None
-    commit: NotRequired[str]
+    revision: str | None
     license: NotRequired[str]
     precision: NotRequired[list[str]]
 
@@ -58,10 +61,16 @@ class Lineage(TypedDict):
     datasets: list[DataSource]
 
 
-class SlurmJob(TypedDict, total=False):
-    """The job that made a stage; empty outside of Slurm."""
+class Placement(TypedDict, total=False):
+    """Where a stage was made.
+
+    Attributes:
+        slurm_job_id: absent outside of Slurm.
+        gpus: as the launcher, or Slurm, has named them in CUDA_VISIBLE_DEVICES; absent on the CPU.
+    """
 
     slurm_job_id: str
+    gpus: str
 
 
 class EngineFacts(TypedDict, total=False):
@@ -121,6 +130,7 @@ class Facts(EngineFacts, total=False):
         attempts: number of the attempt that finished.
         delivered: model folder -> how far the model loaded from it is from the trained one, and the limit.
         device: `cpu` or `cuda`.
+        devices: model and UUID of the GPU of each process, in the order of ranks; absent on the CPU.
         merge: model folder -> what it would lose in half precision.
         training: role (`actor`, `critic`) -> facts of its engine, for a stage that trains two models.
         rows: split -> number of rows used.
@@ -130,6 +140,7 @@ class Facts(EngineFacts, total=False):
     checkpoints: CheckpointFacts
     world_size: int
     device: str
+    devices: list[str]
     dtype: str
     lineage: Lineage
     training: dict[str, EngineFacts]
@@ -140,7 +151,7 @@ class Facts(EngineFacts, total=False):
     merge: dict[str, Merge]
 
 
-class Manifest(Facts, SlurmJob, total=False):
+class Manifest(Facts, Placement, total=False):
     """Content of manifest.json; every entry may be absent, because older code and other stages wrote other ones.
 
     Attributes:

@@ -42,27 +42,30 @@ def lineage(upstream: TrainingUpstream, results: Path = RESULTS) -> Lineage:
         "id": identifier,
         "path": f"{folder}/{identifier}/model",
         "hub": None,
+        "revision": None,
     }
     model = _base(results, kind, identifier)
     if model is not None:
         spec, manifest = model
         source = manifest.get("source")
         base["hub"] = _hub(spec.settings.source)
-        if source and source["commit"]:
-            base["commit"] = source["commit"]
+        if base["hub"] and not isinstance(spec.settings.source, str):
+            base["revision"] = (source["commit"] if source else None) or spec.settings.source.revision
         if source and source["license"]:
             base["license"] = source["license"]
-        if manifest.get("precision"):
-            base["precision"] = sorted(manifest["precision"], key=lambda name: -manifest["precision"][name])
+        if precision := manifest.get("precision"):
+            base["precision"] = sorted(precision, key=lambda name: -precision[name])
     return {"base_model": base, "datasets": [_dataset(results, split) for split in upstream.split]}
 
 
-def adapter_base(model: BaseModel) -> str:
-    """What an adapter's configuration calls its base: a name on a hub, where others find it, or a folder here.
+def adapter_base(model: BaseModel) -> tuple[str, str | None]:
+    """What an adapter's configuration calls its base: its name and revision on a hub, for others, or its folder here.
 
     A hub knows the model that training started from, not one that an earlier stage trained from that.
     """
-    return model["hub"] if model["stage"] == "model" and model["hub"] else model["path"]
+    if model["stage"] == "model" and model["hub"]:
+        return model["hub"], model["revision"]
+    return model["path"], None
 
 
 def _base(results: Path, kind: str, identifier: str) -> tuple[ModelSpecification, ModelManifest] | None:
