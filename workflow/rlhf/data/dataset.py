@@ -90,6 +90,8 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
         "max_bad_share": largest_bad_share(settings),
         "splits": reports,
     }
+    if rows.published is not None:
+        report["source"] = vars(rows.published)
     with atomic_directory(output) as folder:
         table = {name: datasets.Dataset.from_list(part, features=FEATURES) for name, part in splits.items()}
         datasets.DatasetDict(table).save_to_disk(folder / "arrow")

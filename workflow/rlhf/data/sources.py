@@ -5,18 +5,32 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from rlhf import hub
 from rlhf.causes import FOREIGN, cause
 from rlhf.config.sources import DatasetSource, matching
 from rlhf.data.example import Row, UnreadableRow
 from rlhf.data.files import UNREADABLE, read_file, table_rows
 from rlhf.errors import UserError
 from rlhf.functions import load_function, own_errors, require_arguments
+from rlhf.runtime.transfer import bytes_logged
+
+
+@dataclass(frozen=True)
+class Published:
+    """A hub's dataset: its name, the revision that was asked for, the commit that this was, the licence on its card."""
+
+    hub: str
+    revision: str | None
+    commit: str
+    license: str | None
+
 
 BATCH = 1000
 # What a path turns out to be -> keys that do not apply to it; a folder as a hub has it takes all of them.
@@ -29,10 +43,11 @@ INAPPLICABLE = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows for training, and unseen rows where the source separates them."""
+    """Rows for training, unseen rows where the source separates them, and what a hub says of them."""
 
     train: Iterable[Row | UnreadableRow]
     eval: Iterable[Row | UnreadableRow] | None = None
+    published: Published | None = None
 
 
 def load_rows(source: DatasetSource, place: str) -> Rows:
@@ -49,7 +64,7 @@ def load_rows(source: DatasetSource, place: str) -> Rows:
     if source.first_rows is None:
         return rows
     unseen = None if rows.eval is None else itertools.islice(rows.eval, source.first_rows)
-    return Rows(itertools.islice(rows.train, source.first_rows), unseen)
+    return Rows(itertools.islice(rows.train, source.first_rows), unseen, rows.published)
 
 
 def _all_rows(source: DatasetSource, place: str) -> Rows:
@@ -72,19 +87,52 @@ def _from_paths(paths: list[str], source: DatasetSource, place: str) -> Rows:
     return Rows(list(train), list(itertools.chain.from_iterable(unseen)) if unseen else None)
 
 
-def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
-    if Path(hub).exists():  # `load_dataset` would take that, and no hash of it is in the ID
-        raise UserError(f"{place}.hub: there is a local {hub!r}; give it as {place}.path, or move it")
-
-    def load(split: str) -> Iterable[Row]:
-        return _table_rows(
-            datasets.load_dataset(hub, source.name, data_dir=source.data_dir, revision=source.revision, split=split)
-        )
-
+def _from_hub(name: str, source: DatasetSource, place: str) -> Rows:
+    if Path(name).exists():  # `load_dataset` would take that, and no hash of it is in the ID
+        raise UserError(f"{place}.hub: there is a local {name!r}; give it as {place}.path, or move it")
     try:
-        return Rows(load(source.train_split), load(source.eval_split) if source.eval_split else None)
-    except FOREIGN as error:
-        raise UserError(f"{place}.hub: {hub!r} cannot be loaded: {cause(error)}") from None
+        found = hub.find(name, source.revision, "dataset")
+        with bytes_logged(found.storage, f"{name}: fetched"), _without_asking(not found.reached):
+            train = _split(found, source, source.train_split)
+            unseen = _split(found, source, source.eval_split) if source.eval_split else None
+        hub.remember(found, source.revision)
+    except (*FOREIGN, UserError) as error:
+        raise UserError(f"{place}.hub: {name!r} cannot be loaded: {cause(error)}") from None
+    return Rows(
+        _table_rows(train),
+        None if unseen is None else _table_rows(unseen),
+        Published(name, source.revision, found.commit, hub.licence(found.snapshot / "README.md")),
+    )
+
+
+def _split(found: hub.Found, source: DatasetSource, split: str) -> datasets.Dataset:
+    """One split of a hub's dataset, of the commit that was found and no other."""
+    rows = datasets.load_dataset(
+        found.now,
+        source.name,
+        data_dir=source.data_dir,
+        revision=found.commit,
+        split=split,
+        verification_mode="no_checks",  # of counts in its card, which are often those of an earlier commit
+    )
+    made_of = {part for file in rows.cache_files for part in Path(file["filename"]).parts if hub.COMMIT.fullmatch(part)}
+    if made_of - {found.commit}:  # without the hub the library takes the newest that it finds
+        raise UserError(
+            f"without the hub `datasets` takes the newest rows of its cache, those of commit {made_of.pop()}, in the "
+            f"place of those of {found.commit}; run it where the hub can be reached"
+        )
+    return rows
+
+
+@contextmanager
+def _without_asking(offline: bool) -> Iterator[None]:
+    """Let `datasets` take what is in its cache at once: of a hub that does not answer it would ask for minutes."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _from_generator(reference: str, arguments: dict[str, Any], place: str) -> Iterator[Row]:

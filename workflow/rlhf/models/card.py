@@ -41,6 +41,12 @@ of the policy itself.
 - Pretrained model: `{{ base.hub }}`{% if base.revision %} at revision `{{ base.revision }}`{% endif %}
 
 {% endif %}
+{% if base.get("license") %}
+- Licence of the pretrained model, as its card states it: {{ base.license }}
+{% endif %}
+{% if base.get("precision") %}
+- The pretrained model's weights are stored in {{ base.precision | join(" and ") }}
+{% endif %}
 - Starts from: {{ base.stage }} {{ base.id }}
 {% if rewarded_by %}
 - Reward model: reward {{ rewarded_by }}
@@ -53,7 +59,8 @@ of the policy itself.
 | dataset | rows to SFT, reward, PPO | seed of the split | split |
 |---|---|---|---|
 {% for part in datasets %}
-| {{ part.get("hub") or part.get("dataset") or "" }} | {{ part.get("data_split", "") }} | \
+| {{ part.get("hub") or part.get("dataset") or "" }}\
+{{ " (commit " + part.commit[:12] + ")" if part.get("commit") }} | {{ part.get("data_split", "") }} | \
 {{ part.get("split_seed", "") }} | {{ part.split }} |
 {% endfor %}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from rlhf.files import read_object
 
@@ -85,6 +85,7 @@ class DatasetReport(TypedDict):
         rows_read, rows_unusable: of all splits.
         max_bad_share: the largest share of unusable rows that the configuration allows.
         splits: `train` and `eval`.
+        source: hub, revision that was asked for, commit that this was, and licence of a hub's dataset.
     """
 
     schema_version: int
@@ -93,6 +94,7 @@ class DatasetReport(TypedDict):
     rows_unusable: int
     max_bad_share: float
     splits: dict[str, CachedSplit]
+    source: NotRequired[dict[str, str | None]]
 
 
 class SplitRecord(TypedDict, total=False):
