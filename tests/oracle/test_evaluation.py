@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.errors import UserError
+from rlhf.files import write_jsonl
 from tests.oracle.comparing import differences
 from tests.oracle.evaluation import (
     RewardReport,
@@ -268,3 +270,11 @@ def test_policy_and_sft_model_do_not_share_their_noise(
     outcome = run("evaluate_ppo", tmp_path / "out", trained.data, EXPERIMENT, **folders, baseline=first_answers)
     assert measured(outcome)["kl"] == 0
     assert sum(row["sft"] == row["policy"] for row in outcome.jsonl("samples.jsonl")) < PROMPTS / 4
+
+
+def test_answers_to_other_prompts_are_refused(trained: Trained, baseline: Outcome, tmp_path: Path, group: None) -> None:
+    others = tmp_path / "samples.jsonl"
+    write_jsonl(others, reversed(baseline.jsonl("samples.jsonl")))
+    folders = {"policy": trained.sft, "sft": trained.sft, "reward": trained.reward}
+    with pytest.raises(UserError, match=f"^{others}: answers other prompts"):
+        run("evaluate_ppo", tmp_path / "out", trained.data, EXPERIMENT, **folders, baseline=others)
