@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.hub.caching import cache_dataset
+from tests.hub.datasets import gsm8k
 from tests.hub.repository import REVISION, write
 from tests.hub.server import TOKENS, Hub
 
@@ -60,7 +61,7 @@ def lines(times: int) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("source", "token", "said"),
     [
-        ({"hub": "openai/gsm8k"}, None, "name one in `name` of the source: 'main', 'socratic'"),
+        ({"hub": "mine/named"}, None, "name one in `name` of the source: 'main', 'socratic'"),
         ({"hub": "dahoas/rm-statik"}, None, "did you mean 'Dahoas/rm-static'?"),
         ({"hub": PLAIN, "revision": "v7"}, None, "the hub has no such name, revision, configuration or split"),
         ({"hub": PLAIN, "train_split": "trian"}, None, "Unknown split"),
@@ -73,6 +74,7 @@ def test_what_hinders_is_said_by_its_cause(
     hub: Hub, tmp_path: Path, source: dict[str, Any], token: str | None, said: str
 ) -> None:
     write(hub.root / "datasets/gated/rows", {REVISION: lines(1)}, gated="manual")
+    write(hub.root / "datasets/mine/named", {REVISION: gsm8k()})
     done = cache_dataset(tmp_path, hub, dict(source), **({"HF_TOKEN": token} if token else {}))
     assert said in done.message
     assert done.message.startswith("error: datasets.mine.source.hub: ")
