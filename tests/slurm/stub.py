@@ -49,10 +49,11 @@ def main() -> None:
     if args.fail or "refused" in note:
         sys.exit(1)
 
-    def save(*_: object) -> None:
-        beside = checkpoint.with_suffix(".new")
+    def note_step(file: Path) -> None:
+        """Whole, whenever it is read."""
+        beside = file.with_suffix(".new")
         beside.write_text(str(step))
-        beside.replace(checkpoint)
+        beside.replace(file)
 
     asked: list[float] = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
@@ -60,11 +61,11 @@ def main() -> None:
     while not (args.state / "finish").exists():
         time.sleep(0.1)
         step += 1
-        (args.state / "step").write_text(str(step))
+        note_step(args.state / "step")
         if args.save_always:
-            save()
+            note_step(checkpoint)
         if asked and time.monotonic() > asked[0] + args.save_seconds:
-            save()
+            note_step(checkpoint)
             (args.state / "asked").write_text(json.dumps([moment - asked[0] for moment in asked]))
             sys.exit(RESUME_ME)
         if len(memory) < args.fill_mb:
