@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests.hub.fixture import hub, published, serving  # noqa: F401  (fixtures)
 from tests.project import finished  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 # One thread for each test process: more of them, beside each other on few cores, make small models many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """See no GPU, as most machines have none; but those tests do that are of GPUs, where only they are asked for."""
+    if not any("gpu" in word for word in (*config.args, config.getoption("markexpr"))):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class ByFile(LoadFileScheduling):

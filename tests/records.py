@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 
 def problems(value: Any, kind: Any, place: str = "") -> list[str]:
@@ -40,8 +40,10 @@ def _of_typed_dict(value: Any, kind: Any, place: str) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"{place}: {value!r} is no object"
         return
-    hints = get_type_hints(kind)
-    for key in sorted(kind.__required_keys__ - value.keys()):
+    hints, marked = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    # Python 3.11 does not see `NotRequired` in the key set of a module whose annotations are texts.
+    required = {key for key in kind.__required_keys__ if get_origin(marked[key]) is not NotRequired}
+    for key in sorted(required - value.keys()):
         yield f"{place}: has no {key!r}"
     for key, item in value.items():
         if key not in hints:

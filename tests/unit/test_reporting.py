@@ -7,8 +7,10 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,7 +31,6 @@ from rlhf.reporting.collect import (
 from rlhf.reporting.memory import memory
 from rlhf.reporting.plots import Curve, best_of_n_curve, learning_curves, mean_curve, reward_vs_kl, root_of_kl
 from rlhf.reporting.quality import (
-    TEXT_LIMIT,
     quality_csv,
     quality_rows,
     quality_table,
@@ -43,6 +44,7 @@ from rlhf.reporting.reward import REWARD_COLUMNS, calibration_bins, pooled, rewa
 from rlhf.reporting.style import PALETTE, colours
 from rlhf.reporting.summary import summarise
 from rlhf.reporting.tables import (
+    TEXT_LIMIT,
     Column,
     escape_markdown,
     to_csv,
@@ -139,7 +141,8 @@ def _ppo(root: Path, coefficient: float, seed: int, gold: bool) -> None:
     evaluation = root / "results/evaluate_ppo" / name
     _write(evaluation / "evaluation.json", {**result, "response_length": 21.0, "eos_share": 0.97, **judged})
     sample = {"row": 1, "prompt": "Write | a\nreview", "sft": "<b>*fine*</b>", "policy": "x" * 900}
-    numbers = {"sft_score": 0.1, "policy_score": 2.34567}
+    numbers = {"sft_score": 0.1, "policy_score": 2.34567, "sft_length": 3, "policy_length": 24}
+    numbers |= {"sft_finished": True, "policy_finished": False}
     _write(evaluation / "samples.jsonl", {**sample, **numbers}, {**sample, **numbers}, lines=True)
 
 
@@ -191,6 +194,12 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 @pytest.fixture(scope="module")
 def without_gold(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     return _read(tmp_path_factory.mktemp("project"), gold=False)
+
+
+@pytest.fixture(scope="module")
+def all_files(experiment: Experiment) -> set[str]:
+    """Names of all that is written for an experiment."""
+    return set(summarise(experiment, CODE, experiment.root / "results/experiments/reviews", samples=1))
 
 
 def test_shared_stages_are_read_once(experiment: Experiment) -> None:
@@ -268,6 +277,20 @@ def test_quality_is_mean_sd_and_t_interval(experiment: Experiment) -> None:
     assert "sft_response_length_mean" not in row
 
 
+def test_intervals_of_shares_stay_between_0_and_1(experiment: Experiment) -> None:
+    def interval(metric: str, *values: float) -> tuple[float, float]:
+        stages = dict(experiment.stages)
+        for run, value in zip(experiment.runs[:2], values, strict=True):
+            place = run.stage("evaluate_ppo")
+            stages[place] = replace(stages[place], evaluation={metric: value})
+        row = quality_rows(Experiment("two", experiment.runs[:2], stages, experiment.root))[0]
+        return row[f"{metric}_low"], row[f"{metric}_high"]
+
+    assert interval("win_rate", 0.4, 0.6) == (0, 1)
+    assert interval("eos_share", 0.99, 1.0) == (pytest.approx(0.995 - 12.7062047 * 0.005), 1)
+    assert interval("kl", 0.4, 0.6) == pytest.approx((0.5 - 12.7062047 * 0.1, 0.5 + 12.7062047 * 0.1))
+
+
 def test_quality_cells_show_spread_only_where_it_is_known(experiment: Experiment) -> None:
     rows, columns = quality_table(experiment)
     assert rows[0]["win_rate"] == "0.715 ± 0.007 [0.651, 0.779]"
@@ -276,6 +299,46 @@ def test_quality_cells_show_spread_only_where_it_is_known(experiment: Experiment
     assert "win_rate_sd" in quality_csv(one_seed)
     header = [cell.strip() for cell in to_markdown(rows, columns).splitlines()[0].split("|")]
     assert header[1:5] == ["kl_coefficient", "seeds", "win rate", "gold win rate"]
+
+
+def test_an_overlap_with_the_training_rows_stands_beside_every_number(tmp_path: Path) -> None:
+    """In the tables, the legends and the samples; nothing is said where there is none."""
+    runs = [ExperimentRun(**run) for run in make_experiment(tmp_path)]
+    output = tmp_path / "results/experiments/reviews"
+    before = summarise(read_experiment("reviews", runs, tmp_path), CODE, output, 3)
+    shown = ("quality.md", "runs.md", "reward_parts.md", "samples.md", "index.md")
+    assert not any(re.search(r"\d+ of \d+ trained on|\| yes", before[name].split("`(")[0]) for name in shown)
+    for name, seen in (("tiny-s1", 7), ("tiny-s2", 2)):
+        for stage in ("evaluate_sft", "evaluate_reward", "baseline"):
+            path = tmp_path / f"results/{stage}/{name}/evaluation.json"
+            size = {"rows" if stage == "evaluate_sft" else "prompts": 50}
+            _write(path, json.loads(path.read_text()) | size | {"seen_in_train": seen})
+    for path in tmp_path.glob("results/evaluate_ppo/*/evaluation.json"):
+        _write(path, json.loads(path.read_text()) | {"prompts": 40, "seen_in_train": 3})
+    for path in tmp_path.glob("results/evaluate_ppo/*/samples.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        _write(path, rows[0] | {"seen_in_train": True}, rows[1] | {"seen_in_train": False}, lines=True)
+    files = summarise(read_experiment("reviews", runs, tmp_path), CODE, output, 3)
+    for table, pattern in (("quality.md", r"\d\.\d+ ± .*\]"), ("runs.md", r"\d\.\d+"), ("index.md", r"\d ± .*\]")):
+        lines = [line for line in files[table].split("## Checks")[0].splitlines() if "(3 of 40 trained on) |" in line]
+        assert len(lines) == (4 if table == "runs.md" else 2)
+        for line in lines:
+            numbers = [cell.strip() for cell in line.split("|")[3:-1] if cell.strip()]
+            assert all(re.fullmatch(rf".*{pattern} \(\d+ of \d+ trained on\)", cell) for cell in numbers), numbers
+            assert sum(cell.endswith("(3 of 40 trained on)") for cell in numbers) >= 5
+            assert sum("of 50 trained on" in cell for cell in numbers) >= 4
+    assert "(7 of 50 trained on)" in files["quality.md"]  # of the seed with the larger share
+    assert all(len(re.findall(rf"\| {seen} of 50 +\|", files["reward_parts.md"])) == 5 for seen in (7, 2))
+    for name, text in (
+        ("learning_curves.svg", "unseen data (7 of 50 trained on)"),
+        ("reward_vs_kl.svg", "final policy, unseen prompts (3 of 40 trained on)"),
+        ("reward_model.svg", "unseen pairs (7 of 50 trained on)"),
+    ):
+        assert text in files[name] and "trained on)" not in before[name]
+    assert files["samples.md"].count("| yes") == 2
+    table = list(csv.DictReader(io.StringIO(files["runs.csv"])))
+    assert [(row["seen_in_train"], row["sft_seen_in_train"]) for row in table] == [("3", "7"), ("3", "2")] * 2
+    assert table[0]["win_rate"] == "0.71"  # exact tables stay numbers
 
 
 def test_absent_metrics_are_absent_everywhere(without_gold: Experiment) -> None:
@@ -383,7 +446,10 @@ def test_samples_are_cut_limited_and_headed(experiment: Experiment) -> None:
     assert "x" * (TEXT_LIMIT - 1) + "…" in text and "x" * TEXT_LIMIT not in text
     assert text.count("2.35") == 2
     assert "gold" not in text
-    assert samples_html(experiment, 2).count("<tr") == 1 + 4
+    assert text.count("EOS (3 tokens)") == text.count("cut off (24 tokens)") == 2
+    page = samples_html(experiment, 2)
+    assert page.count("<tr") == 1 + 4
+    assert "Write | a\nreview" in page and "\\n" not in page
 
 
 def test_mean_curve_uses_common_steps() -> None:
@@ -393,7 +459,7 @@ def test_mean_curve_uses_common_steps() -> None:
 
 
 def test_best_of_n_curve_averages_seeds(experiment: Experiment) -> None:
-    stages = [experiment.files(run, "baseline") for run in experiment.runs[:2]]
+    stages = experiment.of_runs(experiment.runs[:2], "baseline")
     reference = best_of_n_curve(stages, "score")
     assert reference.x == pytest.approx([math.sqrt(math.log(n) - (n - 1) / n) for n in BEST_OF])
     assert reference.y == pytest.approx([0.15 + math.log(n) for n in BEST_OF])
@@ -462,6 +528,65 @@ def test_summary_links_resolve(tmp_path: Path) -> None:
     linked = {part.split(")")[0] for part in files["index.md"].split("](")[1:]}
     assert {name for name in linked if not name.startswith("..")} <= set(files)
     assert set(files) - linked == {"index.md"}
+
+
+WITHOUT_PPO = {"ppo", "evaluate_ppo", "baseline"}
+WITHOUT_REWARD = {"reward", "reward_model", "evaluate_reward"}
+
+
+def _shortened(root: Path, *left_out: set[str]) -> Experiment:
+    """The experiment, of which a number of sweep points leave out stages: the first the first set, and so on."""
+    runs = make_experiment(root)
+    for point, kinds in zip(COEFFICIENTS, left_out, strict=True):
+        for run in runs:
+            if run["point"]["ppo.kl_coefficient"] == point:
+                run["stages"] = {kind: id for kind, id in run["stages"].items() if kind not in kinds}
+    return read_experiment("reviews", [ExperimentRun(**run) for run in runs], root)
+
+
+@pytest.mark.parametrize("left_out", [WITHOUT_PPO, WITHOUT_PPO | WITHOUT_REWARD, WITHOUT_PPO | {"sft", "evaluate_sft"}])
+def test_an_experiment_without_ppo_shows_what_it_has(tmp_path: Path, all_files: set[str], left_out: set[str]) -> None:
+    shown = _shortened(tmp_path, left_out, left_out)
+    files = summarise(shown, CODE, tmp_path / "results/experiments/reviews", samples=5)
+    assert files.keys() == all_files  # no old table stays
+    index = files["index.md"]
+    assert "PPO" not in index and "Win rate" not in index
+    linked = {part.split(")")[0] for part in index.split("](")[1:]}
+    assert not {"checks.md", "samples.md", "reward_vs_kl.svg"} & linked
+    assert ("reward_parts.md" in linked) == ("reward_model.svg" in linked) == ("reward" not in left_out)
+    heads = index.split("| run | seed | ")[1].splitlines()[0].strip(" |").split(" | ")
+    assert heads == [
+        title for phase, title in (("sft", "SFT model"), ("reward", "reward model")) if phase not in left_out
+    ]
+    widths = {line.count("|") for line in index.split("## Models")[1].split("## Tables")[0].splitlines() if "|" in line}
+    assert widths == {3 + len(heads)}
+    for name in ("checks.md", "checks.html", "samples.md", "samples.html"):
+        assert "leaves out ppo" in files[name]
+    assert "no run has PPO" in files["reward_vs_kl.svg"]
+    assert ("leaves out reward" in files["reward_parts.md"]) == ("reward" in left_out)
+    assert ElementTree.fromstring(files["learning_curves.svg"]).tag.endswith("svg")
+
+
+def test_runs_with_and_without_ppo_stand_in_one_table(tmp_path: Path, experiment: Experiment) -> None:
+    mixed = _shortened(tmp_path, set(), WITHOUT_PPO | WITHOUT_REWARD)
+    files = summarise(mixed, CODE, tmp_path / "results/experiments/reviews", samples=5)
+    whole, short = run_rows(mixed)[:2], run_rows(mixed)[2:]
+    assert whole == run_rows(experiment)[:2]
+    assert [row["sft_perplexity"] for row in short] == [3.1, 3.2]
+    assert not [key for row in short for key in row if key.startswith(("win", "kl", "reward", "score"))]
+    with_ppo, without = quality_rows(mixed)
+    assert with_ppo["win_rate_mean"] == pytest.approx(0.715)
+    assert (without["seeds"], without["sft_perplexity_mean"]) == (2, pytest.approx(3.15))
+    assert "win_rate_mean" not in without
+    assert len(check_rows(mixed)) == 4 and warnings_text(mixed).startswith(
+        "4 inequalities were checked on 2 PPO run(s)"
+    )
+    assert files["samples.md"].count("\n## ") == 1
+    models = files["index.md"].split("## Models")[1].split("## Tables")[0]
+    cells = [line.split(" | ")[2:] for line in models.splitlines() if line.startswith("| kl_coefficient")]
+    assert [sum(bool(cell.strip(" |")) for cell in line) for line in cells] == [3, 3, 1, 1]
+    trained_alone = [line for line in files["learning_curves.svg"].splitlines() if "all sweep points" in line]
+    assert trained_alone and "no run" not in files["reward_vs_kl.svg"]
 
 
 def test_script_writes_everything_or_nothing(tmp_path: Path) -> None:

@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-39c11357",
-    "policy": "gpt2-scratch-aecff59a",
-    "sft": "gpt2-scratch-s1-63a242a7",
-    "reward": "gpt2-scratch-s1-c9ff880e",
-    "ppo": "gpt2-scratch-s1-f6c10b06",
-    "evaluate_sft": "gpt2-scratch-s1-c51901df",
-    "evaluate_reward": "gpt2-scratch-s1-d96303f7",
-    "baseline": "gpt2-scratch-s1-2537268a",
-    "evaluate_ppo": "gpt2-scratch-s1-7c313d94",
+    "dataset": "reviews-6dfcd0f8",
+    "policy": "gpt2-scratch-9a239adf",
+    "sft": "gpt2-scratch-s1-e3b10748",
+    "reward": "gpt2-scratch-s1-6ac2ae70",
+    "ppo": "gpt2-scratch-s1-cfa7eb52",
+    "evaluate_sft": "gpt2-scratch-s1-f338132b",
+    "evaluate_reward": "gpt2-scratch-s1-bb0a3f3b",
+    "baseline": "gpt2-scratch-s1-e052287f",
+    "evaluate_ppo": "gpt2-scratch-s1-198e075f",
 }
-SPLIT, TOKENS = "reviews-751cc41a", "reviews-gpt2-scratch-1688d739"
+SPLIT, TOKENS = "reviews-9af1a72d", "reviews-gpt2-scratch-5c58c7cd"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

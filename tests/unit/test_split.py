@@ -100,6 +100,7 @@ def test_phases_get_rows_of_their_own_and_all_unseen_ones(dataset, tmp_path):
     assert reward == [row for row in parts[1] if row not in SINGLE]
     assert indices(tmp_path / "split", "eval") == [[0, 1, 2, 3], [0, 1, 3], [0, 1, 2, 3]]
     facts = read_json(tmp_path / "split/split.json")
+    assert facts["schema_version"] == 1
     assert facts["rows"] == {
         "train.sft": 4, "train.reward": len(reward), "train.ppo": 8, "eval.sft": 4, "eval.reward": 3, "eval.ppo": 4,
     }  # fmt: skip
@@ -111,6 +112,14 @@ def test_a_phase_without_a_share_gets_nothing(dataset, tmp_path):
     split_dataset(dataset, "1,0,0.5", 0, tmp_path / "split")
     assert [len(part) for part in indices(tmp_path / "split", "train")] == [13, 0, 7]
     assert indices(tmp_path / "split", "eval") == [[0, 1, 2, 3], [], [0, 1, 2, 3]]
+
+
+def test_a_phase_that_is_not_going_to_be_run_may_be_left_without_a_row(dataset, tmp_path):
+    """As instructions have none for a reward model, whatever share `data_split` gives to it."""
+    split_dataset(dataset, "1,0,1000", 0, tmp_path / "split", ["reward", "ppo"])
+    assert [len(part) for part in indices(tmp_path / "split", "train")] == [0, 0, 20]
+    with pytest.raises(UserError, match="leaves phase sft without a usable row"):
+        split_dataset(dataset, "1,0,1000", 0, tmp_path / "other", ["sft"])
 
 
 def test_another_seed_gives_another_partition(dataset, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf import hub
 from rlhf.commands import verify
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
@@ -24,6 +25,7 @@ from rlhf.errors import Interrupted, UserError
 from rlhf.functions import load_judge
 from rlhf.models import cache, loading
 from rlhf.ppo.checks import RatioError, SamplingError, require_same_distribution, require_unit_ratio
+from rlhf.runtime.devices import Device, require_enough
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
@@ -64,19 +66,20 @@ def a_users_mistake() -> str:
 
 
 def what_libraries_say(monkeypatch) -> list[str]:
-    unreached, unknown = httpx2.ConnectError("[Errno -2] Name or service not known"), KeyError("su")
+    Path("my-model").mkdir()
     found = []
-    for name, error, source in (
-        ("load_as_published", unreached, {"hub": "facebook/opt-125m"}),
-        ("_require_whole_safetensors", unknown, {"path": "my-model"}),
+    for module, name, error, source in (
+        (hub, "find", httpx2.ConnectError("[Errno -2] Name or service not known"), {"hub": "facebook/opt-125m"}),
+        (cache, "read_published", KeyError("su"), {"path": "my-model"}),
     ):
 
         def fail(*_: Any, error: Exception = error) -> None:
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "load_as_published", lambda *_: None)
-            patch.setattr(cache, name, fail)
+            patch.setattr(cache, "require_model_folder", lambda *_: None)
+            patch.setattr(cache, "load_as_published", lambda *_: SimpleNamespace())
+            patch.setattr(module, name, fail)
             settings = ModelSettings(source=source)
             found.append(message(lambda settings=settings: cache.cache_model(settings, Path("out"), "models.base")))
     return found
@@ -102,6 +105,11 @@ def failures() -> list[str]:
         RuntimeError(lost),
     )
     return [str(explain(error)) for error in errors]
+
+
+def too_few_gpus() -> str:
+    one = Device("0", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "NVIDIA L4")
+    return message(lambda: require_enough(2, [one], {"CUDA_VISIBLE_DEVICES": "0"}))
 
 
 def a_silent_death() -> str:
@@ -234,6 +242,7 @@ def test_every_message_is_quoted_as_it_is_shown(quoted, group, monkeypatch, capl
         *what_libraries_say(monkeypatch),
         an_error_of_the_users_own(monkeypatch, caplog),
         *failures(),
+        too_few_gpus(),
         a_silent_death(),
         a_loss_that_is_not_finite(),
         *numbers_that_do_not_fit_together(),

@@ -13,7 +13,7 @@ from rlhf.files import JsonObject
 from rlhf.phases import PHASES, RULES
 from rlhf.records.benchmark import Benchmark, read_benchmark
 from rlhf.records.checks import ChecksReport, read_checks
-from rlhf.records.evaluation import EvaluationRecord, read_evaluation
+from rlhf.records.evaluation import EvaluationRecord, Overlap, overlap, read_evaluation
 from rlhf.records.experiment import ExperimentRun, Provenance, RunStages, StageCode, StageId
 from rlhf.records.manifest import MANIFEST, Manifest, read_manifest
 from rlhf.records.memory import MEMORY, MemoryReport, ProcessMemory, read_memory
@@ -67,9 +67,21 @@ class Experiment:
     stages: dict[tuple[str, str], StageFiles]
     root: Path
 
-    def files(self, run: ExperimentRun, role: str) -> StageFiles:
-        """The files of one stage of a run."""
-        return self.stages[run.stage(role)]
+    def files(self, run: ExperimentRun, role: str) -> StageFiles | None:
+        """The files of one stage of a run; None where the run has no such stage, as PPO in one that ends with SFT."""
+        return self.stages[run.stage(role)] if role in run.stages else None
+
+    def of_runs(self, runs: Iterable[ExperimentRun], role: str) -> list[StageFiles]:
+        """The files of one stage of each run that has it."""
+        return [stage for run in runs if (stage := self.files(run, role)) is not None]
+
+    def note(self, phase: str, text: str) -> str:
+        """A table's note, or why the table is empty."""
+        return text if self.has(phase) else f"Nothing is here: `phases` of {self.name} leaves out {phase}."
+
+    def has(self, role: str) -> bool:
+        """Whether any run has such a stage."""
+        return any(role in run.stages for run in self.runs)
 
     def points(self) -> list[list[ExperimentRun]]:
         """The runs grouped by sweep point, in the order of the runs."""
@@ -140,6 +152,12 @@ def _read_stage(root: Path, kind: str, identifier: str) -> StageFiles:
     )
 
 
+def largest_overlap(experiment: Experiment, runs: Iterable[ExperimentRun], stage: str) -> Overlap | None:
+    """What of the data of an evaluation is trained on too, of the run of the largest share; None where nothing is."""
+    found = [overlap(files.evaluation) for files in experiment.of_runs(runs, stage)]
+    return max(filter(None, found), key=lambda one: one.seen / one.rows, default=None)
+
+
 def provenance(experiment: Experiment, code_hash: str) -> Provenance:
     """Content of stages.json: what each run is made of, and which stages other code than the present made.
 
@@ -160,7 +178,7 @@ def provenance(experiment: Experiment, code_hash: str) -> Provenance:
             "point": run.point,
             "seed": run.seed,
             "stages": {
-                role: {"id": run.stages[role], "path": experiment.path(experiment.files(run, role))}
+                role: {"id": run.stages[role], "path": experiment.path(experiment.stages[run.stage(role)])}
                 for role in run.stages
             },
         }
