@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
+import rlhf.hub
 from rlhf.config import resolve
 from rlhf.config.specification import ResolvedDataset
 from rlhf.data.comparisons import compare
@@ -24,6 +25,7 @@ from rlhf.data.split import split_dataset
 from rlhf.data.tokens import tokenize
 from rlhf.errors import UserError
 from rlhf.files import read_json
+from rlhf.hub import Found
 from tests.project import tiny_config
 from tests.unit.conftest import make_model
 
@@ -174,6 +176,7 @@ def test_what_is_set_takes_the_place_of_what_is_known() -> None:
                 {"question": "q", "answer": "a"}) == [("q", "a", ())]  # fmt: skip
 
 
+COMMIT = "0123456789" * 4
 # name -> what is asked of the library that reads hubs
 PLACES: dict[str, dict[str, str | None]] = {
     "openai/webgpt_comparisons": {"revision": "refs/convert/parquet", "train": "train"},
@@ -191,17 +194,23 @@ def test_rows_are_fetched_from_where_they_are_in_the_repository(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
+    expected = PLACES[name]
+
+    def find(hub: str, revision: str | None, kind: str) -> Found:
+        assert (hub, revision, kind) == (name, expected.get("revision"), "dataset")
+        return Found(hub, hub, kind, COMMIT, {}, reached=True)
 
     def load(hub: str, configuration: str | None, **keys: Any) -> datasets.Dataset:
-        assert hub == name
+        assert (hub, keys["revision"]) == (name, COMMIT)
         asked.append({"name": configuration, **keys})
         return datasets.Dataset.from_list([{**KNOWN[name].row, **prompt} for prompt in _prompts(name, 10)])
 
+    monkeypatch.setattr(rlhf.hub, "find", find)
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(rlhf.hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     cache_dataset(hub(name), tmp_path / "out", "datasets.mine")
-    expected = PLACES[name]
-    for key in ("name", "revision", "data_dir"):
+    for key in ("name", "data_dir"):
         assert {call[key] for call in asked} == {expected.get(key)}
     splits = [expected["train"], *([expected["eval"]] if "eval" in expected else [])]
     assert [call["split"] for call in asked] == splits

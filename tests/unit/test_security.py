@@ -122,7 +122,7 @@ def test_folders_of_stages_have_plain_names(name: str) -> None:
 
 # The shell
 
-UNQUOTED = {"params.samples", "threads"}  # made of numbers and fixed words by this code
+UNQUOTED = {"params.samples", "resources.phases", "threads"}  # made of numbers and fixed words by this code
 
 
 def test_every_value_in_a_shell_command_is_quoted() -> None:
