@@ -64,10 +64,8 @@ SCRIPT = ["train_sft.py", "--spec", "a b.yaml"]
 IN_JOB = {"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_GPUS": "2", "SRUN_DEBUG": "3"}
 
 
-def started(
-    surroundings: dict[str, str], alone: bool = False, output: str = "results/sft/a", **execution: Any
-) -> Launch:
-    return launch(stage(**execution).execution, SCRIPT, Path(output), surroundings, alone)
+def started(surroundings: dict[str, str], output: str = "results/sft/a", **execution: Any) -> Launch:
+    return launch(stage(**execution).execution, SCRIPT, Path(output), surroundings)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
@@ -109,12 +107,6 @@ def test_a_stage_is_no_member_of_the_process_group_that_snakemake_was_started_in
     assert started(surroundings | group, gpus_per_node=gpus) == started(surroundings, gpus_per_node=gpus)
     given = {"MASTER_PORT": 29500}
     assert started(surroundings | group, environment=given).environment["MASTER_PORT"] == "29500"
-
-
-def test_a_stage_by_itself_stays_in_the_step_it_is_in() -> None:
-    found = started(IN_JOB, alone=True, gpus_per_node=1)
-    assert found.command == [sys.executable, *SCRIPT]
-    assert found.environment.items() >= IN_JOB.items()
 
 
 def test_a_wrapper_stands_in_front_of_the_program_and_inside_the_job_step() -> None:

@@ -40,10 +40,10 @@ IDS = {
     "sft": "gpt2-scratch-s1-63a242a7",
     "reward": "gpt2-scratch-s1-c9ff880e",
     "ppo": "gpt2-scratch-s1-f6c10b06",
-    "evaluate_sft": "gpt2-scratch-s1-c51901df",
-    "evaluate_reward": "gpt2-scratch-s1-d96303f7",
-    "baseline": "gpt2-scratch-s1-2537268a",
-    "evaluate_ppo": "gpt2-scratch-s1-7c313d94",
+    "evaluate_sft": "gpt2-scratch-s1-b21852bc",
+    "evaluate_reward": "gpt2-scratch-s1-531a791d",
+    "baseline": "gpt2-scratch-s1-4997ba3c",
+    "evaluate_ppo": "gpt2-scratch-s1-2b5924af",
 }
 SPLIT, TOKENS = "reviews-751cc41a", "reviews-gpt2-scratch-1688d739"
 

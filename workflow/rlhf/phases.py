@@ -3,6 +3,10 @@
 # In the order of the proportions in `data_split`. A kind of this name is the stage that trains.
 PHASES = ("sft", "reward", "ppo")
 
+# What measures trained models, and all stages that load a model: each has a memory plan.
+EVALUATIONS = ("evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo")
+PLANNED = (*PHASES, *EVALUATIONS)
+
 # Kind of stage -> its rule, upstream first. A kind is called by what it makes, or as its rule where that is an
 # evaluation; it is hashed in every ID and names the folder below results/, so it stays.
 RULES = {

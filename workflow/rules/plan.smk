@@ -1,4 +1,4 @@
-"""Memory of the training stages before they run: `snakemake memory_plans`."""
+"""Memory of the stages that load models, before they run: `snakemake memory_plans`."""
 
 
 rule plan_memory:
@@ -24,7 +24,7 @@ rule memory_plans:
     input:
         [
             f"results/{kind}/{planned.id}/memory_plan.json"
-            for kind in ("sft", "reward", "ppo")
+            for kind in PLANNED
             for planned in PLAN.of_kind(kind)
         ],
     localrule: True

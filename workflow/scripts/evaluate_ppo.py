@@ -27,8 +27,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     spec = read_spec(PpoEvaluationSpecification, args.spec, args.execution)
-    with processes():
-        evaluate_ppo(Evaluation(spec, stage_paths(args)), args.policy, args.sft, args.reward, args.baseline)
+    with processes(spec.execution.collective_timeout), Evaluation(spec, stage_paths(args)) as evaluation:
+        evaluate_ppo(evaluation, args.policy, args.sft, args.reward, args.baseline)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     spec = read_spec(BaselineSpecification, args.spec, args.execution)
-    with processes():
-        sample_baseline(
-            Evaluation(spec, stage_paths(args)),
-            args.sft,
-            args.reward,
-        )
+    with processes(spec.execution.collective_timeout), Evaluation(spec, stage_paths(args)) as evaluation:
+        sample_baseline(evaluation, args.sft, args.reward)
 
 
 if __name__ == "__main__":

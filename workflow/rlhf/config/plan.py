@@ -9,7 +9,7 @@ from rlhf.config.requirements import Requirement
 from rlhf.config.schema import MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.stages import JobExecution
-from rlhf.phases import PHASES
+from rlhf.phases import EVALUATIONS, PHASES, PLANNED
 from rlhf.records.experiment import ExperimentRun, runs_text
 
 RESULTS = {  # stage kind -> a file or folder of its results, by the stage's ID
@@ -18,10 +18,7 @@ RESULTS = {  # stage kind -> a file or folder of its results, by the stage's ID
     "tokens": "results/tokens/{}",
     "split": "results/split/{}/rows",
     **{kind: f"results/{kind}/{{}}/manifest.json" for kind in PHASES},
-    "evaluate_sft": "results/evaluate_sft/{}/evaluation.json",
-    "evaluate_reward": "results/evaluate_reward/{}/evaluation.json",
-    "baseline": "results/baseline/{}/evaluation.json",
-    "evaluate_ppo": "results/evaluate_ppo/{}/evaluation.json",
+    **{kind: f"results/{kind}/{{}}/evaluation.json" for kind in EVALUATIONS},
 }
 
 
@@ -55,7 +52,7 @@ class Stage:
     seed: int | None = None
     execution: JobExecution | None = None
     local_files: tuple[str, ...] = ()
-    memory: MemorySettings | None = None  # how its memory is planned, where it trains
+    memory: MemorySettings | None = None  # how its memory is planned, where it loads a model
     place: str = ""  # where the configuration defines it, for messages
 
     @property
@@ -127,7 +124,7 @@ class Plan:
         """One file or folder of everything that the workflow makes on its way to the products."""
         made = [RESULTS[kind].format(id) for kind, id in self.stages if kind in RESULTS]
         specifications = [f"results/{kind}/{id}/spec.yaml" for kind, id in self.stages if kind != "tokens"]
-        plans = [f"results/{kind}/{id}/memory_plan.json" for kind, id in self.stages if kind in PHASES]
+        plans = [f"results/{kind}/{id}/memory_plan.json" for kind, id in self.stages if kind in PLANNED]
         return [*specifications, *made, *plans]
 
     def runs_text(self, experiment: str) -> str:

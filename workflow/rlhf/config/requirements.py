@@ -45,6 +45,7 @@ def require_consistency(settings: ExperimentSettings, place: str) -> None:
             for stage in ("sft", "reward", "ppo")
             for text in _engines(getattr(settings, stage))
         ),
+        *(f"{place}.evaluation: {mistake}" for mistake in _evaluation(settings)),
     ]
     if mistakes:
         raise UserError("\n  ".join(mistakes))
@@ -109,6 +110,16 @@ def _engines(stage: SftSection | RewardSection | PpoSection) -> Iterator[str]:
         yield "execution.offload has no effect with ZeRO 0; set zero_stage (ppo: actor_zero_stage) to 1, 2 or 3"
     for mistake in deepspeed_mistakes(execution.deepspeed_config, stage.dtype, zero_stages):
         yield f"execution.deepspeed_config: {mistake}"
+
+
+def _evaluation(settings: ExperimentSettings) -> Iterator[str]:
+    """A precision in which nothing can be computed; unset, it is that of the training."""
+    evaluation = settings.evaluation
+    trained = [f"{stage}.dtype" for stage in ("sft", "reward", "ppo") if getattr(settings, stage).dtype == "fp16"]
+    if evaluation.dtype == "fp16" or (evaluation.dtype is None and trained):
+        source = "" if evaluation.dtype else f" (as {trained[0]})"
+        if evaluation.execution.gpus_per_node == 0:
+            yield f"dtype fp16{source} needs a GPU, and execution.gpus_per_node is 0; use bf16 or fp32"
 
 
 @dataclass(frozen=True)

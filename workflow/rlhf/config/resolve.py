@@ -171,6 +171,7 @@ class _Resolver:
             max_prompt_seq_len=ppo.max_prompt_seq_len,
             max_answer_seq_len=ppo.max_answer_seq_len,
             temperature=ppo.temperature,
+            dtype=evaluation.dtype or ppo.dtype,
             **gold,
         )
         out = {}
@@ -178,14 +179,25 @@ class _Resolver:
             "evaluate_sft",
             sft,
             evaluation,
-            _with(ResolvedSftEvaluation, evaluation, max_seq_len=settings.sft.max_seq_len),
+            _with(
+                ResolvedSftEvaluation,
+                evaluation,
+                max_seq_len=settings.sft.max_seq_len,
+                dtype=evaluation.dtype or settings.sft.dtype,
+            ),
             SftEvaluationUpstream(sft=sft, **policy_data),
         )
         out["evaluate_reward"] = self._evaluate(
             "evaluate_reward",
             reward,
             evaluation,
-            _with(ResolvedRewardEvaluation, evaluation, max_seq_len=settings.reward.max_seq_len, **gold),
+            _with(
+                ResolvedRewardEvaluation,
+                evaluation,
+                max_seq_len=settings.reward.max_seq_len,
+                dtype=evaluation.dtype or settings.reward.dtype,
+                **gold,
+            ),
             RewardEvaluationUpstream(reward=reward, **reward_data),
         )
         out["baseline"] = self._evaluate(
@@ -300,7 +312,9 @@ class _Resolver:
         """Add an evaluation of the stage `subject`; how many samples are shown is up to the report."""
         seed = evaluation.seed
         identifier = stage_id(_label(subject), kind, {**dumped(settings), "seed": seed}, dumped(upstream))
-        return self._plan.add(Stage(kind, identifier, settings, upstream, seed, evaluation.execution))
+        return self._plan.add(
+            Stage(kind, identifier, settings, upstream, seed, evaluation.execution, memory=self._memory)
+        )
 
     def _gold(self, names: list[str], proportions: list[str]) -> dict[str, Any]:
         """What judges the answers to all prompts, with hashes of its code and of what it reads.

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from rlhf.config.section import DataSplit, FunctionName, Section, Seed
 from rlhf.config.sources import DatasetSettings, ModelSettings
 from rlhf.config.stages import (
+    Dtype,
     EvaluateExecution,
     EvaluationSettings,
     Execution,
@@ -87,6 +88,7 @@ class ResolvedPpo(Weighted, Judged, PpoSettings):
 class ResolvedSftEvaluation(EvaluationSettings):
     """Settings of the evaluation of the SFT model's loss."""
 
+    dtype: Dtype = Field(description="Precision of the model.")
     max_seq_len: int = Field(description="As in the training of the model.")
 
 
@@ -98,6 +100,7 @@ class _Sampling(EvaluationSettings):
     max_prompt_seq_len: int = Field(description="As in PPO.")
     max_answer_seq_len: int = Field(description="As in PPO.")
     temperature: float = Field(description="As in PPO.")
+    dtype: Dtype = Field(description="Precision of all models.")
 
 
 class ResolvedAnswers(Judged, _Sampling):
@@ -139,6 +142,11 @@ class SftUpstream(Section):
         """Kind and ID of the stage whose model training starts from."""
         return "model", self.model
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [self.start]
+
 
 class RewardUpstream(Section):
     """IDs of what a reward stage is made from: either a pretrained model or an SFT stage, and the data."""
@@ -159,6 +167,11 @@ class RewardUpstream(Section):
         """Kind and ID of the stage whose model training starts from."""
         return ("sft", self.sft) if self.sft is not None else ("model", str(self.model))
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [self.start]
+
 
 class PpoUpstream(Section):
     """IDs of what a PPO stage, or the answers of the SFT model, are made from."""
@@ -173,6 +186,11 @@ class PpoUpstream(Section):
         """Kind and ID of the stage whose model training starts from."""
         return "sft", self.sft
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [self.start, ("reward", self.reward)]
+
 
 class SftEvaluationUpstream(Section):
     """IDs of what the evaluation of an SFT model is made from."""
@@ -181,6 +199,11 @@ class SftEvaluationUpstream(Section):
     tokens: list[str]
     split: list[str]
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [("sft", self.sft)]
+
 
 class RewardEvaluationUpstream(Section):
     """IDs of what the evaluation of a reward model is made from."""
@@ -188,6 +211,11 @@ class RewardEvaluationUpstream(Section):
     reward: str
     tokens: list[str]
     split: list[str]
+
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [("reward", self.reward)]
 
 
 class PpoEvaluationUpstream(Section):
@@ -200,9 +228,14 @@ class PpoEvaluationUpstream(Section):
     tokens: list[str]
     split: list[str]
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [("ppo", self.ppo), ("sft", self.sft), ("reward", self.reward)]
+
 
 class Planned(Section):
-    """What the memory plan adds to how a training stage runs."""
+    """What the memory plan adds to how a stage runs."""
 
     memory_steps: list[str] = Field([], description="Names of the steps that were taken to fit the memory.")
 
@@ -217,6 +250,10 @@ class PlannedReward(Planned, RewardExecution):
 
 class PlannedPpo(Planned, PpoExecution):
     """How an attempt at a PPO stage runs."""
+
+
+class PlannedEvaluation(Planned, EvaluateExecution):
+    """How an attempt at an evaluation runs."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Section, covariant=True)
@@ -288,44 +325,47 @@ class PpoSpecification(JobSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
     stage: Literal["ppo"]
 
 
-class SftEvaluationSpecification(JobSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, EvaluateExecution]):
+class SftEvaluationSpecification(JobSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, PlannedEvaluation]):
     """Loss of the SFT model on unseen rows."""
 
     stage: Literal["evaluate_sft"]
 
 
 class RewardEvaluationSpecification(
-    JobSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, EvaluateExecution]
+    JobSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, PlannedEvaluation]
 ):
     """Agreement of the reward model with unseen preferences."""
 
     stage: Literal["evaluate_reward"]
 
 
-class BaselineSpecification(JobSpecification[ResolvedAnswers, PpoUpstream, EvaluateExecution]):
+class BaselineSpecification(JobSpecification[ResolvedAnswers, PpoUpstream, PlannedEvaluation]):
     """Answers of the SFT model."""
 
     stage: Literal["baseline"]
 
 
-class PpoEvaluationSpecification(JobSpecification[ResolvedAnswers, PpoEvaluationUpstream, EvaluateExecution]):
+class PpoEvaluationSpecification(JobSpecification[ResolvedAnswers, PpoEvaluationUpstream, PlannedEvaluation]):
     """Answers of the policy against those of the SFT model."""
 
     stage: Literal["evaluate_ppo"]
 
 
 AnySpecification = Specification[Section, Section]
-AnyJob = JobSpecification[Section, Section, Execution]
 TrainingSettings = ResolvedSft | ResolvedReward | ResolvedPpo
 TrainingUpstream = SftUpstream | RewardUpstream | PpoUpstream
 PlannedTraining = PlannedSft | PlannedReward | PlannedPpo
+PlannedJob = PlannedTraining | PlannedEvaluation
 TrainingSpecification = JobSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
 TRAINING: dict[str, type[TrainingSpecification]] = {
     "sft": SftSpecification,
     "reward": RewardSpecification,
     "ppo": PpoSpecification,
 }
-JOBS: dict[str, type[AnyJob]] = {
+LoadedUpstream = TrainingUpstream | SftEvaluationUpstream | RewardEvaluationUpstream | PpoEvaluationUpstream
+LoadingSettings = TrainingSettings | ResolvedSftEvaluation | ResolvedRewardEvaluation | ResolvedAnswers
+LoadingSpecification = JobSpecification[LoadingSettings, LoadedUpstream, PlannedJob]
+JOBS: dict[str, type[LoadingSpecification]] = {
     **TRAINING,
     "evaluate_sft": SftEvaluationSpecification,
     "evaluate_reward": RewardEvaluationSpecification,

@@ -91,6 +91,8 @@ class Execution(Section):
     )
     threads: int = Field(1, ge=1, description="CPU threads of each process.")
     runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
+    mem_mb: int | None = Field(None, ge=1, description="Host memory per node, in MB; unset: as the memory plan says.")
+    collective_timeout: int = Field(30, ge=1, description="Minutes a process waits for another before it gives up.")
 
     @property
     def world_size(self) -> int:
@@ -101,7 +103,6 @@ class Execution(Section):
 class TrainingExecution(Execution):
     """How a stage runs that trains."""
 
-    mem_mb: int | None = Field(None, ge=1, description="Host memory per node, in MB; unset: as the memory plan says.")
     deepspeed_config: DeepSpeedSettings = Field(
         {},
         description="DeepSpeed settings merged over the generated ones, or the path of a JSON file with them; what the "
@@ -113,7 +114,6 @@ class TrainingExecution(Execution):
     checkpoint_steps: int | None = Field(
         None, ge=1, description="Save the training state after so many steps (PPO: iterations); unset: not by steps."
     )
-    collective_timeout: int = Field(30, ge=1, description="Minutes a process waits for another before it gives up.")
     keep_state: bool = Field(False, description="Keep `state/STAGE/ID` after the stage is done.")
 
 
@@ -331,12 +331,12 @@ class PpoSection(PpoSettings):
 
 
 class EvaluateExecution(Execution):
-    """How an evaluation stage runs: one process."""
+    """How the evaluation stages run: each loads one model after the other."""
 
-    nodes: int = Field(1, ge=1, le=1, description="Must be 1: one process evaluates.")
-    gpus_per_node: int = Field(0, ge=0, le=1, description="1 runs on a GPU, 0 on the CPU.")
-    mem_mb: int = Field(4000, ge=1, description="Host memory, in MB.")
-    per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch.")
+    per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch, sampled or scored.")
+    zero_stage: Literal[0, 3] = Field(
+        0, description="0: each process has the whole model; 3: they share its weights, and gather them layer by layer."
+    )
 
 
 AnyTrainingExecution = SupervisedExecution | PpoExecution
@@ -353,6 +353,11 @@ class EvaluationSettings(Section):
 class EvaluationSection(EvaluationSettings):
     """What the evaluation stages measure and show, and how they run."""
 
+    dtype: Dtype | None = Field(
+        None,
+        description="Precision of the models that are evaluated; unset: that of the training: `sft.dtype` for the loss "
+        "of the SFT model, `reward.dtype` for the reward model, and `ppo.dtype` for sampled answers.",
+    )
     samples: int = Field(20, ge=0, description="Answers shown in the sample table.")
     seed: Seed = Field(1234, description="Seed of the sampled answers.")
     execution: EvaluateExecution = Field(EvaluateExecution(), description="How the stages run.")

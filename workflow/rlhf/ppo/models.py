@@ -25,6 +25,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import device
 from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
+from rlhf.training.inference import for_inference, inference_config
 from rlhf.training.stage import PpoStage
 
 logger = get_logger(__name__)
@@ -153,23 +154,12 @@ def _trained_loading(stage: PpoStage, role: Role) -> dict[str, Any] | None:
 
 def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
     """A model for scoring only: partitioned where its trained twin is under ZeRO-3, else whole on every process."""
-    model.eval().requires_grad_(False)
-    config = _frozen_config(stage, role)
-    if config is None:
-        return model if _offload(stage, role) else model.to(device())
-    engine: nn.Module = deepspeed.initialize(model=model, config=config)[0]
-    engine.eval()  # returns nothing
-    return engine
+    return for_inference(model, _frozen_config(stage, role), stays_on_host=_offload(stage, role))
 
 
 def _frozen_config(stage: PpoStage, role: Role) -> dict[str, Any] | None:
     """The DeepSpeed configuration of a model for scoring only; None where it needs no engine."""
-    config = partitioned_loading(stage.settings.optimization(role), ppo_engine(stage, role))
-    if config is None:
-        return None
-    zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
-    offload = {"offload_param": {"device": "cpu"}} if _offload(stage, role) else {}
-    return config | {"zero_optimization": zero | offload}
+    return inference_config(_trained_loading(stage, role), _offload(stage, role))
 
 
 def _offload(stage: PpoStage, role: Role) -> bool:

@@ -30,9 +30,8 @@ def resource_rows(experiment: Experiment) -> list[Row]:
 
 def _resources(stage: StageFiles) -> Row:
     manifest = stage.manifest or {}
-    seconds, job = _benchmark(stage), _benchmark(stage)
-    if "slurm_job_id" in manifest:  # srun started the trainer: the benchmark saw the client of srun only
-        job = {}
+    # In a Slurm job srun starts the program: the benchmark sees the client of srun only.
+    seconds, job = _benchmark(stage), {} if stage.slurm_job_id else _benchmark(stage)
     row = {
         "stage": stage.kind,
         "id": stage.id,

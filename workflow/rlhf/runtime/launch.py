@@ -30,9 +30,7 @@ class Launch:
     environment: dict[str, str]
 
 
-def launch(
-    execution: Execution, words: Sequence[str], output: Path, environment: Mapping[str, str], alone: bool = False
-) -> Launch:
+def launch(execution: Execution, words: Sequence[str], output: Path, environment: Mapping[str, str]) -> Launch:
     """The command and environment that start a stage.
 
     One process needs no launcher (which would take longer to start than the trainer), several get DeepSpeed's; in a
@@ -43,17 +41,15 @@ def launch(
         words: script and arguments.
         output: where the stage writes; distinguishes stages that share a machine.
         environment: of this process.
-        alone: one process, also in a Slurm job without a step of its own: for stages that have nothing to save on
-            SIGTERM, and which Snakemake's benchmark then measures (of `srun` it would see the client only).
     """
-    local = 1 if alone else max(1, execution.gpus_per_node)
+    local = max(1, execution.gpus_per_node)
     in_job = "SLURM_JOB_ID" in environment
     given = {name: str(value) for name, value in execution.environment.items()}
     threads = execution.threads if in_job else _local_threads(execution, environment, local)
     surroundings = {name: text for name, text in environment.items() if name not in GROUP}
     changed = surroundings | {"OMP_NUM_THREADS": str(threads)} | given
     script = [*execution.wrapper, sys.executable, *words]
-    if in_job and not alone:
+    if in_job:
         step = {name: text for name, text in changed.items() if _passed_on(name)}
         return Launch([*_srun(execution, local), *script], step)
     if execution.nodes * local == 1:

@@ -1,0 +1,68 @@
+"""Models that are not trained: whole on every process, or partitioned over all of them (ZeRO-3, no optimizer)."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from rlhf.config.stages import Optimization
+from rlhf.training.distributed import device, require_dtype
+from rlhf.training.engine import EngineSettings, partitioned_loading
+
+
+def inference_config(config: dict[str, Any] | None, offload: bool = False) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a model that only computes.
+
+    Args:
+        config: with ZeRO-3, of an engine that trains; None: without.
+        offload: the partitions rest in host memory.
+
+    Returns:
+        None where the model needs no engine.
+    """
+    if config is None:
+        return None
+    zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
+    return config | {"zero_optimization": zero | ({"offload_param": {"device": "cpu"}} if offload else {})}
+
+
+def evaluation_config(zero_stage: int, dtype: str, micro_batch_size: int) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a model that is evaluated; None where each process has it whole.
+
+    Raises:
+        UserError: the device cannot compute in this precision.
+    """
+    require_dtype(dtype)
+    settings = EngineSettings(zero_stage, dtype, micro_batch_size, False, False, {})
+    return inference_config(partitioned_loading(Optimization(), settings))
+
+
+def for_inference(model: nn.Module, config: dict[str, Any] | None, stays_on_host: bool = False) -> nn.Module:
+    """A model that computes without gradients, on this process's device or in an engine.
+
+    Args:
+        model: as it was loaded; with an engine, in partitions.
+        config: of `inference_config`.
+        stays_on_host: without an engine, leave it in host memory.
+    """
+    model.eval().requires_grad_(False)
+    if config is None:
+        return model if stays_on_host else model.to(device())
+    engine: nn.Module = deepspeed.initialize(model=model, config=config)[0]
+    engine.eval()  # returns nothing
+    return engine
+
+
+def plain(model: nn.Module) -> Any:
+    """The model inside an engine, or the model itself where there is none."""
+    return getattr(model, "module", model)
+
+
+def release_memory() -> None:
+    """Give the memory of models that nobody refers to any more back to the device, for the next one."""
+    gc.collect()
+    get_accelerator().empty_cache()
