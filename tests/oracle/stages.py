@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,18 @@ def make_data(folder: Path, train: list[Row], unseen: list[Row], tokenizer: Path
 def run(
     kind: str, output: Path, data: Sequence[Data], experiment: dict[str, Any], seed: int = 7, **folders: Path
 ) -> Outcome:
-    """Run a stage of an experiment with one seed.
+    """Run a stage of an experiment with one seed; the arguments are those of `command`."""
+    with pytest.MonkeyPatch.context() as patch:
+        witness = Witness.of(patch)
+        script, arguments = command(kind, output, data, experiment, seed, **folders)
+        call(script, **arguments)
+    return Outcome(output, yaml.safe_load((output / "spec.yaml").read_text()), witness)
+
+
+def command(
+    kind: str, output: Path, data: Sequence[Data], experiment: dict[str, Any], seed: int = 7, **folders: Path
+) -> tuple[str, dict[str, Any]]:
+    """The script of a stage of an experiment with one seed, and its arguments.
 
     Args:
         kind: of the stage, as `ppo` or `evaluate_ppo`.
@@ -199,10 +210,12 @@ def run(
         **folders,
     }
     script = kind if kind.startswith("evaluate_") else f"sample_{kind}" if kind == "baseline" else f"train_{kind}"
-    with pytest.MonkeyPatch.context() as patch:
-        witness = Witness.of(patch)
-        call(script, **arguments)
-    return Outcome(output, yaml.safe_load((output / "spec.yaml").read_text()), witness)
+    return script, arguments
+
+
+def script_file(script: str) -> str:
+    """Where a script of the workflow is."""
+    return str(ROOT / f"workflow/scripts/{script}.py")
 
 
 def _plan(dataset: dict[str, Any], experiment: dict[str, Any], seed: int, count: int = 1) -> list[tuple[str, Any]]:
@@ -229,13 +242,19 @@ def _written(stage: Any, file: Path) -> Path:
     return file
 
 
+def words_of(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments as a command line has them."""
+    return [
+        word
+        for name, value in arguments.items()
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
+
+
 def call(script: str, **arguments: Any) -> None:
     """Run a script of the workflow in this process, which has a process group already."""
-    module = load(str(ROOT / f"workflow/scripts/{script}.py"))
+    module = load(script_file(script))
     module.processes = lambda *_: contextlib.nullcontext()  # type: ignore[attr-defined]
-    words = [script]
-    for name, value in arguments.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", words)
+        patch.setattr(sys, "argv", [script, *words_of(arguments)])
         module.main(module.parse_args())

@@ -120,6 +120,11 @@ def _evaluation(settings: ExperimentSettings) -> Iterator[str]:
         source = "" if evaluation.dtype else f" (as {trained[0]})"
         if evaluation.execution.gpus_per_node == 0:
             yield f"dtype fp16{source} needs a GPU, and execution.gpus_per_node is 0; use bf16 or fp32"
+    for dtype in sorted({evaluation.dtype or getattr(settings, stage).dtype for stage in ("sft", "reward", "ppo")}):
+        for mistake in deepspeed_mistakes(
+            evaluation.execution.deepspeed_config, dtype, [evaluation.execution.zero_stage]
+        ):
+            yield f"execution.deepspeed_config: {mistake}"
 
 
 @dataclass(frozen=True)

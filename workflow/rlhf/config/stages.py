@@ -27,6 +27,12 @@ NONFINITE: Any = Field(
     "Overflows of fp16 are always skipped.",
 )
 
+DEEPSPEED_CONFIG: Any = Field(
+    {},
+    description="DeepSpeed settings merged over the generated ones, or the path of a JSON file with them; what the "
+    "trainer drives itself (batch sizes, optimizer, schedule, precision) is refused.",
+)
+
 
 class Optimization(Section):
     """Optimizer, schedule and adapters of one trained model."""
@@ -103,11 +109,7 @@ class Execution(Section):
 class TrainingExecution(Execution):
     """How a stage runs that trains."""
 
-    deepspeed_config: DeepSpeedSettings = Field(
-        {},
-        description="DeepSpeed settings merged over the generated ones, or the path of a JSON file with them; what the "
-        "trainer drives itself (batch sizes, optimizer, schedule, precision) is refused.",
-    )
+    deepspeed_config: DeepSpeedSettings = DEEPSPEED_CONFIG
     checkpoint_minutes: float | None = Field(
         10.0, gt=0, description="Save the training state after so many minutes; null: not by time."
     )
@@ -337,6 +339,7 @@ class EvaluateExecution(Execution):
     zero_stage: Literal[0, 3] = Field(
         0, description="0: each process has the whole model; 3: they share its weights, and gather them layer by layer."
     )
+    deepspeed_config: DeepSpeedSettings = DEEPSPEED_CONFIG
 
 
 AnyTrainingExecution = SupervisedExecution | PpoExecution

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from torch import nn
@@ -32,7 +32,7 @@ from rlhf.records.samples import BaselineSample, SamplePair, write_samples
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, slurm_job
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.distributed import Remember, agreed, all_gather, on_cpu, rank, together
+from rlhf.training.distributed import Remember, agreed, all_gather, on_cpu, rank, require_dtype, together
 from rlhf.training.inference import evaluation_config, for_inference, release_memory
 from rlhf.training.job import Job
 
@@ -54,6 +54,10 @@ class Evaluation(Job[SettingsT, Section, PlannedEvaluation]):
     _looked_at = 0.0
     _longest = 0.0
     _done = False
+
+    def __enter__(self) -> Self:
+        require_dtype(self.settings.dtype)
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -96,7 +100,7 @@ class Evaluation(Job[SettingsT, Section, PlannedEvaluation]):
         return for_inference(TokenScorer.normalised(model) if normalised else TokenScorer(model), config)
 
     def _partitions(self) -> dict[str, Any] | None:
-        return evaluation_config(self.execution.zero_stage, self.settings.dtype, self.batch_size)
+        return evaluation_config(self.execution, self.settings.dtype)
 
     def passed(
         self,

@@ -19,6 +19,7 @@ from rlhf.planning.ppo import DECODE, PREFILL, SCORE, generation_program, longes
 from rlhf.planning.rows import LongestRows
 from rlhf.planning.supervised import Forecast, micro_batch_shape
 from rlhf.planning.traces import Traces
+from rlhf.training.inference import evaluation_config
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 
@@ -43,8 +44,9 @@ class _Stage:
     def loaded(self, role: str, blueprint: Blueprint) -> Resident:
         """A model, whole or as this process's share of it."""
         execution, dtype, cuda = self.execution, self.settings.dtype, self.traces.cuda
-        shared = execution.world_size if execution.zero_stage else 1
-        return Resident(role, Engine(execution.zero_stage, dtype, shared, cuda=cuda), self.traces.counts(blueprint))
+        config = evaluation_config(execution, dtype)
+        engine = Engine.from_deepspeed(config or {}, dtype, execution.world_size if config else 1, cuda)
+        return Resident(role, engine, self.traces.counts(blueprint))
 
     def part(
         self, phase: str, model: Resident, blueprint: Blueprint, program: Program, places: tuple[str, ...] = (SCORE,)

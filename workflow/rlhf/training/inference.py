@@ -9,8 +9,8 @@ import deepspeed
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from rlhf.config.stages import Optimization
-from rlhf.training.distributed import device, require_dtype
+from rlhf.config.stages import EvaluateExecution, Optimization
+from rlhf.training.distributed import device
 from rlhf.training.engine import EngineSettings, partitioned_loading
 
 
@@ -30,14 +30,10 @@ def inference_config(config: dict[str, Any] | None, offload: bool = False) -> di
     return config | {"zero_optimization": zero | ({"offload_param": {"device": "cpu"}} if offload else {})}
 
 
-def evaluation_config(zero_stage: int, dtype: str, micro_batch_size: int) -> dict[str, Any] | None:
-    """The DeepSpeed configuration of a model that is evaluated; None where each process has it whole.
-
-    Raises:
-        UserError: the device cannot compute in this precision.
-    """
-    require_dtype(dtype)
-    settings = EngineSettings(zero_stage, dtype, micro_batch_size, False, False, {})
+def evaluation_config(execution: EvaluateExecution, dtype: str) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a model that is evaluated; None where each process has it whole."""
+    size, overrides = execution.per_device_eval_batch_size, execution.deepspeed_config
+    settings = EngineSettings(execution.zero_stage, dtype, size, False, False, overrides)
     return inference_config(partitioned_loading(Optimization(), settings))
 
 
