@@ -20,8 +20,8 @@ JOB_SECONDS = 20.0
 STAGE = ["metrics.jsonl", "memory.json", "manifest.json", "model/config.json", "model/model.safetensors"]
 WRITES = {
     "train": STAGE,
-    "evaluate": ["evaluation.json", "samples.jsonl"],
-    "sample": ["evaluation.json", "samples.jsonl"],
+    "evaluate": ["evaluation.json", "memory.json", "samples.jsonl"],
+    "sample": ["evaluation.json", "memory.json", "samples.jsonl"],
     "tokenize": ["train.tokens"],
 }
 TABLES = [

@@ -24,6 +24,8 @@ RESOLVED: dict[str, dict[str, Any]] = {
     "ppo": {"data_weights": [1.0], "gold_reward": None},
     "evaluate_sft": {"max_seq_len": 512, "dtype": "fp32"},
     "evaluate_reward": {"max_seq_len": 512, "dtype": "fp32", "gold_reward": None},
+    "baseline": {"dtype": "fp32", "gold_reward": None},
+    "evaluate_ppo": {"dtype": "fp32", "gold_reward": None},
 }
 
 

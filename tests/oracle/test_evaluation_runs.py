@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,8 @@ def test_two_processes_find_what_one_finds(
             outcomes[name, kind] = Outcome(output, {}, alone[kind].witness)
     listing = tmp_path / "commands.json"
     listing.write_text(json.dumps(commands))
-    run_processes(2, ROOT / "tests/pipeline/run_scripts.py", listing, timeout=600)
+    path = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "workflow"))
+    run_processes(2, ROOT / "tests/pipeline/run_scripts.py", listing, timeout=600, PYTHONPATH=path)
     for (name, kind), outcome in outcomes.items():
         require_same(outcome, alone[kind], exactly=name == "whole")
         memory = json.loads((outcome.output / "memory.json").read_text())
@@ -244,7 +246,8 @@ def test_one_model_is_held_at_a_time(
     with pytest.MonkeyPatch.context() as patch:
         for name in ("load_policy", "load_reward"):
             patch.setattr(frame, name, watching(getattr(frame, name), alive, known))
-        run(kind, tmp_path / "out", trained.data, with_execution(**execution), **folders(kind, trained, alone[kind]))
+        given = folders(kind, trained, alone["baseline"])
+        run(kind, tmp_path / "out", trained.data, with_execution(**execution), **given)
     assert alive == [[]] * (2 if kind == "baseline" else 3)
 
 

@@ -185,7 +185,7 @@ TRAINED = ("sft", "reward", "ppo")
     ("stage", "key", "value"),
     [
         (stage, key, value)
-        for stage in TRAINED
+        for stage in (*TRAINED, "evaluation")
         for key, value in (("gpus_per_node", 8), ("nodes", 2), ("wrapper", ["env"]))
     ]
     + [(stage, key, 9) for stage in (*TRAINED, "evaluation") for key in ("mem_mb", "runtime", "threads")],

@@ -14,6 +14,7 @@ from snakemake.utils import validate
 
 from rlhf.config import (
     EVALUATIONS,
+    PHASES,
     PLANNED,
     RULES,
     Fingerprints,
@@ -164,7 +165,7 @@ def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:
         return [
             f"results/{folder.format(kind=kind)}/{id}/{file}"
             for kind in kinds
-            for id in dict.fromkeys(run.stages[kind] for run in runs)
+            for id in dict.fromkeys(run.stages[kind] for run in runs if kind in run.stages)
         ]
 
     return paths

@@ -22,9 +22,5 @@ rule plan_memory:
 
 rule memory_plans:
     input:
-        [
-            f"results/{kind}/{planned.id}/memory_plan.json"
-            for kind in PLANNED
-            for planned in PLAN.of_kind(kind)
-        ],
+        [f"results/{kind}/{planned.id}/memory_plan.json" for kind in PLANNED for planned in PLAN.of_kind(kind)],
     localrule: True

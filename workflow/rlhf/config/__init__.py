@@ -12,7 +12,7 @@ from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
 from rlhf.config.yaml_text import require_distinct_keys
-from rlhf.phases import EVALUATIONS, PLANNED, RULES
+from rlhf.phases import EVALUATIONS, PHASES, PLANNED, RULES
 from rlhf.records.plan import read_plan
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Configuration",
     "EVALUATIONS",
     "Fingerprints",
+    "PHASES",
     "PLANNED",
     "Plan",
     "RULES",

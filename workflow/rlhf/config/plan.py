@@ -12,7 +12,7 @@ from rlhf.config.stages import JobExecution
 from rlhf.phases import EVALUATIONS, PHASES, PLANNED
 from rlhf.records.experiment import ExperimentRun, runs_text
 
-RESULTS = {  # stage kind -> a file or folder of its results, by the stage's ID
+RESULTS: dict[str, str] = {  # stage kind -> a file or folder of its results, by the stage's ID
     "dataset": "resources/datasets/{}/report.json",
     "model": "resources/models/{}/manifest.json",
     "tokens": "results/tokens/{}",

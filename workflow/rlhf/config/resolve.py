@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf.config.expand import deep_merge, expand, parse
+from rlhf.config.expand import deep_merge, dotted, expand, parse
 from rlhf.config.identity import slug, stage_id
 from rlhf.config.plan import Plan, Run, Stage, dumped
-from rlhf.config.requirements import policy_requirements, require_consistency, reward_requirements
+from rlhf.config.requirements import policy_requirements, require_consistency, require_read, reward_requirements
 from rlhf.config.schema import Configuration, ExperimentSettings, MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.sources import DatasetSection, ModelSection
@@ -44,7 +44,7 @@ from rlhf.config.specification import (
 from rlhf.config.stages import EvaluationSection, JobExecution
 from rlhf.config.user_code import function_content
 from rlhf.errors import UserError
-from rlhf.phases import PHASES
+from rlhf.phases import PHASES, PhaseName
 
 Fingerprint = Callable[[str, str], str]
 SectionT = TypeVar("SectionT", bound=Section)
@@ -67,10 +67,14 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
     code = functools.cache(function_content)
     defaults = config.get("defaults") or {}
     for name, overlay in config["experiments"].items():
+        place, phases = f"experiments.{name}", set[str]()
         for point, settings in expand(name, deep_merge(defaults, overlay or {})):
+            require_read(point, settings.phases, f"{place}.sweep")
+            phases |= set(settings.phases)
             for seed in settings.seeds:
-                stages = _Resolver(configuration, plan, fingerprint, code, f"experiments.{name}").run(settings, seed)
+                stages = _Resolver(configuration, plan, fingerprint, code, place).run(settings, seed)
                 plan.runs.append(Run(name, point, seed, stages, settings.evaluation.samples))
+        require_read(dotted(overlay or {}), phases, place)
     return plan
 
 
@@ -97,54 +101,62 @@ class _Resolver:
         require_consistency(settings, self._place)
         self._memory = settings.memory
         datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
-        policy = self._model(settings.policy, "policy")
-        reward_base = self._reward_base(settings, policy)
-        self._plan.require(policy, policy_requirements(settings, self._place))
-        self._plan.require(reward_base, reward_requirements(settings, self._place))
+        models = self._models(settings)
         proportions = self._proportions(settings)
         splits = [
             self._split(dataset, share, settings.split_seed)
             for dataset, share in zip(datasets, proportions, strict=True)
         ]
-        policy_data = {"tokens": self._tokens(settings.data_path, datasets, policy), "split": splits}
-        reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
-        gold = self._gold(settings.data_path, proportions)
-        ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
-        weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
-        ids["sft"] = self._train(
-            "sft",
-            f"{_label(policy)}-s{seed}",
-            seed,
-            _with(ResolvedSft, settings.sft, data_weights=weights),
-            SftUpstream(model=policy, **policy_data),
-            settings.sft.execution,
-        )
-        if settings.reward.start_from == "sft":
-            label = _label(ids["sft"])
-            base = RewardUpstream(sft=ids["sft"], tokens=reward_data["tokens"], split=splits)
-        else:
-            label = f"{_label(reward_base)}-s{seed}"
-            base = RewardUpstream(model=reward_base, tokens=reward_data["tokens"], split=splits)
-        ids["reward"] = self._train(
-            "reward",
-            label,
-            seed,
-            _with(ResolvedReward, settings.reward, data_weights=weights),
-            base,
-            settings.reward.execution,
-        )
-        ids["ppo"] = self._train(
-            "ppo",
-            _label(ids["sft"]),
-            seed,
-            _with(ResolvedPpo, settings.ppo, **gold, data_weights=weights),
-            PpoUpstream(sft=ids["sft"], reward=ids["reward"], **policy_data),
-            settings.ppo.execution,
-        )
-        ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
-        return ids
+        data = {
+            role: {"tokens": self._tokens(settings.data_path, datasets, model), "split": splits}
+            for role, model in models.items()
+        }
+        gold = self._gold(settings, proportions)
+        ids = {"dataset": datasets[0], **models}
+        for phase in settings.phases:
+            ids[phase] = self._phase(phase, settings, seed, ids, data, gold)
+        return ids | self._evaluations(settings, ids, data, gold)
 
-    def _reward_base(self, settings: ExperimentSettings, policy: str) -> str:
+    def _models(self, settings: ExperimentSettings) -> dict[str, str]:
+        """Role -> ID of the model that the phases start from, with what they ask of it."""
+        models: dict[str, str] = {}
+        if "sft" in settings.phases:
+            models["policy"] = self._model(settings.policy, "policy")
+            self._plan.require(models["policy"], policy_requirements(settings, self._place))
+        if "reward" in settings.phases:
+            models["reward_model"] = self._reward_base(settings, models)
+            self._plan.require(models["reward_model"], reward_requirements(settings, self._place))
+        return models
+
+    def _phase(
+        self,
+        phase: PhaseName,
+        settings: ExperimentSettings,
+        seed: int,
+        ids: dict[str, str],
+        data: dict[str, dict[str, list[str]]],
+        gold: dict[str, Any],
+    ) -> str:
+        """Add the stage that trains; `ids` has those before it."""
+        weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
+        resolved: Section
+        upstream: SftUpstream | RewardUpstream | PpoUpstream
+        if phase == "sft":
+            resolved = _with(ResolvedSft, settings.sft, data_weights=weights)
+            upstream = SftUpstream(model=ids["policy"], **data["policy"])
+        elif phase == "reward":
+            resolved = _with(ResolvedReward, settings.reward, data_weights=weights)
+            from_sft = settings.reward.start_from == "sft"
+            base = {"sft": ids["sft"]} if from_sft else {"model": ids["reward_model"]}
+            upstream = RewardUpstream.model_validate({**base, **data["reward_model"]})
+        else:
+            resolved = _with(ResolvedPpo, settings.ppo, **gold, data_weights=weights)
+            upstream = PpoUpstream(sft=ids["sft"], reward=ids["reward"], **data["policy"])
+        start, identifier = upstream.start
+        label = f"{_label(identifier)}-s{seed}" if start == "model" else _label(identifier)
+        return self._train(phase, label, seed, resolved, upstream, getattr(settings, phase).execution)
+
+    def _reward_base(self, settings: ExperimentSettings, models: dict[str, str]) -> str:
         """The model whose tokenizer the reward model has."""
         if settings.reward.start_from == "pretrained":
             return self._model(settings.reward_model, "reward_model")
@@ -153,63 +165,63 @@ class _Resolver:
                 f"{self._place}.reward_model: {settings.reward_model!r} is not used where reward.start_from is sft; "
                 "leave it out"
             )
-        return policy
+        return models["policy"]
 
     def _evaluations(
         self,
         settings: ExperimentSettings,
         ids: dict[str, str],
-        policy_data: dict[str, list[str]],
-        reward_data: dict[str, list[str]],
+        data: dict[str, dict[str, list[str]]],
         gold: dict[str, Any],
     ) -> dict[str, str]:
+        """Add what measures the models of the phases."""
         evaluation, ppo = settings.evaluation, settings.ppo
-        sft, reward = ids["sft"], ids["reward"]
-        answers = _with(
-            ResolvedAnswers,
-            evaluation,
-            max_prompt_seq_len=ppo.max_prompt_seq_len,
-            max_answer_seq_len=ppo.max_answer_seq_len,
-            temperature=ppo.temperature,
-            dtype=evaluation.dtype or ppo.dtype,
-            **gold,
-        )
         out = {}
-        out["evaluate_sft"] = self._evaluate(
-            "evaluate_sft",
-            sft,
-            evaluation,
-            _with(
-                ResolvedSftEvaluation,
+        if "sft" in settings.phases:
+            out["evaluate_sft"] = self._evaluate(
+                "evaluate_sft",
+                ids["sft"],
                 evaluation,
-                max_seq_len=settings.sft.max_seq_len,
-                dtype=evaluation.dtype or settings.sft.dtype,
-            ),
-            SftEvaluationUpstream(sft=sft, **policy_data),
-        )
-        out["evaluate_reward"] = self._evaluate(
-            "evaluate_reward",
-            reward,
-            evaluation,
-            _with(
-                ResolvedRewardEvaluation,
+                _with(
+                    ResolvedSftEvaluation,
+                    evaluation,
+                    max_seq_len=settings.sft.max_seq_len,
+                    dtype=evaluation.dtype or settings.sft.dtype,
+                ),
+                SftEvaluationUpstream(sft=ids["sft"], **data["policy"]),
+            )
+        if "reward" in settings.phases:
+            out["evaluate_reward"] = self._evaluate(
+                "evaluate_reward",
+                ids["reward"],
                 evaluation,
-                max_seq_len=settings.reward.max_seq_len,
-                dtype=evaluation.dtype or settings.reward.dtype,
+                _with(
+                    ResolvedRewardEvaluation,
+                    evaluation,
+                    max_seq_len=settings.reward.max_seq_len,
+                    dtype=evaluation.dtype or settings.reward.dtype,
+                    **gold,
+                ),
+                RewardEvaluationUpstream(reward=ids["reward"], **data["reward_model"]),
+            )
+        if "ppo" in settings.phases:
+            answers = _with(
+                ResolvedAnswers,
+                evaluation,
+                max_prompt_seq_len=ppo.max_prompt_seq_len,
+                max_answer_seq_len=ppo.max_answer_seq_len,
+                temperature=ppo.temperature,
+                dtype=evaluation.dtype or ppo.dtype,
                 **gold,
-            ),
-            RewardEvaluationUpstream(reward=reward, **reward_data),
-        )
-        out["baseline"] = self._evaluate(
-            "baseline", sft, evaluation, answers, PpoUpstream(sft=sft, reward=reward, **policy_data)
-        )
-        out["evaluate_ppo"] = self._evaluate(
-            "evaluate_ppo",
-            ids["ppo"],
-            evaluation,
-            answers,
-            PpoEvaluationUpstream(ppo=ids["ppo"], baseline=out["baseline"], sft=sft, reward=reward, **policy_data),
-        )
+            )
+            made_from = {"sft": ids["sft"], "reward": ids["reward"], **data["policy"]}
+            out["baseline"] = self._evaluate(
+                "baseline", ids["sft"], evaluation, answers, PpoUpstream.model_validate(made_from)
+            )
+            compared = {"ppo": ids["ppo"], "baseline": out["baseline"], **made_from}
+            out["evaluate_ppo"] = self._evaluate(
+                "evaluate_ppo", ids["ppo"], evaluation, answers, PpoEvaluationUpstream.model_validate(compared)
+            )
         return out
 
     def _named(self, table: dict[str, Any], name: str | None, place: str, section: str) -> Any:
@@ -273,12 +285,12 @@ class _Resolver:
         ]
 
     def _proportions(self, settings: ExperimentSettings) -> list[str]:
-        """The `data_split` of each dataset; together they must give every phase something."""
+        """The `data_split` of each dataset; together they must give every phase that is asked for something."""
         proportions = [
             self._configuration.datasets[name].data_split or settings.data_split for name in settings.data_path
         ]
         for place, phase in enumerate(PHASES):
-            if not any(float(split.split(",")[place]) for split in proportions):
+            if phase in settings.phases and not any(float(split.split(",")[place]) for split in proportions):
                 given = " and ".join(proportions)
                 raise UserError(f"{self._place}.data_split: {given} leaves phase {phase} without data")
         return proportions
@@ -316,15 +328,16 @@ class _Resolver:
             Stage(kind, identifier, settings, upstream, seed, evaluation.execution, memory=self._memory)
         )
 
-    def _gold(self, names: list[str], proportions: list[str]) -> dict[str, Any]:
+    def _gold(self, settings: ExperimentSettings, proportions: list[str]) -> dict[str, Any]:
         """What judges the answers to all prompts, with hashes of its code and of what it reads.
 
-        A dataset that only SFT sees has no prompts that are answered.
+        Only those of datasets whose prompts are answered or scored: SFT does neither.
         """
+        scored = [place for place, phase in enumerate(PHASES) if phase in settings.phases and phase != "sft"]
         judged = {
             name: self._configuration.datasets[name]
-            for name, split in zip(names, proportions, strict=True)
-            if any(map(float, split.split(",")[1:]))
+            for name, split in zip(settings.data_path, proportions, strict=True)
+            if any(float(split.split(",")[place]) for place in scored)
         }
         found = {section.gold_reward for section in judged.values()}
         if len(found) > 1:
@@ -339,7 +352,7 @@ class _Resolver:
                 f"datasets.{name}", "gold_reward", section.gold_reward, "gold_reward_reads", section.gold_reward_reads
             )
         ]
-        return {"gold_reward": found.pop(), "gold_content": list(dict.fromkeys(content)) or None}
+        return {"gold_reward": next(iter(found), None), "gold_content": list(dict.fromkeys(content)) or None}
 
 
 def _with(resolved: type[SectionT], section: Section, **added: Any) -> SectionT:

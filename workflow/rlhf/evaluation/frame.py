@@ -33,7 +33,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, slurm_job
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import Remember, agreed, all_gather, on_cpu, rank, require_dtype, together
-from rlhf.training.inference import evaluation_config, for_inference, release_memory
+from rlhf.training.inference import empty_cache, evaluation_config, for_inference, release
 from rlhf.training.job import Job
 
 logger = get_logger(__name__)
@@ -85,8 +85,9 @@ class Evaluation(Job[SettingsT, Section, PlannedEvaluation]):
         try:
             yield loaded
         finally:
-            held.clear()
-            release_memory()
+            while held:
+                release(held.pop())
+            empty_cache()
 
     def policy(self, folder: Path) -> nn.Module:
         """The causal language model of a folder, ready to compute."""

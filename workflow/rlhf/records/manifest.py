@@ -22,12 +22,20 @@ class Code(TypedDict):
 
 
 class BaseModel(TypedDict):
-    """The model that training started from: kind and ID of the stage it is of, its folder, and its name on a hub."""
+    """The model that training started from.
+
+    Attributes:
+        stage, id: kind and ID of the stage it is of.
+        path: its folder, relative to the project.
+        hub: name on a hub of the pretrained model that it comes from.
+        revision: commit of that model, or what the configuration names; None where neither is known.
+    """
 
     stage: str
     id: str
     path: str
     hub: str | None
+    revision: str | None
 
 
 class DataSource(TypedDict, total=False):
@@ -165,6 +173,7 @@ class ModelManifest(TypedDict, total=False):
         parameters, vocabulary: their numbers.
         max_positions: longest sequence in tokens; None where there is no limit.
         linear_modules: names of the modules that LoRA patterns are compared with.
+        commit: of a hub, that its files are of.
         outputs: file, relative to the folder -> its hash.
     """
 
@@ -176,6 +185,7 @@ class ModelManifest(TypedDict, total=False):
     pad_token: str
     max_positions: int | None
     linear_modules: list[str]
+    commit: str
     outputs: dict[str, str]
 
 

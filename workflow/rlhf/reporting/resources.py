@@ -162,7 +162,7 @@ def _used_mb(stage: StageFiles) -> float | None:
         hosts[process["host"]] = hosts.get(process["host"], 0.0) + process["peak_rss"] / 1e6
     if hosts:
         return max(hosts.values())
-    job = measured(_benchmark(stage).get("max_rss"))  # MiB; an evaluation is one process
+    job = measured(_benchmark(stage).get("max_rss"))  # MiB, of all processes of the job
     return None if job is None else job * MIB / 1e6
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import parameter_offload
 from torch import nn
 
 from rlhf.config.stages import EvaluateExecution, Optimization
@@ -58,7 +59,18 @@ def plain(model: nn.Module) -> Any:
     return getattr(model, "module", model)
 
 
-def release_memory() -> None:
+def release(model: nn.Module) -> None:
+    """Take what DeepSpeed has hung on a model off it, so that it goes with the last reference to it.
+
+    ZeRO-3 (deepspeed 0.19.8) never takes a model from its stack of modules, where the engine puts it.
+    """
+    if isinstance(model, deepspeed.DeepSpeedEngine):
+        model.destroy()
+        stack = parameter_offload.FWD_MODULE_STACK
+        stack[:] = [module for module in stack if module is not model.module]
+
+
+def empty_cache() -> None:
     """Give the memory of models that nobody refers to any more back to the device, for the next one."""
     gc.collect()
     get_accelerator().empty_cache()

@@ -201,8 +201,8 @@ class TrainingStage(Job[SettingsT, TrainingUpstream, ExecutionT], Generic[Settin
                 card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge, chat)
                 write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
                 if has_adapter:
-                    base = adapter_base(manifest["lineage"]["base_model"])
-                    write_adapter(model, trained, adapted, output / "adapter", base)
+                    base, revision = adapter_base(manifest["lineage"]["base_model"])
+                    write_adapter(model, trained, adapted, output / "adapter", base, revision)
                 del weights, merged, trained  # the model that is loaded anew needs their place in host memory
                 self._delivered[folder.name] = delivery.require_same(folder, expected)
 
