@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from rlhf.config.expand import deep_merge
+from rlhf.errors import UserError
 from rlhf.evaluation import frame
 from rlhf.evaluation.frame import Evaluation
 from rlhf.models.scores import TokenScorer
 from rlhf.ppo import rollout, scoring
+from rlhf.training import job
 from tests.oracle.stages import Outcome, call, command, run, script_file, words_of
 from tests.oracle.test_evaluation import EXPERIMENT, Trained, baseline, measured, trained  # noqa: F401  (fixtures)
 from tests.snakemake import run_processes
@@ -99,7 +101,9 @@ def test_two_processes_find_what_one_finds(
     listing = tmp_path / "commands.json"
     listing.write_text(json.dumps(commands))
     path = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "workflow"))
-    run_processes(2, ROOT / "tests/pipeline/run_scripts.py", listing, timeout=600, PYTHONPATH=path)
+    run_processes(
+        2, ROOT / "tests/pipeline/run_scripts.py", listing, timeout=600, PYTHONPATH=path, DS_ACCELERATOR="cpu"
+    )
     for (name, kind), outcome in outcomes.items():
         require_same(outcome, alone[kind], exactly=name == "whole")
         memory = json.loads((outcome.output / "memory.json").read_text())
@@ -305,5 +309,7 @@ def test_a_precision_that_the_device_lacks_is_refused(trained: Trained, tmp_path
         deep_merge(with_execution(gpus_per_node=1), {"evaluation": {"dtype": "fp16"}}),
         model=trained.sft,
     )
-    with pytest.raises(Exception, match="dtype: fp16 does not work on this device"):
-        call(script, **arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "require_device", lambda gpus: None)  # as with a GPU that does not know it
+        with pytest.raises(UserError, match="dtype: fp16 does not work on this device"):
+            call(script, **arguments)

@@ -16,7 +16,7 @@ rule plan_memory:
         execution=lambda wildcards: as_json(wildcards.kind)(wildcards),
         memory=lambda wildcards: json.dumps(dumped(stage(wildcards.kind, wildcards.id).memory)),
     shell:
-        "exec python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {params.execution:q}"
+        "exec env CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {params.execution:q}"
         " --memory {params.memory:q} --model {input.model:q} --upstream {input.upstream:q} --output {output.plan:q} > {log:q} 2>&1"
 
 

@@ -30,7 +30,7 @@ from rlhf.records.evaluation import EvaluationRecord, Measured, write_evaluation
 from rlhf.records.memory import write_memory
 from rlhf.records.samples import BaselineSample, SamplePair, write_samples
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.manifest import code_hash, slurm_job
+from rlhf.runtime.manifest import code_hash, placement
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import Remember, agreed, all_gather, on_cpu, rank, require_dtype, together
 from rlhf.training.inference import empty_cache, evaluation_config, for_inference, release
@@ -159,7 +159,7 @@ class Evaluation(Job[SettingsT, Section, PlannedEvaluation]):
             "stage": self.spec.stage,
             "id": self.spec.id,
             "execution": self.execution.model_dump(mode="json"),
-            **slurm_job(),
+            **placement(),
         }
         processes = all_gather(self.memory.stop())
         with together():

@@ -25,7 +25,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.manifest import code_hash, utc_now
 from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
-from rlhf.training.distributed import barrier, on_cpu, rank
+from rlhf.training.distributed import barrier, on_cpu, rank, require_device
 
 logger = get_logger(__name__)
 
@@ -66,6 +66,7 @@ class Job(Generic[SettingsT, UpstreamT, ExecutionT]):
     """
 
     def __init__(self, spec: JobSpecification[SettingsT, UpstreamT, ExecutionT], paths: StagePaths) -> None:
+        require_device(spec.execution.gpus_per_node)
         self.spec, self.paths = spec, paths
         self.settings, self.execution, self.seed = spec.settings, spec.execution, spec.seed
         self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)

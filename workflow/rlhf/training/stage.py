@@ -129,6 +129,8 @@ class TrainingStage(Job[SettingsT, TrainingUpstream, ExecutionT], Generic[Settin
         write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
         write_text(output / METRICS, (self.paths.state / METRICS).read_text())
         attempts: Facts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+        if not on_cpu():
+            attempts["devices"] = [process["device"] for process in processes]
         saved: Facts = {"delivered": self._delivered, "merge": self._merge}
         all_facts: Facts = {**self._facts(), **attempts, **saved, **facts}
         seal(output, self._started, self.spec, inputs, **all_facts)
