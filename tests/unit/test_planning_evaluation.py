@@ -70,7 +70,6 @@ def test_weights_and_cache_have_the_precision_of_the_evaluation(dtype: str, elem
     assert held(plan, "generate policy", "weights") == pytest.approx(element * WEIGHTS, rel=0.001)
     keys_and_values = 2 * LAYERS * ROWS * (PROMPT + ANSWER) * WIDTH * element
     assert keys_and_values * 0.97 <= held(plan, "generate policy", "kv_cache") <= keys_and_values * 1.3
-    assert held(plan, "generate policy", "logits") >= ROWS * VOCABULARY * 4  # sampling computes in fp32
 
 
 def test_processes_that_share_a_model_hold_a_part_of_it_each() -> None:
@@ -84,14 +83,15 @@ def test_processes_that_share_a_model_hold_a_part_of_it_each() -> None:
 def test_a_stage_that_does_not_fit_shares_its_models_first_and_then_computes_fewer_rows_at_a_time() -> None:
     card = find_device("a100-40g")
     made = stage("baseline", "fp16", gpus_per_node=8, per_device_eval_batch_size=64)
+    settings = made.settings.model_copy(update={"max_prompt_seq_len": 256, "max_answer_seq_len": 256})
     configs = {"policy": OPT_13B, "reward": OPT_350M}
-    shared = plan_stage("baseline", made.settings, made.execution, configs, card, "adapt")
+    shared = plan_stage("baseline", settings, made.execution, configs, card, "adapt")
     assert (shared["verdict"], [step["name"] for step in shared["adaptations"]]) == ("fits", ["zero_stage 3"])
     assert shared["execution"]["zero_stage"] == 3
     names = [step["name"] for step in shared["after_out_of_memory"]]
     assert names == [f"per_device_eval_batch_size {size}" for size in (32, 16, 8, 4, 2, 1)]
     alone = made.execution.model_copy(update={"gpus_per_node": 1})
-    names = [step["name"] for step in plan_stage("baseline", made.settings, alone, configs, card)["advice"]]
+    names = [step["name"] for step in plan_stage("baseline", settings, alone, configs, card)["advice"]]
     assert names and all(name.startswith("per_device_eval_batch_size ") for name in names)
 
 
