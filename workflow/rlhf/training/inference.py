@@ -66,8 +66,8 @@ def release(model: nn.Module) -> None:
     """
     if isinstance(model, deepspeed.DeepSpeedEngine):
         model.destroy()
-        stack = parameter_offload.FWD_MODULE_STACK
-        stack[:] = [module for module in stack if module is not model.module]
+        own, stack = set(model.module.modules()), parameter_offload.FWD_MODULE_STACK
+        stack[:] = [module for module in stack if module not in own]
 
 
 def empty_cache() -> None:
