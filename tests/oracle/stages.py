@@ -21,7 +21,9 @@ import yaml
 from safetensors.torch import load_file
 
 from rlhf.config import resolve
-from rlhf.config.expand import deep_merge
+from rlhf.config.effects import experiment_without_effect, leave_out
+from rlhf.config.expand import deep_merge, expand
+from rlhf.config.stages import PpoSettings, RewardSettings, SftSettings
 from rlhf.ppo.update import PpoUpdate
 from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
@@ -126,8 +128,9 @@ class Outcome:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the stage as spec.yaml has them."""
-        return self.spec["settings"]
+        """The settings of the stage: those of spec.yaml, over the defaults of what has no effect and is not written."""
+        defaults = {"sft": SftSettings, "reward": RewardSettings, "ppo": PpoSettings}.get(self.spec["stage"])
+        return deep_merge({} if defaults is None else defaults().model_dump(mode="json"), self.spec["settings"])
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -206,14 +209,17 @@ def run(
 
 
 def _plan(dataset: dict[str, Any], experiment: dict[str, Any], seed: int, count: int = 1) -> list[tuple[str, Any]]:
-    """The stages of a configuration of this experiment alone, with their kinds."""
+    """The stages of a configuration of this experiment alone, with their kinds; keys without effect are left out."""
     names = [f"data-{number}" for number in range(count)]
     model = {"source": {"path": "model"}}
     base = {"data_path": names, "policy": "model", "reward_model": "model", "seeds": [seed]}
+    own = deep_merge(base, experiment)
+    ((_, settings),) = expand("oracle", own)
+    leave_out(own, experiment_without_effect(settings, own_splits=False))
     config = {
         "datasets": {name: copy.deepcopy(dataset) for name in names},
         "models": {"model": model},
-        "experiments": {"oracle": deep_merge(base, experiment)},
+        "experiments": {"oracle": own},
     }
     plan = resolve(config, lambda path, key: path)
     return [(kind, stage) for (kind, _), stage in plan.stages.items()]

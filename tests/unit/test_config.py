@@ -167,7 +167,12 @@ def test_kl_coefficient_changes_ppo_only() -> None:
     [
         ("sft.learning_rate", 1.0e-3, {"sft", "evaluate_sft", "baseline", "ppo", "evaluate_ppo"}),
         ("reward.weight_decay", 0.0, {"reward", "evaluate_reward", "baseline", "ppo", "evaluate_ppo"}),
-        ("evaluation.best_of_n", 8, EVALUATIONS),
+        ("evaluation.best_of_n", 8, {"baseline", "evaluate_ppo"}),
+        ("evaluation.prompts", 8, {"baseline", "evaluate_ppo"}),
+        ("evaluation.seed", 8, {"baseline", "evaluate_ppo"}),
+        ("ppo.temperature", 0.9, {"baseline", "ppo", "evaluate_ppo"}),
+        ("ppo.max_answer_seq_len", 64, {"baseline", "ppo", "evaluate_ppo"}),
+        ("sft.max_seq_len", 256, {"sft", "evaluate_sft", "baseline", "ppo", "evaluate_ppo"}),
         ("data_split", "1,1,1", {"sft", "reward", "ppo", *EVALUATIONS}),
         ("seeds", [7], {"sft", "reward", "ppo", *EVALUATIONS}),
         ("policy", "small", {"policy", "sft", "ppo", "evaluate_sft", "baseline", "evaluate_ppo"}),
@@ -447,7 +452,9 @@ def test_minibatches_must_divide_the_rollout() -> None:
             "actor.num_warmup_steps (8) must be below the 8 steps of 2 iterations",
         ),
         ({"actor": {"num_warmup_steps": 11}}, None),
-        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {"num_warmup_steps": 90}}, None),
+        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {}}, None),  # by default 100 steps
+        ({"actor": {"num_warmup_steps": 90, "lr_scheduler_type": "cosine"}}, "actor.num_warmup_steps (90)"),
+        ({"actor": {"lr_scheduler_type": "constant"}}, None),  # it has no warm-up
         ({"iterations": None, "actor": {"num_warmup_steps": 90}}, None),
     ],
 )

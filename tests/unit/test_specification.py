@@ -37,13 +37,13 @@ CACHED = {
 IDS = {
     "dataset": "reviews-39c11357",
     "policy": "gpt2-scratch-aecff59a",
-    "sft": "gpt2-scratch-s1-63a242a7",
-    "reward": "gpt2-scratch-s1-c9ff880e",
-    "ppo": "gpt2-scratch-s1-f6c10b06",
-    "evaluate_sft": "gpt2-scratch-s1-c51901df",
-    "evaluate_reward": "gpt2-scratch-s1-d96303f7",
-    "baseline": "gpt2-scratch-s1-2537268a",
-    "evaluate_ppo": "gpt2-scratch-s1-7c313d94",
+    "sft": "gpt2-scratch-s1-a2add857",
+    "reward": "gpt2-scratch-s1-72d727d4",
+    "ppo": "gpt2-scratch-s1-5d6a17c0",
+    "evaluate_sft": "gpt2-scratch-s1-f46717f5",
+    "evaluate_reward": "gpt2-scratch-s1-c41b529e",
+    "baseline": "gpt2-scratch-s1-f38109fa",
+    "evaluate_ppo": "gpt2-scratch-s1-ecc5131e",
 }
 SPLIT, TOKENS = "reviews-751cc41a", "reviews-gpt2-scratch-1688d739"
 

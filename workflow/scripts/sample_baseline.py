@@ -7,7 +7,7 @@ import argparse
 from rlhf.config.specfile import read_spec
 from rlhf.config.specification import BaselineSpecification
 from rlhf.evaluation.answers import sample_baseline
-from rlhf.evaluation.frame import Evaluation
+from rlhf.evaluation.frame import AnswersEvaluation
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
     spec = read_spec(BaselineSpecification, args.spec, args.execution)
     with processes():
         sample_baseline(
-            Evaluation(spec, stage_paths(args)),
+            AnswersEvaluation(spec, stage_paths(args)),
             args.sft,
             args.reward,
         )

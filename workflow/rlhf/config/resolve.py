@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhf.config.effects import Written, experiment_without_effect
 from rlhf.config.expand import deep_merge, expand, parse
 from rlhf.config.identity import slug, stage_id
 from rlhf.config.plan import Plan, Run, Stage, dumped
@@ -25,6 +27,7 @@ from rlhf.config.specification import (
     PpoEvaluationUpstream,
     PpoUpstream,
     ResolvedAnswers,
+    ResolvedBaseline,
     ResolvedDataset,
     ResolvedModel,
     ResolvedPpo,
@@ -65,12 +68,18 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
         raise UserError("experiments: none is defined; add one, for example `experiments: {demo: {}}`")
     plan = Plan()
     code = functools.cache(function_content)
+    written = Written()
     defaults = config.get("defaults") or {}
     for name, overlay in config["experiments"].items():
-        for point, settings in expand(name, deep_merge(defaults, overlay or {})):
+        own = overlay or {}
+        for point, settings in expand(name, deep_merge(defaults, own)):
+            resolver = _Resolver(configuration, plan, fingerprint, code, f"experiments.{name}", written)
             for seed in settings.seeds:
-                stages = _Resolver(configuration, plan, fingerprint, code, f"experiments.{name}").run(settings, seed)
+                stages = resolver.run(settings, seed)
                 plan.runs.append(Run(name, point, seed, stages, settings.evaluation.samples))
+            layers = {f"experiments.{name}.sweep": point, f"experiments.{name}": own, "defaults": defaults}
+            written.add(layers, settings, resolver.without_effect(settings))
+    written.require_effect()
     return plan
 
 
@@ -84,52 +93,58 @@ class _Resolver:
         fingerprint: Fingerprint,
         function_content: Callable[[str, str], str | None],
         place: str,
+        written: Written,
     ) -> None:
         self._configuration = configuration
         self._plan = plan
         self._fingerprint = fingerprint
         self._function_content = function_content
         self._place = place
+        self._written = written
         self._memory = MemorySettings()
 
     def run(self, settings: ExperimentSettings, seed: int) -> dict[str, str]:
         """Add all stages of a run; returns stage kind -> ID."""
         require_consistency(settings, self._place)
         self._memory = settings.memory
-        datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
+        names = settings.data_path
+        datasets = [self._dataset(name, f"{self._place}.data_path") for name in names]
         policy = self._model(settings.policy, "policy")
         reward_base = self._reward_base(settings, policy)
         self._plan.require(policy, policy_requirements(settings, self._place))
         self._plan.require(reward_base, reward_requirements(settings, self._place))
         proportions = self._proportions(settings)
-        splits = [
-            self._split(dataset, share, settings.split_seed)
-            for dataset, share in zip(datasets, proportions, strict=True)
+        rows = [
+            _Rows(name, dataset, self._split(dataset, share, settings.split_seed), _phases(share))
+            for name, dataset, share in zip(names, datasets, proportions, strict=True)
         ]
-        policy_data = {"tokens": self._tokens(settings.data_path, datasets, policy), "split": splits}
-        reward_data = {"tokens": self._tokens(settings.data_path, datasets, reward_base), "split": splits}
-        gold = self._gold(settings.data_path, proportions)
+        sft_rows, reward_rows, ppo_rows = ([each for each in rows if phase in each.phases] for phase in PHASES)
+        trained_rows = ppo_rows
+        if settings.ppo.ptx_coefficient > 0:
+            trained_rows = [each for each in rows if each in sft_rows or each in ppo_rows]
+        gold = self._gold(reward_rows, ppo_rows)
+        self._note_unused_gold(rows)
         ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
-        weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
         ids["sft"] = self._train(
             "sft",
             f"{_label(policy)}-s{seed}",
             seed,
-            _with(ResolvedSft, settings.sft, data_weights=weights),
-            SftUpstream(model=policy, **policy_data),
+            _with(ResolvedSft, settings.sft, data_weights=_weights(settings, sft_rows)),
+            SftUpstream(model=policy, **self._data(sft_rows, policy)),
             settings.sft.execution,
         )
+        reward_data = self._data(reward_rows, reward_base)
         if settings.reward.start_from == "sft":
             label = _label(ids["sft"])
-            base = RewardUpstream(sft=ids["sft"], tokens=reward_data["tokens"], split=splits)
+            base = RewardUpstream(sft=ids["sft"], tokens=reward_data["tokens"], split=reward_data["split"])
         else:
             label = f"{_label(reward_base)}-s{seed}"
-            base = RewardUpstream(model=reward_base, tokens=reward_data["tokens"], split=splits)
+            base = RewardUpstream(model=reward_base, tokens=reward_data["tokens"], split=reward_data["split"])
         ids["reward"] = self._train(
             "reward",
             label,
             seed,
-            _with(ResolvedReward, settings.reward, data_weights=weights),
+            _with(ResolvedReward, settings.reward, data_weights=_weights(settings, reward_rows)),
             base,
             settings.reward.execution,
         )
@@ -137,12 +152,22 @@ class _Resolver:
             "ppo",
             _label(ids["sft"]),
             seed,
-            _with(ResolvedPpo, settings.ppo, **gold, data_weights=weights),
-            PpoUpstream(sft=ids["sft"], reward=ids["reward"], **policy_data),
+            _with(ResolvedPpo, settings.ppo, **gold, data_weights=_weights(settings, trained_rows)),
+            PpoUpstream(sft=ids["sft"], reward=ids["reward"], **self._data(trained_rows, policy)),
             settings.ppo.execution,
         )
-        ids |= self._evaluations(settings, ids, policy_data, reward_data, gold)
+        data = {
+            "sft": self._data(sft_rows, policy),
+            "reward": reward_data,
+            "ppo": self._data(ppo_rows, policy),
+        }
+        ids |= self._evaluations(settings, ids, data, gold)
         return ids
+
+    def without_effect(self, settings: ExperimentSettings) -> dict[str, str]:
+        """Keys of the experiment that change nothing, and why."""
+        datasets = self._configuration.datasets
+        return experiment_without_effect(settings, all(datasets[name].data_split for name in settings.data_path))
 
     def _reward_base(self, settings: ExperimentSettings, policy: str) -> str:
         """The model whose tokenizer the reward model has."""
@@ -159,44 +184,47 @@ class _Resolver:
         self,
         settings: ExperimentSettings,
         ids: dict[str, str],
-        policy_data: dict[str, list[str]],
-        reward_data: dict[str, list[str]],
+        data: dict[str, dict[str, list[str]]],
         gold: dict[str, Any],
     ) -> dict[str, str]:
         evaluation, ppo = settings.evaluation, settings.ppo
         sft, reward = ids["sft"], ids["reward"]
-        answers = _with(
-            ResolvedAnswers,
-            evaluation,
-            max_prompt_seq_len=ppo.max_prompt_seq_len,
-            max_answer_seq_len=ppo.max_answer_seq_len,
-            temperature=ppo.temperature,
+        sampling = {
+            "max_prompt_seq_len": ppo.max_prompt_seq_len,
+            "max_answer_seq_len": ppo.max_answer_seq_len,
+            "temperature": ppo.temperature,
             **gold,
-        )
+        }
         out = {}
         out["evaluate_sft"] = self._evaluate(
             "evaluate_sft",
             sft,
             evaluation,
-            _with(ResolvedSftEvaluation, evaluation, max_seq_len=settings.sft.max_seq_len),
-            SftEvaluationUpstream(sft=sft, **policy_data),
+            ResolvedSftEvaluation(max_seq_len=settings.sft.max_seq_len),
+            SftEvaluationUpstream(sft=sft, **data["sft"]),
         )
         out["evaluate_reward"] = self._evaluate(
             "evaluate_reward",
             reward,
             evaluation,
-            _with(ResolvedRewardEvaluation, evaluation, max_seq_len=settings.reward.max_seq_len, **gold),
-            RewardEvaluationUpstream(reward=reward, **reward_data),
+            ResolvedRewardEvaluation(max_seq_len=settings.reward.max_seq_len, **gold),
+            RewardEvaluationUpstream(reward=reward, **data["reward"]),
         )
         out["baseline"] = self._evaluate(
-            "baseline", sft, evaluation, answers, PpoUpstream(sft=sft, reward=reward, **policy_data)
+            "baseline",
+            sft,
+            evaluation,
+            _with(ResolvedBaseline, evaluation, **sampling),
+            PpoUpstream(sft=sft, reward=reward, **data["ppo"]),
+            evaluation.seed,
         )
         out["evaluate_ppo"] = self._evaluate(
             "evaluate_ppo",
             ids["ppo"],
             evaluation,
-            answers,
-            PpoEvaluationUpstream(ppo=ids["ppo"], baseline=out["baseline"], sft=sft, reward=reward, **policy_data),
+            _with(ResolvedAnswers, evaluation, **sampling),
+            PpoEvaluationUpstream(ppo=ids["ppo"], baseline=out["baseline"], sft=sft, reward=reward, **data["ppo"]),
+            evaluation.seed,
         )
         return out
 
@@ -249,16 +277,18 @@ class _Resolver:
         settings = _with(ResolvedModel, model, content=content)
         return self._add("model", label, settings, upstream, tuple(files), f"models.{name}")
 
-    def _tokens(self, names: list[str], datasets: list[str], model: str) -> list[str]:
-        return [
+    def _data(self, rows: list[_Rows], model: str) -> dict[str, list[str]]:
+        """IDs of the tokens and the split of each dataset."""
+        tokens = [
             self._add(
                 "tokens",
-                _label(dataset, model),
-                TokensSettings(chat_template=self._configuration.datasets[name].chat_template),
-                TokensUpstream(dataset=dataset, model=model),
+                _label(each.dataset, model),
+                TokensSettings(chat_template=self._configuration.datasets[each.name].chat_template),
+                TokensUpstream(dataset=each.dataset, model=model),
             )
-            for name, dataset in zip(names, datasets, strict=True)
+            for each in rows
         ]
+        return {"tokens": tokens, "split": [each.split for each in rows]}
 
     def _proportions(self, settings: ExperimentSettings) -> list[str]:
         """The `data_split` of each dataset; together they must give every phase something."""
@@ -295,23 +325,31 @@ class _Resolver:
         return self._plan.add(Stage(kind, identifier, settings, upstream, seed, execution, memory=self._memory))
 
     def _evaluate(
-        self, kind: str, subject: str, evaluation: EvaluationSection, settings: Section, upstream: Section
+        self,
+        kind: str,
+        subject: str,
+        evaluation: EvaluationSection,
+        settings: Section,
+        upstream: Section,
+        seed: int | None = None,
     ) -> str:
         """Add an evaluation of the stage `subject`; how many samples are shown is up to the report."""
-        seed = evaluation.seed
         identifier = stage_id(_label(subject), kind, {**dumped(settings), "seed": seed}, dumped(upstream))
         return self._plan.add(Stage(kind, identifier, settings, upstream, seed, evaluation.execution))
 
-    def _gold(self, names: list[str], proportions: list[str]) -> dict[str, Any]:
-        """What judges the answers to all prompts, with hashes of its code and of what it reads.
+    def _note_unused_gold(self, rows: list[_Rows]) -> None:
+        for each in rows:
+            if self._configuration.datasets[each.name].gold_reward is not None:
+                alone = each.phases == PHASES[:1]
+                reason = "its rows are for SFT alone, and nothing of these is judged" if alone else None
+                self._written.note(f"datasets.{each.name}.gold_reward", reason)
 
-        A dataset that only SFT sees has no prompts that are answered.
+    def _gold(self, *rows: list[_Rows]) -> dict[str, Any]:
+        """What judges the answers of the datasets that have some, with hashes of its code and of what it reads.
+
+        A dataset that only SFT sees has none: its prompts are not answered, nor its answers compared.
         """
-        judged = {
-            name: self._configuration.datasets[name]
-            for name, split in zip(names, proportions, strict=True)
-            if any(map(float, split.split(",")[1:]))
-        }
+        judged = {each.name: self._configuration.datasets[each.name] for part in rows for each in part}
         found = {section.gold_reward for section in judged.values()}
         if len(found) > 1:
             each = ", ".join(f"{name}: {section.gold_reward or 'none'}" for name, section in judged.items())
@@ -326,6 +364,25 @@ class _Resolver:
             )
         ]
         return {"gold_reward": found.pop(), "gold_content": list(dict.fromkeys(content)) or None}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A dataset of an experiment: its name, the IDs of its rows and of their split, and the phases that see some."""
+
+    name: str
+    dataset: str
+    split: str
+    phases: tuple[str, ...]
+
+
+def _phases(data_split: str) -> tuple[str, ...]:
+    """The phases that a split has a share for."""
+    return tuple(phase for phase, share in zip(PHASES, data_split.split(","), strict=True) if float(share))
+
+
+def _weights(settings: ExperimentSettings, rows: list[_Rows]) -> list[float]:
+    return [settings.data_weights.get(each.name, 1.0) for each in rows]
 
 
 def _with(resolved: type[SectionT], section: Section, **added: Any) -> SectionT:

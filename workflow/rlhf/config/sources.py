@@ -208,6 +208,8 @@ class ModelSource(Section):
             raise ValueError("give exactly one of hub, path")
         if self.path is not None:
             require_local(self.path)
+            if self.revision is not None:
+                raise ValueError("revision has no effect on a source with `path`; leave it out")
         return self
 
 
@@ -251,4 +253,10 @@ class ModelSection(ModelSettings):
             raise ValueError("source: scratch needs architecture.model_type (text) and tokenizer.dataset")
         if self.source != "scratch" and (self.architecture or self.tokenizer):
             raise ValueError("architecture and tokenizer belong to source: scratch only")
+        if self.source != "scratch" and self.seed != type(self).model_fields["seed"].default:
+            raise ValueError("seed has no effect on a model that has its weights; leave it out")
+        if self.source == "scratch" and self.trust_remote_code:
+            raise ValueError(
+                "trust_remote_code has no effect on source: scratch, which has no repository; leave it out"
+            )
         return self

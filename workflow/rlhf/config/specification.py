@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from rlhf.config.effects import without_effect
 from rlhf.config.section import DataSplit, FunctionName, Section, Seed
 from rlhf.config.sources import DatasetSettings, ModelSettings
 from rlhf.config.stages import (
+    Answered,
     EvaluateExecution,
     EvaluationSettings,
     Execution,
@@ -59,7 +61,22 @@ class SplitSettings(Section):
     split_seed: Seed
 
 
-class Weighted(Section):
+class Effective(Section):
+    """Settings that are written without those that change nothing: they are no part of the stage's identity."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = written(self)
+        for key in without_effect(self):
+            *sections, name = key.split(".")
+            section = content
+            for part in sections:
+                section = section[part]
+            del section[name]
+        return content
+
+
+class TrainingData(Effective):
     """What training stages know of their datasets."""
 
     data_weights: list[float] = Field(description="How often an epoch sees the rows of each dataset.")
@@ -72,20 +89,20 @@ class Judged(Section):
     gold_content: list[str] | None = ABSENT  # hashes of its code, where that is not of this library, and what it reads
 
 
-class ResolvedSft(Weighted, SftSettings):
+class ResolvedSft(TrainingData, SftSettings):
     """Settings of an SFT stage."""
 
 
-class ResolvedReward(Weighted, RewardSettings):
+class ResolvedReward(TrainingData, RewardSettings):
     """Settings of a reward stage."""
 
 
-class ResolvedPpo(Weighted, Judged, PpoSettings):
+class ResolvedPpo(TrainingData, Judged, PpoSettings):
     """Settings of a PPO stage."""
 
 
-class ResolvedSftEvaluation(EvaluationSettings):
-    """Settings of the evaluation of the SFT model's loss."""
+class ResolvedSftEvaluation(Section):
+    """Settings of the evaluation of the SFT model's loss: all unseen rows are read, and nothing is drawn."""
 
     max_seq_len: int = Field(description="As in the training of the model.")
 
@@ -94,14 +111,16 @@ class ResolvedRewardEvaluation(Judged, ResolvedSftEvaluation):
     """Settings of the evaluation of a reward model."""
 
 
-class _Sampling(EvaluationSettings):
+class ResolvedAnswers(Judged, Answered):
+    """Settings of the evaluations that sample answers."""
+
     max_prompt_seq_len: int = Field(description="As in PPO.")
     max_answer_seq_len: int = Field(description="As in PPO.")
     temperature: float = Field(description="As in PPO.")
 
 
-class ResolvedAnswers(Judged, _Sampling):
-    """Settings of the evaluations that sample answers."""
+class ResolvedBaseline(ResolvedAnswers, EvaluationSettings):
+    """Settings of the answers of the SFT model."""
 
 
 class NoUpstream(Section):
@@ -242,8 +261,23 @@ class Specification(Section, Generic[SettingsT, UpstreamT]):
 class JobSpecification(Specification[SettingsT, UpstreamT], Generic[SettingsT, UpstreamT, ExecutionT]):
     """The specification of a stage that trains or evaluates, and how it runs."""
 
-    seed: Seed
     execution: ExecutionT
+
+
+class SeededSpecification(
+    JobSpecification[SettingsT, UpstreamT, ExecutionT], Generic[SettingsT, UpstreamT, ExecutionT]
+):
+    """The specification of a stage that draws at random, as training and sampling do."""
+
+    seed: Seed
+
+
+class SeedlessSpecification(
+    JobSpecification[SettingsT, UpstreamT, ExecutionT], Generic[SettingsT, UpstreamT, ExecutionT]
+):
+    """The specification of a stage that trains or evaluates and draws nothing."""
+
+    seed: None
 
 
 class DatasetSpecification(Specification[ResolvedDataset, NoUpstream]):
@@ -270,45 +304,47 @@ class SplitSpecification(Specification[SplitSettings, SplitUpstream]):
     stage: Literal["split"]
 
 
-class SftSpecification(JobSpecification[ResolvedSft, SftUpstream, PlannedSft]):
+class SftSpecification(SeededSpecification[ResolvedSft, SftUpstream, PlannedSft]):
     """Phase 1."""
 
     stage: Literal["sft"]
 
 
-class RewardSpecification(JobSpecification[ResolvedReward, RewardUpstream, PlannedReward]):
+class RewardSpecification(SeededSpecification[ResolvedReward, RewardUpstream, PlannedReward]):
     """Phase 2."""
 
     stage: Literal["reward"]
 
 
-class PpoSpecification(JobSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
+class PpoSpecification(SeededSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
     """Phase 3."""
 
     stage: Literal["ppo"]
 
 
-class SftEvaluationSpecification(JobSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, EvaluateExecution]):
+class SftEvaluationSpecification(
+    SeedlessSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, EvaluateExecution]
+):
     """Loss of the SFT model on unseen rows."""
 
     stage: Literal["evaluate_sft"]
 
 
 class RewardEvaluationSpecification(
-    JobSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, EvaluateExecution]
+    SeedlessSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, EvaluateExecution]
 ):
     """Agreement of the reward model with unseen preferences."""
 
     stage: Literal["evaluate_reward"]
 
 
-class BaselineSpecification(JobSpecification[ResolvedAnswers, PpoUpstream, EvaluateExecution]):
+class BaselineSpecification(SeededSpecification[ResolvedBaseline, PpoUpstream, EvaluateExecution]):
     """Answers of the SFT model."""
 
     stage: Literal["baseline"]
 
 
-class PpoEvaluationSpecification(JobSpecification[ResolvedAnswers, PpoEvaluationUpstream, EvaluateExecution]):
+class PpoEvaluationSpecification(SeededSpecification[ResolvedAnswers, PpoEvaluationUpstream, EvaluateExecution]):
     """Answers of the policy against those of the SFT model."""
 
     stage: Literal["evaluate_ppo"]
@@ -319,7 +355,7 @@ AnyJob = JobSpecification[Section, Section, Execution]
 TrainingSettings = ResolvedSft | ResolvedReward | ResolvedPpo
 TrainingUpstream = SftUpstream | RewardUpstream | PpoUpstream
 PlannedTraining = PlannedSft | PlannedReward | PlannedPpo
-TrainingSpecification = JobSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
+TrainingSpecification = SeededSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
 TRAINING: dict[str, type[TrainingSpecification]] = {
     "sft": SftSpecification,
     "reward": RewardSpecification,

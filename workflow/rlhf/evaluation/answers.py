@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config.specification import ResolvedAnswers, ResolvedBaseline
 from rlhf.data.corpus import Corpus
 from rlhf.evaluation.frame import AnswersEvaluation, require_same_prompts, unseen_prompts
 from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_rate, mean_and_error, win_rate
@@ -50,7 +51,7 @@ class JudgedSamples:
         return sample
 
 
-def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
+def sample_baseline(evaluation: AnswersEvaluation[ResolvedBaseline], sft: Path, reward: Path) -> None:
     """Sample the SFT model: for each unseen prompt one answer that the policy is compared with, and `best_of_n` more.
 
     From those the best by the reward model is chosen, which is what PPO has to beat at equal KL.
@@ -88,7 +89,9 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
     evaluation.write(result)
 
 
-def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward: Path, baseline: Path) -> None:
+def evaluate_ppo(
+    evaluation: AnswersEvaluation[ResolvedAnswers], policy: Path, sft: Path, reward: Path, baseline: Path
+) -> None:
     """Answers of the policy against the SFT model's first answers to the same prompts.
 
     Args:
@@ -168,7 +171,11 @@ def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
 
 
 def _sample(
-    evaluation: AnswersEvaluation, model: PreTrainedModel, corpus: Corpus, rows: np.ndarray, purpose: str
+    evaluation: AnswersEvaluation[ResolvedAnswers],
+    model: PreTrainedModel,
+    corpus: Corpus,
+    rows: np.ndarray,
+    purpose: str,
 ) -> Samples:
     """An answer to the prompt of each row; one that stands several times gets as many answers."""
     settings, seed = evaluation.settings, evaluation.spec.seed
@@ -179,7 +186,11 @@ def _sample(
 
 
 def _judge(
-    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+    evaluation: AnswersEvaluation[ResolvedAnswers],
+    samples: Samples,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
 ) -> JudgedSamples:
     """What the reward model in a folder and the gold reward say of answers; `tokenizer` made their ids."""
     model = load_reward(folder, "fp32")

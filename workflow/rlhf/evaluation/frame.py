@@ -9,8 +9,8 @@ from typing import Generic, TypeVar, cast
 import numpy as np
 
 from rlhf.config.section import Section
-from rlhf.config.specification import JobSpecification, ResolvedAnswers
-from rlhf.config.stages import EvaluateExecution, EvaluationSettings
+from rlhf.config.specification import JobSpecification, ResolvedAnswers, SeededSpecification
+from rlhf.config.stages import EvaluateExecution
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
 from rlhf.records.evaluation import EvaluationRecord, Measured, write_evaluation
@@ -22,7 +22,7 @@ from rlhf.training.stage import StagePaths
 
 logger = get_logger(__name__)
 
-SettingsT = TypeVar("SettingsT", bound=EvaluationSettings, covariant=True)
+SettingsT = TypeVar("SettingsT", bound=Section, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,17 @@ class Evaluation(Generic[SettingsT]):
                 logger.info("%s: %.6g", key, value)
 
 
-AnswersEvaluation = Evaluation[ResolvedAnswers]
+AnswersT = TypeVar("AnswersT", bound=ResolvedAnswers, covariant=True)
 
 
-def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
+@dataclass(frozen=True)
+class AnswersEvaluation(Evaluation[AnswersT]):
+    """An evaluation stage that draws answers."""
+
+    spec: SeededSpecification[AnswersT, Section, EvaluateExecution]
+
+
+def unseen_prompts(evaluation: AnswersEvaluation[ResolvedAnswers]) -> tuple[Corpus, np.ndarray]:
     """The unseen prompts to answer: a seeded choice among those that are short enough, every dataset with its share.
 
     Returns:

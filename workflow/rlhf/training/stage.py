@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.specification import (
-    JobSpecification,
     PlannedPpo,
     PlannedReward,
     PlannedSft,
@@ -24,6 +23,7 @@ from rlhf.config.specification import (
     ResolvedPpo,
     ResolvedReward,
     ResolvedSft,
+    SeededSpecification,
     TrainingSettings,
     TrainingUpstream,
 )
@@ -94,7 +94,7 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
 
     def __init__(
         self,
-        spec: JobSpecification[SettingsT, TrainingUpstream, ExecutionT],
+        spec: SeededSpecification[SettingsT, TrainingUpstream, ExecutionT],
         paths: StagePaths,
     ) -> None:
         self.spec, self.paths = spec, paths
