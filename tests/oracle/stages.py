@@ -176,7 +176,13 @@ def make_data(folder: Path, train: list[Row], unseen: list[Row], tokenizer: Path
 
 
 def run(
-    kind: str, output: Path, data: Sequence[Data], experiment: dict[str, Any], seed: int = 7, **folders: Path
+    kind: str,
+    output: Path,
+    data: Sequence[Data],
+    experiment: dict[str, Any],
+    seed: int = 7,
+    idle: dict[str, Any] | None = None,
+    **folders: Path,
 ) -> Outcome:
     """Run a stage of an experiment with one seed.
 
@@ -186,6 +192,7 @@ def run(
         data: datasets.
         experiment: settings as under `experiments.NAME`, with those of `execution` among them.
         seed: of the stage.
+        idle: settings that are written though they have no effect.
         folders: further arguments of the script, such as `sft`.
     """
     source = {"path": "train.jsonl"}
@@ -193,7 +200,7 @@ def run(
     stage = _only(stages, kind)
     output.mkdir(parents=True, exist_ok=True)
     arguments: dict[str, Any] = {
-        "spec": _written(stage, output / "spec.yaml"),
+        "spec": _written(stage, output / "spec.yaml", idle or {}),
         "execution": stage.job.model_dump_json(),
         "tokens": [one.tokens for one in data],
         "split": [one.split for one in data],
@@ -230,8 +237,8 @@ def _only(stages: list[tuple[str, Any]], kind: str) -> Any:
     return stage
 
 
-def _written(stage: Any, file: Path) -> Path:
-    file.write_text(yaml.safe_dump(stage.spec()))
+def _written(stage: Any, file: Path, settings: dict[str, Any] | None = None) -> Path:
+    file.write_text(yaml.safe_dump(deep_merge(stage.spec(), {"settings": settings or {}})))
     return file
 
 
