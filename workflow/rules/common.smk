@@ -159,6 +159,24 @@ def upstream_specs(wildcards) -> list[str]:
     return [f"results/{kind}/{id}/spec.yaml" for kind, id in stages]
 
 
+def same_runs(pattern: str) -> Callable:
+    """Input function: `pattern` for the training stages of all runs that a stage is part of."""
+    return lambda wildcards: [
+        pattern.format(kind=one.kind, id=one.id) for one in PLAN.of_same_runs(wildcards.kind, wildcards.id)
+    ]
+
+
+def data_of_same_runs(role: str, pattern: str) -> Callable:
+    """Input function: `pattern` for what has a role, `tokens` or `split`, for these stages."""
+    return lambda wildcards: list(
+        dict.fromkeys(
+            pattern.format(id)
+            for one in PLAN.of_same_runs(wildcards.kind, wildcards.id)
+            for id in getattr(one.upstream, role)
+        )
+    )
+
+
 def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:
     """Input function: a file of all stages of some kinds in an experiment, below results/`folder`."""
 

@@ -13,6 +13,7 @@ from rlhf.config.specification import JobSpecification, ResolvedAnswers, SeededS
 from rlhf.config.stages import EvaluateExecution
 from rlhf.data.corpus import Corpus
 from rlhf.errors import UserError
+from rlhf.ppo.prompts import keep_prompts
 from rlhf.records.evaluation import EvaluationRecord, Measured, write_evaluation
 from rlhf.records.samples import BaselineSample
 from rlhf.runtime.logging import get_logger
@@ -83,8 +84,7 @@ def unseen_prompts(evaluation: AnswersEvaluation[ResolvedAnswers]) -> tuple[Corp
     """
     settings = evaluation.settings
     corpus = evaluation.paths.corpus("eval", "ppo")
-    fits = corpus.lengths("prompt") <= settings.max_prompt_seq_len
-    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
+    dropped = keep_prompts(corpus, settings.max_prompt_seq_len)
     chosen = corpus.sample(settings.prompts, derive_seed(evaluation.spec.seed, "unseen prompts"))
     logger.info("%d of %d unseen prompts; %d are too long", len(chosen), len(corpus), dropped)
     return corpus, chosen
