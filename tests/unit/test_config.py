@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import yaml
 from rlhf.config import Fingerprints, Plan, dumped, parse, resolve
 from rlhf.config.expand import deep_merge
 from rlhf.config.identity import REVISIONS, slug, stage_id
+from rlhf.config.schema import Configuration
+from rlhf.config.section import ALLOWED
 from rlhf.errors import UserError
 from tests.project import tiny_config
 
@@ -551,6 +555,23 @@ def test_the_order_of_keys_changes_nothing_that_is_written() -> None:
         ({"tiny": {"sft": None}}, "experiments.tiny.sft: it is empty; write `{}`, or keys below it"),
         ({"tiny": {"sft": 3}}, "experiments.tiny.sft: it must be keys with values below it (given: 3)"),
         ({"tiny": {"data_split": "2:4:4"}}, "data_split: write three numbers with commas between them"),
+        (
+            {"tiny": {"data_split": "4,4"}},
+            "data_split: write three numbers with commas between them, for example '2,4,4'",
+        ),
+        (
+            {"tiny": {"sft": {"execution": {"saving": {"max_shard_size": "5 GB"}}}}},
+            "write a number and KB, MB or GB",
+        ),
+        (
+            {"tiny": {"ppo": {"execution": {"saving": {"license": "my own"}}}}},
+            "apache-2.0 (given: 'my own')",
+        ),
+        (
+            {"tiny": {"sft": {"execution": {"gpu_type": "a 100"}}}},
+            "write the cluster's name of it, for example a100",
+        ),
+        ({"tiny": {"sft": {"execution": {"environment": {"A-B": 1}}}}}, "environment.A-B: a variable has letters"),
     ],
 )
 def test_messages_are_in_plain_words(experiments: Any, expected: str) -> None:
@@ -559,3 +580,28 @@ def test_messages_are_in_plain_words(experiments: Any, expected: str) -> None:
     assert "pattern" not in message
     assert "[key]" not in message
     assert "ExperimentSettings" not in message
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """All regular expressions of a JSON schema."""
+    if isinstance(schema, dict):
+        yield from [schema["pattern"]] if isinstance(schema.get("pattern"), str) else []
+        yield from (each for key in ("patternProperties",) for each in schema.get(key, {}))
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else []:
+        yield from patterns(part)
+
+
+def test_every_pattern_of_the_schema_is_said_in_words() -> None:
+    """A text that does not fit gets these words, never the regular expression."""
+    found = set(patterns(Configuration.model_json_schema()))
+    assert len(found) >= 10
+    assert found == ALLOWED.keys()
+    assert not [words for words in ALLOWED.values() if re.search(r"[\\^$]|\(\?|\]\*", words)]
+
+
+@pytest.mark.parametrize("template", ["chatml", "Tokenizer", "{% for message in messages %}{% endfor %}"])
+def test_a_name_is_no_chat_template(template: str) -> None:
+    message = refused(with_value(make_config(), "datasets.pairs.chat_template", template))
+    assert "datasets.pairs.chat_template: " in message and repr(template) in message
+    assert "is taken for a Jinja template" in message and "{{ message.content }}" in message
+    assert "`tokenizer`, the template of the model's tokenizer" in message

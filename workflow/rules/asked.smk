@@ -39,3 +39,9 @@ def require_made() -> None:
             " incomplete or what has changed, and nothing after it. Run the same command again, without --forcerun:"
             " it goes on from here."
         )
+
+
+def said_at_the_end() -> str:
+    """Where things are: the memory plans, where these were asked for alone, else models and tables."""
+    asked_for = {rule.name for rule in workflow.dag.targetrules}
+    return plans_message(PLAN) if asked_for == {"memory_plans"} else closing_message(PLAN)

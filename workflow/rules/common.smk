@@ -25,6 +25,7 @@ from rlhf.config import (
     failure_message,
     planned_execution,
     planned_memory,
+    plans_message,
     read_facts,
     read_plan,
     remove_recorded_states,

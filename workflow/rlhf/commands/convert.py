@@ -74,7 +74,7 @@ def _variables(words: Sequence[str]) -> dict[str, dict[str, str]]:
     for word in words:
         name, sign, value = word.partition("=")
         phase, _, variable = name.rpartition(".")
-        if not sign or not variable or not value or phase not in found:
+        if not sign or not variable or phase not in found:
             raise UserError(f"--set {word}: write NAME=VALUE, or {', '.join(PROGRAMS)} and a dot in front of NAME")
         found[phase][variable] = value
     return found

@@ -285,6 +285,7 @@ class _Resolver:
                 _label(each.dataset, model),
                 TokensSettings(chat_template=self._configuration.datasets[each.name].chat_template),
                 TokensUpstream(dataset=each.dataset, model=model),
+                place=f"datasets.{each.name}",
             )
             for each in rows
         ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlhf.config.deepspeed import DeepSpeedSettings
-from rlhf.config.section import GpuType, Section, Seed, Share, Variable
+from rlhf.config.section import FileSize, GpuType, License, Section, Seed, Share, Variable
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -70,14 +70,12 @@ class CriticOptimization(ActorOptimization):
 class Saving(Section):
     """How a trained model is saved."""
 
-    max_shard_size: str = Field(
+    max_shard_size: FileSize = Field(
         "5GB",
-        pattern=r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$",
         description="Largest weight file; a larger model is cut into several with an index.",
     )
-    license: str = Field(
+    license: License = Field(
         "unknown",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
         description="Licence that the model card states, as an identifier such as `apache-2.0`.",
     )
 

@@ -145,5 +145,5 @@ def _shown(word: Word) -> str:
 
 def _remedy(missing: Missing) -> str:
     if missing.name.isidentifier() or missing.name.isdigit():
-        return f"give it with --set {missing.name}=VALUE"
+        return f"give it with --set {missing.name}=VALUE; --set {missing.name}= leaves it empty, as the shell does"
     return "write its value into a copy of the script"

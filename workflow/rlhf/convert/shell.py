@@ -134,8 +134,10 @@ class Reader:
             name, default = match[1] or match[3], match[2]
             found: Word = Missing(name or match[0])
             if name:
-                found = self.given.get(name) or self._variables.get(name) or found
-            if isinstance(found, Missing) and default is not None:
+                # What is set to nothing is empty, and what the script makes of that counts, as in a shell.
+                empty = "" if name in self.given else found
+                found = self.given.get(name) or self._variables.get(name) or empty
+            if default is not None and (isinstance(found, Missing) or not found):
                 return default
             if isinstance(found, Missing):
                 missing.append(found.name)

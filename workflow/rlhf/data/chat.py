@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.sources import OF_TOKENIZER
 from rlhf.data.clock import without_clock
 from rlhf.data.encoding import require_fast, special_tokens
 from rlhf.data.texts import Answer, Piece, PlainText, Row, Text, Writer, Written, cut, joined, own_texts
 from rlhf.errors import UserError
 
-OF_TOKENIZER = "tokenizer"
 MARK = re.compile("\ue000(\\d+)\ue001")  # from a private area of Unicode
 
 
