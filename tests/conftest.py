@@ -35,6 +35,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | Non
     return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on Slurm: they are the longest that one process has to run, and mostly wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/slurm/"))
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The repository."""
