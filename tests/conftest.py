@@ -21,6 +21,12 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """See no GPU, as most machines have none; but those tests do that are of GPUs, where only they are asked for."""
+    if not any("gpu" in word for word in (*config.args, config.getoption("markexpr"))):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 class ByFile(LoadFileScheduling):
     """Gives a file's tests to one process, as they share fixtures; and so all those on Slurm, whose clusters each serve
     the tests of several files."""

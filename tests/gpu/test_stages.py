@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf.training import distributed
 from tests.gpu.runs import INTERRUPTED_AFTER, KINDS, Runs
 
 pytestmark = pytest.mark.gpu
@@ -53,6 +54,9 @@ def test_a_stage_in_fp32_is_the_same_on_the_device_and_on_the_cpu(
 ) -> None:
     assert runs.manifest(f"{kind} fp32")["device"] == device.type
     assert runs.manifest(f"{kind} cpu")["device"] == "cpu"
+    devices = [] if device.type == "cpu" else [distributed.device_name()]
+    assert runs.manifest(f"{kind} fp32").get("devices", []) == devices
+    assert "devices" not in runs.manifest(f"{kind} cpu")
     found = distance(runs, f"{kind} fp32", f"{kind} cpu", kind)
     weights = weight_distance(runs, f"{kind} fp32", f"{kind} cpu")
     record_property("metrics", max(found.values()))

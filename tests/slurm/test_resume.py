@@ -27,6 +27,7 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     sft = config["defaults"]["sft"] | {"num_train_epochs": 80}
     sft["execution"] = {
         "gpus_per_node": gpus,
+        "environment": {"DS_ACCELERATOR": "cpu"},
         "mem_mb": 3000,
         "runtime": 20,
         "checkpoint_minutes": None,

@@ -57,7 +57,7 @@ def test_an_experiment_runs_as_jobs_with_what_each_stage_asks_for(tmp_path: Path
     config = tiny_config()
     for phase, gpus in (("sft", 1), ("reward", 2), ("ppo", 1), ("evaluation", 1)):
         execution = config["defaults"][phase].setdefault("execution", {})
-        execution |= {"gpus_per_node": gpus, "mem_mb": 3000, "runtime": 20}
+        execution |= {"gpus_per_node": gpus, "mem_mb": 3000, "runtime": 20, "environment": {"DS_ACCELERATOR": "cpu"}}
     run(tmp_path, "--profile", write_profile(tmp_path), "--configfile", write_config(tmp_path, config))
     lines = slurm("sacct", "-X", "-n", "-P", "-o", "State,Partition,ReqTRES,Comment,WorkDir").splitlines()
     jobs = [line.split("|") for line in lines if line.endswith(f"|{tmp_path}")]
@@ -84,7 +84,7 @@ def test_a_stage_on_two_nodes_is_that_of_one_process(tmp_path: Path) -> None:
     for config in (one, two):
         config["defaults"]["sft"] |= {"num_train_epochs": 1, "dropout": 0.0}
         config["defaults"]["sft"]["execution"] = {"per_device_train_batch_size": 4}
-    environment = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_DEBUG": "INFO"}
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_DEBUG": "INFO", "DS_ACCELERATOR": "cpu"}
     shape = {"nodes": 2, "gpus_per_node": 1, "mem_mb": 1500, "runtime": 20, "zero_stage": 2}
     two["defaults"]["sft"]["execution"] |= shape | {"environment": environment}
     plan = plan_of(one, tmp_path)

@@ -160,14 +160,67 @@ def test_variables_can_be_set_for_all_steps_or_one(converted) -> None:
     assert [resolved.of_kind(phase)[0].execution.zero_stage for phase in ("sft", "reward")] == [2, 1]
 
 
-def test_one_step_needs_the_other_model(converted) -> None:
+def test_ppo_alone_needs_the_models_of_the_other_steps(converted) -> None:
     with pytest.raises(UserError, match="give it with --reward-model"):
-        converted({"sft": SFT_SCRIPT}, "--gpus", "8")
-    text = converted({"sft": SFT_SCRIPT}, "--gpus", "8", "--reward-model", "./models/small", "--name", "mine")
-    assert "no script was given for reward and ppo" in text
+        converted({"ppo": PPO_SCRIPT}, "--gpus", "8", "--policy", "org/a")
+    models = ("--policy", "org/a", "--reward-model", "./models/small")
+    text = converted({"ppo": PPO_SCRIPT}, "--gpus", "8", *models, "--name", "mine")
+    assert "no script was given for sft and reward" in text
     (run_of_it,) = plan(text).runs
     assert run_of_it.experiment == "mine"
     assert ModelSource(path="./models/small") in [stage.settings.source for stage in plan(text).of_kind("model")]
+
+
+@pytest.mark.parametrize("phases", [["sft"], ["reward"], ["sft", "reward"]])
+def test_scripts_without_step_3_give_an_experiment_that_ends_before_ppo(converted, phases: list[str]) -> None:
+    text = converted({phase: SCRIPTS[phase] for phase in phases}, "--gpus", "8")
+    assert "defaults stand there" not in text
+    (experiment,) = yaml.safe_load(text)["experiments"].values()
+    assert experiment["phases"] == phases
+    whole, short = plan(converted(SCRIPTS, "--gpus", "8")), plan(text)
+    for phase in ("sft", "reward", "ppo"):
+        same = [stage.id for stage in whole.of_kind(phase)] if phase in phases else []
+        assert [stage.id for stage in short.of_kind(phase)] == same
+    assert set(yaml.safe_load(text)["models"]) == {
+        name for phase, name in (("sft", "opt-13b"), ("reward", "opt-350m")) if phase in phases
+    }
+
+
+def test_a_split_that_gives_all_rows_to_step_1_converts(converted) -> None:
+    """As that of DeepSpeed-Chat's Chinese and Japanese scripts."""
+    text = converted({"sft": SFT_SCRIPT.replace("2,4,4", "10,0,0")}, "--gpus", "8")
+    assert [stage.settings.data_split for stage in plan(text).of_kind("split")] == ["10,0,0"]
+    with pytest.raises(UserError, match="10,0,0 leaves phase reward without data"):
+        converted(SCRIPTS | {"sft": SFT_SCRIPT.replace("2,4,4", "10,0,0")}, "--gpus", "8")
+
+
+@pytest.mark.parametrize(("phase", "option"), [("sft", "--reward-model"), ("reward", "--policy")])
+def test_a_model_that_no_given_script_uses_is_refused(converted, phase: str, option: str) -> None:
+    with pytest.raises(UserError, match=f"{option} org/a: no script was given that uses it"):
+        converted({phase: SCRIPTS[phase]}, "--gpus", "8", option, "org/a")
+
+
+def test_a_script_of_dpo_is_no_script_of_the_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its flags are those of the reward model's; its folder tells, also from within."""
+    folder = tmp_path / "training/step2_dpo_finetuning/training_scripts"
+    folder.mkdir(parents=True)
+    (folder / "run.sh").write_text(REWARD_SCRIPT)
+    monkeypatch.chdir(folder)
+    for path in (str(folder / "run.sh"), "run.sh"):
+        with pytest.raises(UserError, match="this is DPO"):
+            run(parse_args(["--reward", path, "--gpus", "8"]))
+
+
+def test_variables_left_out_are_comments(converted) -> None:
+    script = SFT_SCRIPT.replace("--gradient_checkpointing", "${OFFLOAD}\\\n   --gradient_checkpointing")
+    text = converted({"sft": script}, "--gpus", "8")
+    note = "does not set $OFFLOAD: left out, as bash does; where it has a value, give it with --set OFFLOAD=VALUE"
+    assert note in text.replace("\n#   ", " ")
+    for value, offload in (("", False), ("--offload", True)):
+        said = converted({"sft": script}, "--gpus", "8", "--set", f"OFFLOAD={value}")
+        assert "does not set" not in said
+        (sft,) = plan(said).of_kind("sft")
+        assert (sft.execution.offload, sft.execution.gradient_checkpointing) == (offload, True)
 
 
 def test_the_number_of_gpus_is_asked_for_where_the_launcher_takes_all(converted) -> None:
@@ -182,7 +235,7 @@ def test_the_number_of_gpus_is_asked_for_where_the_launcher_takes_all(converted)
 
 def test_a_command_line_does_as_well_as_a_file(capsys) -> None:
     line = "deepspeed --num_gpus 2 main.py --model_name_or_path facebook/opt-125m --gradient_accumulation_steps 3"
-    run(parse_args(["--sft", line, "--reward-model", "facebook/opt-125m"]))
+    run(parse_args(["--sft", line]))
     (sft,) = plan(capsys.readouterr().out).of_kind("sft")
     assert sft.settings.global_batch_size == 16 * 2 * 3
     assert sft.settings.learning_rate == 1e-3  # DeepSpeed-Chat's default, not the one here
@@ -236,8 +289,7 @@ def test_average_mix_and_adapters_of_ppo(converted) -> None:
         converted, "--enable_ema --only_optimize_lora --critic_lora_dim 8 --dtype bf16", corpus
     )
     assert (settings.ema_decay, settings.ptx_coefficient, settings.ptx_rows_per_step) == (0.992, 27.8, 32)
-    assert settings.critic.only_optimize_lora and not settings.actor.only_optimize_lora  # the actor has no adapters
-    assert "ppo.actor.only_optimize_lora is left out, as it has no effect: lora_dim is 0" in text
+    assert settings.actor.only_optimize_lora and settings.critic.only_optimize_lora
     assert (settings.critic.lora_dim, settings.dtype) == (8, "bf16")
     assert "not wikitext" in text
 
@@ -253,7 +305,7 @@ def test_ppo_dropout_and_a_missing_seed_are_noted(converted) -> None:
 @pytest.mark.parametrize(("zero", "offload"), [(0, False), (2, True)])
 def test_offload_needs_zero(converted, zero: int, offload: bool) -> None:
     line = f"deepspeed --num_gpus 1 main.py --model_name_or_path org/a --offload --zero_stage {zero}"
-    text = converted({"sft": line}, "--reward-model", "org/a")
+    text = converted({"sft": line})
     assert plan(text).of_kind("sft")[0].execution.offload is offload
     assert ("--offload of sft is left out" in text) is not offload
 
@@ -289,7 +341,7 @@ def test_a_split_or_seed_of_one_step_alone_is_noted(converted) -> None:
     assert "--seed is 7 in the script of reward" in text
 
 
-@pytest.mark.parametrize("word", ["ZERO", "=3", "step1.A=3"])
+@pytest.mark.parametrize("word", ["ZERO", "=3", "sft.=3", "step1.A=3"])
 def test_a_variable_is_set_by_name_and_value(word: str) -> None:
     with pytest.raises(UserError, match="write NAME=VALUE"):
         run(parse_args(["--sft", "main.py --deepspeed", "--set", word]))

@@ -86,8 +86,8 @@ USED_BY: list[tuple[frozenset[str], str, str]] = [
     (REWARD | {"reward_model"}, "", "reward_model"),
 ]
 USED = {".".join(filter(None, (section, key))): use for use, section, keys in USED_BY for key in keys.split()}
-# A point of a sweep has IDs by its own keys, and a program by the values that it stands for.
-OF_OTHER_KEYS = {"compatibility", "sweep"}
+# A point of a sweep has IDs by its own keys, a program by the values that it stands for; phases say which stages are.
+OF_OTHER_KEYS = {"compatibility", "sweep", "phases"}
 # No other value is allowed.
 FIXED = {"ppo.actor.dropout", "ppo.critic.dropout", "evaluation.execution.nodes"}
 # Of types that do not say what a value may be, or whose next value is refused for another reason.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +31,9 @@ from rlhf.config import (
 from rlhf.config.section import Section
 from rlhf.config.stages import SftExecution
 from rlhf.errors import UserError
-from rlhf.runtime.launch import Launch, launch
+from rlhf.runtime.device_locks import Claim
+from rlhf.runtime.devices import Device
+from rlhf.runtime.launch import Launch, launch, take_devices
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "workflow/scripts/launch.py"
 
@@ -76,15 +80,78 @@ def test_one_process_needs_no_launcher(gpus: int) -> None:
     assert started({}, gpus_per_node=gpus).command == [sys.executable, *SCRIPT]
 
 
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.mark.parametrize("surroundings", [{"PATH": "/bin"}, IN_JOB], ids=["local", "slurm"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_without_gpus_no_device_is_seen_whatever_the_user_and_the_environment_say(
+    surroundings: dict[str, str], alone: bool
+) -> None:
+    given = {"CUDA_VISIBLE_DEVICES": "0,1", "DS_ACCELERATOR": "cuda"}
+    for found in (started(surroundings | given, alone), started(surroundings, alone, environment=given)):
+        assert found.environment.items() >= ON_CPU.items()
+    assert take_devices(stage(environment=given).execution, Path("results/sft/a"), surroundings | given) is None
+
+
+def test_processes_see_the_devices_that_were_taken_in_place_of_the_users() -> None:
+    one = Claim((Device("MIG-1", "MIG-1", gpu="0"),), "token")
+    around = {"CUDA_VISIBLE_DEVICES": "MIG-0,MIG-1", "DS_ACCELERATOR": "cuda"}
+    found = launch(stage(gpus_per_node=1).execution, SCRIPT, Path("results/sft/a"), around, claim=one)
+    told = {"CUDA_VISIBLE_DEVICES": "MIG-1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "DS_ACCELERATOR": "cuda"}
+    assert found.command == [sys.executable, *SCRIPT]
+    assert found.environment == told | {"RLHF_DEVICES": "token,MIG-1", "OMP_NUM_THREADS": "1"}
+
+
+def test_in_a_slurm_job_devices_are_those_of_slurm() -> None:
+    for alone in (False, True):
+        found = started(IN_JOB | {"CUDA_VISIBLE_DEVICES": "3", "RLHF_DEVICES": "x,y"}, alone, gpus_per_node=1)
+        assert (found.environment["CUDA_VISIBLE_DEVICES"], found.environment["DS_ACCELERATOR"]) == ("3", "cuda")
+        assert "RLHF_DEVICES" not in found.environment
+    assert take_devices(stage(gpus_per_node=99).execution, Path("results/sft/a"), IN_JOB) is None
+
+
+def test_deepspeeds_launcher_takes_the_devices_of_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its real main function, on a machine with four: what it starts is told the ranks' devices."""
+    from deepspeed.launcher import runner  # imports torch
+
+    taken = Claim(tuple(Device(name, f"GPU-{name}", gpu=name) for name in ("1", "3")), "token")
+    found = launch(stage(gpus_per_node=2).execution, SCRIPT, Path("results/sft/a"), {"PATH": "/bin"}, claim=taken)
+    begun: list[tuple[list[str], dict[str, str]]] = []
+
+    class Started:
+        returncode = 0
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            begun.append((command, env))
+
+        def wait(self) -> None:
+            pass
+
+    four = SimpleNamespace(device_count=lambda: 4, visible_devices_envs=lambda: ["CUDA_VISIBLE_DEVICES"])
+    monkeypatch.setattr(runner, "get_accelerator", lambda: four)
+    monkeypatch.setattr(runner.subprocess, "Popen", Started)
+    for name, text in found.environment.items():
+        monkeypatch.setenv(name, text)
+    assert found.command[0] == "deepspeed"
+    runner.main(found.command[1:])
+    ((command, environment),) = begun
+    (world,) = (word.partition("=")[2] for word in command if word.startswith("--world_info="))
+    assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": [1, 3]}
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert environment["RLHF_DEVICES"] == "token,GPU-1,GPU-3"
+
+
 def test_several_processes_are_started_by_deepspeed_on_a_port_of_their_own() -> None:
-    commands = [started({}, output=f"results/{kind}/a", gpus_per_node=2).command for kind in ("sft", "reward", "ppo")]
+    cpu = {"DS_ACCELERATOR": "cpu"}
+    commands = [started(cpu, output=f"results/{kind}/a", gpus_per_node=2).command for kind in ("sft", "reward", "ppo")]
     ports = {command[4] for command in commands}
     assert [[*command[:4], *command[5:]] for command in commands] == [
         ["deepspeed", "--num_gpus", "2", "--master_port", *SCRIPT]
     ] * 3
     assert len(ports) == 3
     assert all(1024 < int(port) < 32768 for port in ports)
-    assert started({}, output="results/sft/a", gpus_per_node=2).command == commands[0]
+    assert started(cpu, output="results/sft/a", gpus_per_node=2).command == commands[0]
 
 
 def test_in_a_slurm_job_srun_starts_one_task_for_each_process() -> None:
@@ -98,7 +165,7 @@ def test_in_a_slurm_job_srun_starts_one_task_for_each_process() -> None:
 def test_a_step_gets_the_jobs_identity_and_none_of_the_options_of_the_step_around_it() -> None:
     environment = started(IN_JOB, environment={"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_TIMEOUT": 22}).environment
     given = {"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_TIMEOUT": "22"}
-    assert environment == {"PATH": "/bin", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"} | given
+    assert environment == {"PATH": "/bin", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"} | ON_CPU | given
 
 
 @pytest.mark.parametrize("surroundings", [{}, IN_JOB])

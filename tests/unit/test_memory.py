@@ -131,7 +131,9 @@ def test_device_figures_are_absent_without_a_device() -> None:
     monitor = MemoryMonitor()
     with monitor.phase("load"):
         pass
-    (phase,) = monitor.stop()["phases"]
+    found = monitor.stop()
+    (phase,) = found["phases"]
+    assert "device" not in found
     host = {"name", "start_rss", "peak_rss", "end_rss", "seconds"}
     assert phase.keys() - {"end_pss"} == host
 
@@ -148,6 +150,10 @@ class Cuda:
 
     def current_device(self) -> int:
         return 1
+
+    def get_device_properties(self, device: int) -> SimpleNamespace:
+        assert device == 1
+        return SimpleNamespace(name="Stand-in", uuid="5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77")
 
     def hold(self, tensors: int, reserved: int) -> None:
         """A moment with so many bytes in tensors, of so many that are reserved."""
@@ -185,7 +191,9 @@ def test_device_peaks_begin_anew_with_each_phase_and_the_largest_is_kept() -> No
         with monitor.phase(name):
             cuda.hold(tensors, reserved)
             cuda.hold(10, 20)
-    phases = by_name(monitor.stop())
+    found = monitor.stop()
+    assert found["device"] == "Stand-in GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"
+    phases = by_name(found)
     figures = {name: (phase["peak_allocated"], phase["peak_reserved"]) for name, phase in phases.items()}
     assert figures == {"generate": (70, 90), "update": (30, 50)}
     assert (phases["update"]["peak_active"], phases["update"]["peak_inactive_split"]) == (31, 2)
@@ -212,7 +220,7 @@ def test_a_peak_survives_a_reset_by_others(own: bool) -> None:
 def test_every_reset_that_deepspeed_uses_passes_by_the_guard(monkeypatch: pytest.MonkeyPatch, reset: str) -> None:
     """On the real module, whose counters the fake one provides."""
     cuda, calls = Cuda(), []
-    for name in ("memory_stats", "mem_get_info", "current_device"):
+    for name in ("memory_stats", "mem_get_info", "current_device", "get_device_properties"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     for owner in (torch.cuda, torch.cuda.memory):
         monkeypatch.setattr(owner, "reset_peak_memory_stats", lambda device=None: (calls.append(1), cuda._reset()))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rlhf.config import Requirement
+from rlhf.config import Requirement, dumped
 from rlhf.config.sources import ModelSettings
+from rlhf.config.specification import ResolvedModel, SftUpstream
 from rlhf.errors import UserError
 from rlhf.files import read_json, sha256_tree
 from rlhf.models.cache import cache_model
 from rlhf.models.loading import load_policy, load_tokenizer
+from rlhf.runtime.lineage import adapter_base, lineage
 from tests.unit.conftest import FAMILIES, edit_json, edit_weights, make_model, save_random_model
 
 TEXTS = ["a b c\n", "b c d e 😀", "a a <eos"]
@@ -42,6 +47,41 @@ def refused(folder: Path, settings: ModelSettings, **arguments: Any) -> str:
         cache_model(settings, folder / "cache/mine-12345678", "models.mine", **arguments)
     assert not (folder / "cache").exists() or not list((folder / "cache").iterdir())
     return str(error.value)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("revision", [None, "v1", COMMIT])
+def test_the_commit_of_a_hubs_model_is_known(
+    tmp_path: Path, gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    """The hub's client keeps what it has fetched by commit, and what a branch or tag stood for."""
+    repository = tmp_path / "hub/models--org--model"
+    shutil.copytree(gpt2_folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    for name in ("main", "v1"):
+        (repository / "refs" / name).write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    settings = ModelSettings(source={"hub": "org/model", "revision": revision})
+    cache_model(settings, tmp_path / "resources/models/model-12345678", "models.mine")
+    manifest = read_json(tmp_path / "resources/models/model-12345678/manifest.json")
+    assert manifest["commit"] == COMMIT
+    spec = tmp_path / "results/model/model-12345678/spec.yaml"
+    spec.parent.mkdir(parents=True)
+    resolved = ResolvedModel(source={"hub": "org/model", "revision": revision}, content=[])
+    head = {"schema_version": 1, "stage": "model", "id": "model-12345678", "seed": None, "upstream": {}}
+    spec.write_text(yaml.safe_dump({**head, "settings": dumped(resolved)}))
+    base = lineage(SftUpstream(model="model-12345678", tokens=[], split=[]), tmp_path / "results")["base_model"]
+    assert adapter_base(base) == ("org/model", COMMIT)
+
+
+def test_a_local_model_has_no_commit(tmp_path: Path, gpt2_folder: Path) -> None:
+    folder = tmp_path / "snapshots" / COMMIT  # as another client would keep it
+    shutil.copytree(gpt2_folder, folder)
+    cache_model(local(folder), tmp_path / "cache", "models.mine")
+    assert "commit" not in read_json(tmp_path / "cache/manifest.json")
 
 
 # From scratch

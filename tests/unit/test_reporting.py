@@ -193,6 +193,12 @@ def without_gold(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     return _read(tmp_path_factory.mktemp("project"), gold=False)
 
 
+@pytest.fixture(scope="module")
+def all_files(experiment: Experiment) -> set[str]:
+    """Names of all that is written for an experiment."""
+    return set(summarise(experiment, CODE, experiment.root / "results/experiments/reviews", samples=1))
+
+
 def test_shared_stages_are_read_once(experiment: Experiment) -> None:
     kinds = [stage.kind for stage in experiment.in_order()]
     assert (kinds.count("sft"), kinds.count("ppo"), kinds.count("model")) == (2, 4, 1)
@@ -393,7 +399,7 @@ def test_mean_curve_uses_common_steps() -> None:
 
 
 def test_best_of_n_curve_averages_seeds(experiment: Experiment) -> None:
-    stages = [experiment.files(run, "baseline") for run in experiment.runs[:2]]
+    stages = experiment.of_runs(experiment.runs[:2], "baseline")
     reference = best_of_n_curve(stages, "score")
     assert reference.x == pytest.approx([math.sqrt(math.log(n) - (n - 1) / n) for n in BEST_OF])
     assert reference.y == pytest.approx([0.15 + math.log(n) for n in BEST_OF])
@@ -462,6 +468,65 @@ def test_summary_links_resolve(tmp_path: Path) -> None:
     linked = {part.split(")")[0] for part in files["index.md"].split("](")[1:]}
     assert {name for name in linked if not name.startswith("..")} <= set(files)
     assert set(files) - linked == {"index.md"}
+
+
+WITHOUT_PPO = {"ppo", "evaluate_ppo", "baseline"}
+WITHOUT_REWARD = {"reward", "reward_model", "evaluate_reward"}
+
+
+def _shortened(root: Path, *left_out: set[str]) -> Experiment:
+    """The experiment, of which a number of sweep points leave out stages: the first the first set, and so on."""
+    runs = make_experiment(root)
+    for point, kinds in zip(COEFFICIENTS, left_out, strict=True):
+        for run in runs:
+            if run["point"]["ppo.kl_coefficient"] == point:
+                run["stages"] = {kind: id for kind, id in run["stages"].items() if kind not in kinds}
+    return read_experiment("reviews", [ExperimentRun(**run) for run in runs], root)
+
+
+@pytest.mark.parametrize("left_out", [WITHOUT_PPO, WITHOUT_PPO | WITHOUT_REWARD, WITHOUT_PPO | {"sft", "evaluate_sft"}])
+def test_an_experiment_without_ppo_shows_what_it_has(tmp_path: Path, all_files: set[str], left_out: set[str]) -> None:
+    shown = _shortened(tmp_path, left_out, left_out)
+    files = summarise(shown, CODE, tmp_path / "results/experiments/reviews", samples=5)
+    assert files.keys() == all_files  # no old table stays
+    index = files["index.md"]
+    assert "PPO" not in index and "Win rate" not in index
+    linked = {part.split(")")[0] for part in index.split("](")[1:]}
+    assert not {"checks.md", "samples.md", "reward_vs_kl.svg"} & linked
+    assert ("reward_parts.md" in linked) == ("reward_model.svg" in linked) == ("reward" not in left_out)
+    heads = index.split("| run | seed | ")[1].splitlines()[0].strip(" |").split(" | ")
+    assert heads == [
+        title for phase, title in (("sft", "SFT model"), ("reward", "reward model")) if phase not in left_out
+    ]
+    widths = {line.count("|") for line in index.split("## Models")[1].split("## Tables")[0].splitlines() if "|" in line}
+    assert widths == {3 + len(heads)}
+    for name in ("checks.md", "checks.html", "samples.md", "samples.html"):
+        assert "leaves out ppo" in files[name]
+    assert "no run has PPO" in files["reward_vs_kl.svg"]
+    assert ("leaves out reward" in files["reward_parts.md"]) == ("reward" in left_out)
+    assert ElementTree.fromstring(files["learning_curves.svg"]).tag.endswith("svg")
+
+
+def test_runs_with_and_without_ppo_stand_in_one_table(tmp_path: Path, experiment: Experiment) -> None:
+    mixed = _shortened(tmp_path, set(), WITHOUT_PPO | WITHOUT_REWARD)
+    files = summarise(mixed, CODE, tmp_path / "results/experiments/reviews", samples=5)
+    whole, short = run_rows(mixed)[:2], run_rows(mixed)[2:]
+    assert whole == run_rows(experiment)[:2]
+    assert [row["sft_perplexity"] for row in short] == [3.1, 3.2]
+    assert not [key for row in short for key in row if key.startswith(("win", "kl", "reward", "score"))]
+    with_ppo, without = quality_rows(mixed)
+    assert with_ppo["win_rate_mean"] == pytest.approx(0.715)
+    assert (without["seeds"], without["sft_perplexity_mean"]) == (2, pytest.approx(3.15))
+    assert "win_rate_mean" not in without
+    assert len(check_rows(mixed)) == 4 and warnings_text(mixed).startswith(
+        "4 inequalities were checked on 2 PPO run(s)"
+    )
+    assert files["samples.md"].count("\n## ") == 1
+    models = files["index.md"].split("## Models")[1].split("## Tables")[0]
+    cells = [line.split(" | ")[2:] for line in models.splitlines() if line.startswith("| kl_coefficient")]
+    assert [sum(bool(cell.strip(" |")) for cell in line) for line in cells] == [3, 3, 1, 1]
+    trained_alone = [line for line in files["learning_curves.svg"].splitlines() if "all sweep points" in line]
+    assert trained_alone and "no run" not in files["reward_vs_kl.svg"]
 
 
 def test_script_writes_everything_or_nothing(tmp_path: Path) -> None:

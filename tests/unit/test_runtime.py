@@ -302,6 +302,15 @@ def test_a_manifest_says_what_was_made_from_what_by_which_code(tmp_path: Path) -
     assert manifest["command"] == sys.argv
 
 
+def test_records_say_on_which_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, gpus in (("", None), ("2,3", "2,3")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        seal(tmp_path, utc_now(), SPEC, {})
+        assert read_json(tmp_path / "manifest.json").get("gpus") == gpus
+        StageMetrics(tmp_path / "state", "sft", "tiny-12345678", 8)
+        assert progress(tmp_path / "state")["gpus"] == given
+
+
 def test_a_stage_run_by_hand_needs_no_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = importlib.metadata.version
 

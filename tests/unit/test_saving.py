@@ -97,26 +97,27 @@ def test_an_adapter_names_its_task_so_that_peft_finds_base_and_class(gpt2_folder
 @pytest.mark.parametrize(
     ("stage", "hub", "base"),
     [
-        ("model", "facebook/opt-125m", "facebook/opt-125m"),
-        ("model", None, "resources/models/a-1/model"),
-        ("sft", "facebook/opt-125m", "results/sft/a-1/model"),  # that model has been trained on since
+        ("model", "facebook/opt-125m", ("facebook/opt-125m", "v1")),
+        ("model", None, ("resources/models/a-1/model", None)),
+        ("sft", "facebook/opt-125m", ("results/sft/a-1/model", None)),  # that model has been trained on since
     ],
 )
 def test_an_adapters_base_is_named_as_others_find_it(stage, hub, base):
     folder = "resources/models" if stage == "model" else "results/sft"
-    assert adapter_base({"stage": stage, "id": "a-1", "path": f"{folder}/a-1/model", "hub": hub}) == base
+    model = {"stage": stage, "id": "a-1", "path": f"{folder}/a-1/model", "hub": hub, "revision": hub and "v1"}
+    assert adapter_base(model) == base
 
 
 def test_an_adapter_has_no_pickle_no_machine_path_and_the_same_bytes_again(gpt2_folder, tmp_path):
     model = load_policy(gpt2_folder, "fp32")
     adapted = add_lora(model, Optimization(**LORA, only_optimize_lora=True), "sft")
     for name in ("one", "two"):
-        write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / name, BASE)
+        write_adapter(model, adapter_weights(model, keep=True), adapted, tmp_path / name, BASE, "v1")
     one, two = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert set(one) == {"adapter_model.safetensors", "adapter_config.json"}
     assert one == two
     config = json.loads(one["adapter_config.json"])
-    assert config["base_model_name_or_path"] == BASE
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, "v1")
     assert config["target_modules"] == sorted(config["target_modules"])
     assert str(tmp_path) not in one["adapter_config.json"].decode()
     assert str(gpt2_folder) == adapted.peft_config["default"].base_model_name_or_path  # the live one is untouched
@@ -256,7 +257,10 @@ def card(
         "split_seed": 9,
     }
     facts = {
-        "lineage": {"base_model": {"stage": "model", "id": "m-1", "path": "p", "hub": hub}, "datasets": [part]},
+        "lineage": {
+            "base_model": {"stage": "model", "id": "m-1", "path": "p", "hub": hub, "revision": hub and "v1"},
+            "datasets": [part],
+        },
         "rows": {"train": 321, "eval": 45},
         "dtype": "bf16",
         "world_size": 2,
@@ -283,6 +287,7 @@ def test_a_card_says_what_the_model_is(kind, task, tag):
     text = card(kind)
     head = front_matter(text)
     assert head["library_name"] == "transformers" and head["base_model"] == "facebook/opt-125m"
+    assert "- Pretrained model: `facebook/opt-125m` at revision `v1`\n- Starts from: model m-1\n" in text
     assert head["pipeline_tag"] == task and {"rlhf", tag} <= set(head["tags"])
     assert head["license"] == "unknown" and "No licence is stated" in text
     assert f"tiny-{kind}-12345678" in text and "Seed: 7" in text and "bf16 by 2 processes" in text

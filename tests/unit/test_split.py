@@ -113,6 +113,14 @@ def test_a_phase_without_a_share_gets_nothing(dataset, tmp_path):
     assert indices(tmp_path / "split", "eval") == [[0, 1, 2, 3], [], [0, 1, 2, 3]]
 
 
+def test_a_phase_that_is_not_going_to_be_run_may_be_left_without_a_row(dataset, tmp_path):
+    """As instructions have none for a reward model, whatever share `data_split` gives to it."""
+    split_dataset(dataset, "1,0,1000", 0, tmp_path / "split", ["reward", "ppo"])
+    assert [len(part) for part in indices(tmp_path / "split", "train")] == [0, 0, 20]
+    with pytest.raises(UserError, match="leaves phase sft without a usable row"):
+        split_dataset(dataset, "1,0,1000", 0, tmp_path / "other", ["sft"])
+
+
 def test_another_seed_gives_another_partition(dataset, tmp_path):
     for seed in (0, 1):
         split_dataset(dataset, "1,1,1", seed, tmp_path / str(seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -145,6 +146,18 @@ def test_a_manifest_wins_over_older_progress_only(tmp_path: Path, updated: float
     _result(tmp_path, "sft", "tiny-1", finished=NOW - 5)
     _progress(tmp_path, updated=updated)
     assert [entry.status for entry in read_status(tmp_path, NOW)] == [status]
+
+
+def test_devices_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    folder = _result(tmp_path, "reward", "r")
+    assert "GPUs" not in _text(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"gpus": "0"}))
+    _progress(tmp_path, gpus="2,3")
+    assert [(entry.stage, entry.gpus) for entry in read_status(tmp_path, NOW)] == [("sft", "2,3"), ("reward", "0")]
+    text = _text(tmp_path)
+    assert "GPUs" in text
+    assert re.search(r"tiny-1 .* 2,3 +.*loss 1\.25", text)
 
 
 def test_broken_files_are_reported_not_fatal(tmp_path: Path) -> None:

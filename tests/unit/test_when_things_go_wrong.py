@@ -24,6 +24,7 @@ from rlhf.errors import Interrupted, UserError
 from rlhf.functions import load_judge
 from rlhf.models import cache, loading
 from rlhf.ppo.checks import RatioError, SamplingError, require_same_distribution, require_unit_ratio
+from rlhf.runtime.devices import Device, require_enough
 from rlhf.runtime.failure import explain
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
@@ -102,6 +103,11 @@ def failures() -> list[str]:
         RuntimeError(lost),
     )
     return [str(explain(error)) for error in errors]
+
+
+def too_few_gpus() -> str:
+    one = Device("0", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "NVIDIA L4")
+    return message(lambda: require_enough(2, [one], {"CUDA_VISIBLE_DEVICES": "0"}))
 
 
 def a_silent_death() -> str:
@@ -234,6 +240,7 @@ def test_every_message_is_quoted_as_it_is_shown(quoted, group, monkeypatch, capl
         *what_libraries_say(monkeypatch),
         an_error_of_the_users_own(monkeypatch, caplog),
         *failures(),
+        too_few_gpus(),
         a_silent_death(),
         a_loss_that_is_not_finite(),
         *numbers_that_do_not_fit_together(),

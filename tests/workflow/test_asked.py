@@ -123,6 +123,24 @@ def test_until_asks_for_a_result_that_no_later_stage_needs(workflow: Workflow) -
     assert "Nothing to be done" in workflow.run().stdout
 
 
+@pytest.mark.parametrize("target", [(), ("--rerun-incomplete", "results/experiments/tiny/index.md")])
+def test_until_a_rule_that_no_target_needs_is_no_success(workflow: Workflow, target: tuple[str, ...]) -> None:
+    """Snakemake says that there is nothing to be done, and runs no hook."""
+    assert workflow.run().returncode == 0
+    until = (*target, "--until", "train_sft")
+    result = workflow.run(*until)
+    assert result.returncode == 0 and "Nothing to be done" in result.stdout
+    lost = f"results/sft/{workflow.id('sft')}/model"
+    shutil.rmtree(workflow.folder / lost)
+    for option in ("--no-hooks", "--printshellcmds"):
+        result = workflow.run(*until, option)
+        assert result.returncode == 1, result.stdout[-3000:]
+        assert f"not made, though asked for: {lost}. Snakemake saw nothing to do" in result.stdout
+        assert "Traceback" not in result.stdout
+    assert workflow.run("--rerun-incomplete", lost).returncode == 0  # the remedy
+    assert (workflow.folder / lost).exists()
+
+
 def test_batches_make_everything(workflow: Workflow) -> None:
     for batch in ("1/2", "2/2"):
         result = workflow.run("--batch", f"all={batch}")

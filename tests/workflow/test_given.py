@@ -31,6 +31,15 @@ def test_nested_numbers_of_the_command_line_count(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_an_experiment_without_ppo_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_config())
+    given = "experiments={tiny: {phases: [sft], data_split: '10,0,0'}}"
+    jobs = dry_run(tmp_path, config, "--config", given)
+    made = {"train_sft": 1, "evaluate_sft": 1, "plan_memory": 1, "split_dataset": 1, "summarise": 1}
+    assert {name: jobs[name] for name in made} == made
+    assert not [name for name in jobs if "ppo" in name or "reward" in name or name == "sample_baseline"]
+
+
 def test_a_repeated_key_is_refused_in_every_file(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text(f"{TINY}  tiny: {{seeds: [2]}}\n")
     more = write_config(tmp_path, {"defaults": {"seeds": [3]}}, "more.yaml")

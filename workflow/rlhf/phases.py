@@ -1,7 +1,12 @@
-"""The names of the three phases, and of every kind of stage with the rule that makes it."""
+"""The names of the phases, and of every kind of stage with the rule that makes it."""
 
+from typing import Literal, get_args
+
+PhaseName = Literal["sft", "reward", "ppo"]
 # In the order of the proportions in `data_split`. A kind of this name is the stage that trains.
-PHASES = ("sft", "reward", "ppo")
+PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
+# Phase -> those whose models it starts from, whatever its settings.
+STARTS_FROM: dict[str, tuple[PhaseName, ...]] = {"ppo": ("sft", "reward")}
 
 # Kind of stage -> its rule, upstream first. A kind is called by what it makes, or as its rule where that is an
 # evaluation; it is hashed in every ID and names the folder below results/, so it stays.

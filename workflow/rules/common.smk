@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from rlhf.config import (
+    PHASES,
     RULES,
     Fingerprints,
     Plan,
@@ -186,7 +187,7 @@ def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:
         return [
             f"results/{folder.format(kind=kind)}/{id}/{file}"
             for kind in kinds
-            for id in dict.fromkeys(run.stages[kind] for run in runs)
+            for id in dict.fromkeys(run.stages[kind] for run in runs if kind in run.stages)
         ]
 
     return paths

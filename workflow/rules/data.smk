@@ -92,8 +92,10 @@ rule split_dataset:
     log:
         "logs/split/{id}.log",
     localrule: True
+    resources:
+        phases=asked_phases,
     params:
         dataset=lambda wildcards: f"resources/datasets/{stage('split', wildcards.id).upstream.dataset}",
     shell:
         "exec python {SCRIPTS:q}/split_dataset.py --spec {input.spec:q} --dataset {params.dataset:q}"
-        " --output {output.rows:q} > {log:q} 2>&1"
+        " --output {output.rows:q} --phases {resources.phases} > {log:q} 2>&1"

@@ -16,15 +16,11 @@ rule plan_memory:
         execution=lambda wildcards: as_json(wildcards.kind)(wildcards),
         memory=lambda wildcards: json.dumps(dumped(stage(wildcards.kind, wildcards.id).memory)),
     shell:
-        "exec python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {params.execution:q}"
+        "exec env CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu python {SCRIPTS:q}/plan_memory.py --spec {input.spec:q} --execution {params.execution:q}"
         " --memory {params.memory:q} --model {input.model:q} --upstream {input.upstream:q} --output {output.plan:q} > {log:q} 2>&1"
 
 
 rule memory_plans:
     input:
-        [
-            f"results/{kind}/{planned.id}/memory_plan.json"
-            for kind in ("sft", "reward", "ppo")
-            for planned in PLAN.of_kind(kind)
-        ],
+        [f"results/{kind}/{planned.id}/memory_plan.json" for kind in PHASES for planned in PLAN.of_kind(kind)],
     localrule: True

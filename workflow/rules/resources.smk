@@ -39,6 +39,11 @@ def requirements(wildcards) -> str:
     return json.dumps([asdict(requirement) for requirement in PLAN.requirements[wildcards.id]])
 
 
+def asked_phases(wildcards) -> str:
+    """Resource function: the phases that a split is going to serve. A resource: no other ones make it again."""
+    return " ".join(phase for phase in PHASES if any(wildcards.id in one.upstream.split for one in PLAN.of_kind(phase)))
+
+
 def cluster(kind: str, key: str) -> Callable:
     """Resource function: what a stage asks of a cluster. None, where it does not ask for it, sets no resource."""
     return lambda wildcards: cluster_resources(stage(kind, wildcards.id)).get(key)

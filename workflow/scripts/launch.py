@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from rlhf.config.specfile import read_execution
-from rlhf.runtime.launch import launch
+from rlhf.runtime.launch import launch, take_devices
 from rlhf.runtime.logging import run_script
 
 
@@ -27,7 +27,9 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Become the launched program, so that signals and the exit status are its own."""
-    start = launch(read_execution(args.execution), args.words, args.output, os.environ, args.alone)
+    execution = read_execution(args.execution)
+    claim = take_devices(execution, args.output, os.environ)
+    start = launch(execution, args.words, args.output, os.environ, args.alone, claim)
     os.execvpe(start.command[0], start.command, start.environment)
 
 

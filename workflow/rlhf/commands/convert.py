@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.convert.arguments import Command, read_command
+from rlhf.convert.arguments import Command, read_command, require_step
 from rlhf.convert.configuration import Choices, convert, render
 from rlhf.convert.programs import PROGRAMS
 from rlhf.convert.shell import PROGRAM
@@ -86,6 +86,7 @@ def _read(phase: str, source: str) -> tuple[str, str]:
         return f"--{phase} -", sys.stdin.read()
     if f"{PROGRAM} " in source:
         return f"the command line of --{phase}", source
+    require_step(phase, str(Path(source).absolute()))
     try:
         return source, Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -60,9 +60,13 @@ def status_table(entries: Sequence[StageStatus], root: Path, problem: str = "") 
     if on_cluster:
         table.add_column("job", no_wrap=True)
         table.add_column("node", no_wrap=True)
+    on_gpus = any(entry.gpus for entry in entries)
+    if on_gpus:
+        table.add_column("GPUs", no_wrap=True)
     table.add_column("metrics", no_wrap=True)
     for entry in entries:
         where: list[RenderableType] = [entry.job, Text(entry.node)] if on_cluster else []
+        where += [Text(entry.gpus)] if on_gpus else []
         table.add_row(*_cells(entry), *where, Text(key_metrics(entry)))
     notes = [
         Text(f"{entry.stage} {entry.id}: {entry.note}", STYLES.get(entry.status, "")) for entry in entries if entry.note

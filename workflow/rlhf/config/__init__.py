@@ -12,13 +12,14 @@ from rlhf.config.requirements import Requirement, read_facts, require
 from rlhf.config.resolve import resolve
 from rlhf.config.schema import Configuration
 from rlhf.config.yaml_text import require_distinct_keys
-from rlhf.phases import RULES
+from rlhf.phases import PHASES, RULES
 from rlhf.records.plan import read_plan
 
 __all__ = [
     "accept_finished",
     "Configuration",
     "Fingerprints",
+    "PHASES",
     "Plan",
     "RULES",
     "Requirement",

@@ -22,6 +22,7 @@ from rlhf.config.stages import (
     SupervisedSettings,
 )
 from rlhf.errors import UserError
+from rlhf.phases import PHASES
 
 Reasons = Iterator[tuple[str, str]]
 
@@ -96,7 +97,7 @@ def experiment_without_effect(settings: ExperimentSettings, own_splits: bool) ->
         own_splits: every dataset has a `data_split` of its own.
     """
     found: dict[str, str] = {}
-    for name in ("sft", "reward", "ppo"):
+    for name in settings.phases:
         section = getattr(settings, name)
         reasons = without_effect(section) | dict(_execution(section))
         found |= {f"{name}.{key}": reason for key, reason in reasons.items()}
@@ -145,7 +146,10 @@ class Written:
         for place, given in layers.items():
             for key in _leaves({name: value for name, value in given.items() if name != "sweep"}):
                 origins.setdefault(key, f"{place}.{key}")
+        unread = set(PHASES) - set(settings.phases)
         for key, origin in origins.items():
+            if key.partition(".")[0] in unread:
+                continue
             reason = next((unused[part] for part in _prefixes(key) if part in unused), None)
             if reason is None or _misleads(settings, key):
                 self.note(origin, reason)

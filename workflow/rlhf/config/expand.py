@@ -36,6 +36,15 @@ def deep_merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def dotted(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys that hold values, with those above them in front: `{a: {b: 1}}` has `a.b`."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
 def expand(name: str, experiment: dict[str, Any]) -> Iterator[tuple[dict[str, Any], ExperimentSettings]]:
     """Every point of the sweep with its settings, in the order of the keys' names and of each key's values."""
     sweep = dict(sorted((experiment.get("sweep") or {}).items()))

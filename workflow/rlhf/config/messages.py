@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlhf.config.plan import Plan
-from rlhf.phases import PHASES
+from rlhf.config.plan import Plan, Run
+from rlhf.phases import PHASES, STARTS_FROM, PhaseName
 from rlhf.records.attempts import read_failures
 from rlhf.records.plan import StagePlan, read_plan
 from rlhf.records.progress import read_progress
@@ -16,6 +16,7 @@ from rlhf.records.progress import read_progress
 FAILED_LOGS = re.compile(r"^\s*log: (.+) \(check log file", re.MULTILINE)
 SHOWN_LINES = 5
 GIB = 2**30
+MODELS: dict[PhaseName, str] = {"sft": "SFT model", "reward": "reward model", "ppo": "policy"}
 
 
 def closing_message(plan: Plan) -> str:
@@ -28,10 +29,11 @@ def closing_message(plan: Plan) -> str:
             continue
         lines.append(f"  {name}: tables and figures  {index}")
         for run in plan.runs:
-            model = Path(f"results/ppo/{run.stages['ppo']}/model")
-            if run.experiment == name and model.exists():
-                point = "".join(f", {key} {value}" for key, value in run.point.items())
-                lines.append(f"    policy, seed {run.seed}{point}  {model}")
+            for phase in _final_phases(run):
+                model = Path(f"results/{phase}/{run.stages[phase]}/model")
+                if run.experiment == name and model.exists():
+                    point = "".join(f", {key} {value}" for key, value in run.point.items())
+                    lines.append(f"    {MODELS[phase]}, seed {run.seed}{point}  {model}")
     parts = []
     if lines:
         parts += ["", "Where things are:", *lines, "  report: snakemake --report results/report.html"]
@@ -56,6 +58,12 @@ def _needs(plan: StagePlan) -> str:
     parts.append(f"{plan['host']['node'] / GIB:.2f} GiB of host memory per node")
     device = "" if plan["device"] is None else f" ({plan['device']['name']})"
     return f"{', '.join(parts)}; {plan['verdict']}{device}"
+
+
+def _final_phases(run: Run) -> list[PhaseName]:
+    """The phases of a run whose models no later one of its phases goes on from."""
+    phases = [phase for phase in PHASES if phase in run.stages]
+    return [phase for phase in phases if not any(phase in STARTS_FROM.get(later, ()) for later in phases)]
 
 
 def failure_message(snakemake_logs: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from rlhf.config.stages import JobExecution
 from rlhf.phases import PHASES
 from rlhf.records.experiment import ExperimentRun, runs_text
 
-RESULTS = {  # stage kind -> a file or folder of its results, by the stage's ID
+RESULTS: dict[str, str] = {  # stage kind -> a file or folder of its results, by the stage's ID
     "dataset": "resources/datasets/{}/report.json",
     "model": "resources/models/{}/manifest.json",
     "tokens": "results/tokens/{}",
@@ -126,8 +126,8 @@ class Plan:
         """The training stages of all runs of a stage; of those that read the same rows in the same way, the first."""
         found: dict[str, Stage] = {}
         for run in self.runs:
-            if run.stages[kind] == id:
-                for phase in PHASES:
+            if run.stages.get(kind) == id:
+                for phase in (phase for phase in PHASES if phase in run.stages):
                     stage = self.stages[phase, run.stages[phase]]
                     limits = {key: value for key, value in dumped(stage.settings).items() if key in ROW_LIMITS}
                     data = [getattr(stage.upstream, role) for role in ("tokens", "split")]

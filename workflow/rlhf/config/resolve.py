@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf.config.effects import Written, experiment_without_effect
-from rlhf.config.expand import deep_merge, expand, parse
+from rlhf.config.expand import deep_merge, dotted, expand, parse
 from rlhf.config.identity import slug, stage_id
 from rlhf.config.plan import Plan, Run, Stage, dumped
-from rlhf.config.requirements import policy_requirements, require_consistency, reward_requirements
+from rlhf.config.requirements import policy_requirements, require_consistency, require_read, reward_requirements
 from rlhf.config.schema import Configuration, ExperimentSettings, MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.sources import DatasetSection, ModelSection
@@ -47,7 +47,7 @@ from rlhf.config.specification import (
 from rlhf.config.stages import EvaluationSection, JobExecution
 from rlhf.config.user_code import function_content
 from rlhf.errors import UserError
-from rlhf.phases import PHASES
+from rlhf.phases import PHASES, PhaseName
 
 Fingerprint = Callable[[str, str], str]
 SectionT = TypeVar("SectionT", bound=Section)
@@ -71,14 +71,17 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
     written = Written()
     defaults = config.get("defaults") or {}
     for name, overlay in config["experiments"].items():
-        own = overlay or {}
+        place, phases, own = f"experiments.{name}", set[str](), overlay or {}
         for point, settings in expand(name, deep_merge(defaults, own)):
-            resolver = _Resolver(configuration, plan, fingerprint, code, f"experiments.{name}", written)
+            require_read(point, settings.phases, f"{place}.sweep")
+            phases |= set(settings.phases)
+            resolver = _Resolver(configuration, plan, fingerprint, code, place, written)
             for seed in settings.seeds:
                 stages = resolver.run(settings, seed)
                 plan.runs.append(Run(name, point, seed, stages, settings.evaluation.samples))
-            layers = {f"experiments.{name}.sweep": point, f"experiments.{name}": own, "defaults": defaults}
+            layers = {f"{place}.sweep": point, place: own, "defaults": defaults}
             written.add(layers, settings, resolver.without_effect(settings))
+        require_read(dotted(own), phases, place)
     written.require_effect()
     return plan
 
@@ -109,67 +112,71 @@ class _Resolver:
         self._memory = settings.memory
         names = settings.data_path
         datasets = [self._dataset(name, f"{self._place}.data_path") for name in names]
-        policy = self._model(settings.policy, "policy")
-        reward_base = self._reward_base(settings, policy)
-        self._plan.require(policy, policy_requirements(settings, self._place))
-        self._plan.require(reward_base, reward_requirements(settings, self._place))
+        models = self._models(settings)
         proportions = self._proportions(settings)
         rows = [
             _Rows(name, dataset, self._split(dataset, share, settings.split_seed), _phases(share))
             for name, dataset, share in zip(names, datasets, proportions, strict=True)
         ]
-        sft_rows, reward_rows, ppo_rows = ([each for each in rows if phase in each.phases] for phase in PHASES)
-        trained_rows = ppo_rows
-        if settings.ppo.ptx_coefficient > 0:
-            trained_rows = [each for each in rows if each in sft_rows or each in ppo_rows]
-        gold = self._gold(reward_rows, ppo_rows)
+        seen = {phase: [each for each in rows if phase in each.phases] for phase in settings.phases}
+        gold = self._gold([each for phase, part in seen.items() if phase != "sft" for each in part])
         self._note_unused_gold(rows)
-        ids = {"dataset": datasets[0], "policy": policy, "reward_model": reward_base}
-        ids["sft"] = self._train(
-            "sft",
-            f"{_label(policy)}-s{seed}",
-            seed,
-            _with(ResolvedSft, settings.sft, data_weights=_weights(settings, sft_rows)),
-            SftUpstream(model=policy, **self._data(sft_rows, policy)),
-            settings.sft.execution,
-        )
-        reward_data = self._data(reward_rows, reward_base)
-        if settings.reward.start_from == "sft":
-            label = _label(ids["sft"])
-            base = RewardUpstream(sft=ids["sft"], tokens=reward_data["tokens"], split=reward_data["split"])
-        else:
-            label = f"{_label(reward_base)}-s{seed}"
-            base = RewardUpstream(model=reward_base, tokens=reward_data["tokens"], split=reward_data["split"])
-        ids["reward"] = self._train(
-            "reward",
-            label,
-            seed,
-            _with(ResolvedReward, settings.reward, data_weights=_weights(settings, reward_rows)),
-            base,
-            settings.reward.execution,
-        )
-        ids["ppo"] = self._train(
-            "ppo",
-            _label(ids["sft"]),
-            seed,
-            _with(ResolvedPpo, settings.ppo, **gold, data_weights=_weights(settings, trained_rows)),
-            PpoUpstream(sft=ids["sft"], reward=ids["reward"], **self._data(trained_rows, policy)),
-            settings.ppo.execution,
-        )
-        data = {
-            "sft": self._data(sft_rows, policy),
-            "reward": reward_data,
-            "ppo": self._data(ppo_rows, policy),
-        }
-        ids |= self._evaluations(settings, ids, data, gold)
-        return ids
+        ids = {"dataset": datasets[0], **models}
+        for phase in settings.phases:
+            used = {phase, "sft"} if phase == "ppo" and settings.ppo.ptx_coefficient > 0 else {phase}
+            ids[phase] = self._phase(phase, settings, seed, ids, [each for each in rows if used & {*each.phases}], gold)
+        data = {phase: self._data(part, self._reader(phase, ids)) for phase, part in seen.items()}
+        return ids | self._evaluations(settings, ids, data, gold)
 
     def without_effect(self, settings: ExperimentSettings) -> dict[str, str]:
         """Keys of the experiment that change nothing, and why."""
         datasets = self._configuration.datasets
         return experiment_without_effect(settings, all(datasets[name].data_split for name in settings.data_path))
 
-    def _reward_base(self, settings: ExperimentSettings, policy: str) -> str:
+    def _models(self, settings: ExperimentSettings) -> dict[str, str]:
+        """Role -> ID of the model that the phases start from, with what they ask of it."""
+        models: dict[str, str] = {}
+        if "sft" in settings.phases:
+            models["policy"] = self._model(settings.policy, "policy")
+            self._plan.require(models["policy"], policy_requirements(settings, self._place))
+        if "reward" in settings.phases:
+            models["reward_model"] = self._reward_base(settings, models)
+            self._plan.require(models["reward_model"], reward_requirements(settings, self._place))
+        return models
+
+    def _reader(self, phase: str, ids: dict[str, str]) -> str:
+        """ID of the model whose tokenizer reads the rows of a phase."""
+        return ids["reward_model" if phase == "reward" else "policy"]
+
+    def _phase(
+        self,
+        phase: PhaseName,
+        settings: ExperimentSettings,
+        seed: int,
+        ids: dict[str, str],
+        rows: list[_Rows],
+        gold: dict[str, Any],
+    ) -> str:
+        """Add the stage that trains; `ids` has those before it."""
+        weights, data = _weights(settings, rows), self._data(rows, self._reader(phase, ids))
+        resolved: Section
+        upstream: SftUpstream | RewardUpstream | PpoUpstream
+        if phase == "sft":
+            resolved = _with(ResolvedSft, settings.sft, data_weights=weights)
+            upstream = SftUpstream(model=ids["policy"], **data)
+        elif phase == "reward":
+            resolved = _with(ResolvedReward, settings.reward, data_weights=weights)
+            from_sft = settings.reward.start_from == "sft"
+            base = {"sft": ids["sft"]} if from_sft else {"model": ids["reward_model"]}
+            upstream = RewardUpstream.model_validate({**base, **data})
+        else:
+            resolved = _with(ResolvedPpo, settings.ppo, **gold, data_weights=weights)
+            upstream = PpoUpstream(sft=ids["sft"], reward=ids["reward"], **data)
+        start, identifier = upstream.start
+        label = f"{_label(identifier)}-s{seed}" if start == "model" else _label(identifier)
+        return self._train(phase, label, seed, resolved, upstream, getattr(settings, phase).execution)
+
+    def _reward_base(self, settings: ExperimentSettings, models: dict[str, str]) -> str:
         """The model whose tokenizer the reward model has."""
         if settings.reward.start_from == "pretrained":
             return self._model(settings.reward_model, "reward_model")
@@ -178,54 +185,59 @@ class _Resolver:
                 f"{self._place}.reward_model: {settings.reward_model!r} is not used where reward.start_from is sft; "
                 "leave it out"
             )
-        return policy
+        return models["policy"]
 
     def _evaluations(
         self,
         settings: ExperimentSettings,
         ids: dict[str, str],
-        data: dict[str, dict[str, list[str]]],
+        data: dict[PhaseName, dict[str, list[str]]],
         gold: dict[str, Any],
     ) -> dict[str, str]:
+        """Add what measures the models of the phases."""
         evaluation, ppo = settings.evaluation, settings.ppo
-        sft, reward = ids["sft"], ids["reward"]
-        sampling = {
-            "max_prompt_seq_len": ppo.max_prompt_seq_len,
-            "max_answer_seq_len": ppo.max_answer_seq_len,
-            "temperature": ppo.temperature,
-            **gold,
-        }
         out = {}
-        out["evaluate_sft"] = self._evaluate(
-            "evaluate_sft",
-            sft,
-            evaluation,
-            ResolvedSftEvaluation(max_seq_len=settings.sft.max_seq_len),
-            SftEvaluationUpstream(sft=sft, **data["sft"]),
-        )
-        out["evaluate_reward"] = self._evaluate(
-            "evaluate_reward",
-            reward,
-            evaluation,
-            ResolvedRewardEvaluation(max_seq_len=settings.reward.max_seq_len, **gold),
-            RewardEvaluationUpstream(reward=reward, **data["reward"]),
-        )
-        out["baseline"] = self._evaluate(
-            "baseline",
-            sft,
-            evaluation,
-            _with(ResolvedBaseline, evaluation, **sampling),
-            PpoUpstream(sft=sft, reward=reward, **data["ppo"]),
-            evaluation.seed,
-        )
-        out["evaluate_ppo"] = self._evaluate(
-            "evaluate_ppo",
-            ids["ppo"],
-            evaluation,
-            _with(ResolvedAnswers, evaluation, **sampling),
-            PpoEvaluationUpstream(ppo=ids["ppo"], baseline=out["baseline"], sft=sft, reward=reward, **data["ppo"]),
-            evaluation.seed,
-        )
+        if "sft" in settings.phases:
+            out["evaluate_sft"] = self._evaluate(
+                "evaluate_sft",
+                ids["sft"],
+                evaluation,
+                ResolvedSftEvaluation(max_seq_len=settings.sft.max_seq_len),
+                SftEvaluationUpstream(sft=ids["sft"], **data["sft"]),
+            )
+        if "reward" in settings.phases:
+            out["evaluate_reward"] = self._evaluate(
+                "evaluate_reward",
+                ids["reward"],
+                evaluation,
+                ResolvedRewardEvaluation(max_seq_len=settings.reward.max_seq_len, **gold),
+                RewardEvaluationUpstream(reward=ids["reward"], **data["reward"]),
+            )
+        if "ppo" in settings.phases:
+            sampling = {
+                "max_prompt_seq_len": ppo.max_prompt_seq_len,
+                "max_answer_seq_len": ppo.max_answer_seq_len,
+                "temperature": ppo.temperature,
+                **gold,
+            }
+            made_from = {"sft": ids["sft"], "reward": ids["reward"], **data["ppo"]}
+            out["baseline"] = self._evaluate(
+                "baseline",
+                ids["sft"],
+                evaluation,
+                _with(ResolvedBaseline, evaluation, **sampling),
+                PpoUpstream.model_validate(made_from),
+                evaluation.seed,
+            )
+            compared = {"ppo": ids["ppo"], "baseline": out["baseline"], **made_from}
+            out["evaluate_ppo"] = self._evaluate(
+                "evaluate_ppo",
+                ids["ppo"],
+                evaluation,
+                _with(ResolvedAnswers, evaluation, **sampling),
+                PpoEvaluationUpstream.model_validate(compared),
+                evaluation.seed,
+            )
         return out
 
     def _named(self, table: dict[str, Any], name: str | None, place: str, section: str) -> Any:
@@ -292,12 +304,12 @@ class _Resolver:
         return {"tokens": tokens, "split": [each.split for each in rows]}
 
     def _proportions(self, settings: ExperimentSettings) -> list[str]:
-        """The `data_split` of each dataset; together they must give every phase something."""
+        """The `data_split` of each dataset; together they must give every phase that is asked for something."""
         proportions = [
             self._configuration.datasets[name].data_split or settings.data_split for name in settings.data_path
         ]
         for place, phase in enumerate(PHASES):
-            if not any(float(split.split(",")[place]) for split in proportions):
+            if phase in settings.phases and not any(float(split.split(",")[place]) for split in proportions):
                 given = " and ".join(proportions)
                 raise UserError(f"{self._place}.data_split: {given} leaves phase {phase} without data")
         return proportions
@@ -345,12 +357,12 @@ class _Resolver:
                 reason = "its rows are for SFT alone, and nothing of these is judged" if alone else None
                 self._written.note(f"datasets.{each.name}.gold_reward", reason)
 
-    def _gold(self, *rows: list[_Rows]) -> dict[str, Any]:
-        """What judges the answers of the datasets that have some, with hashes of its code and of what it reads.
+    def _gold(self, rows: list[_Rows]) -> dict[str, Any]:
+        """What judges the answers of datasets, with hashes of its code and of what it reads.
 
-        A dataset that only SFT sees has none: its prompts are not answered, nor its answers compared.
+        Only of those whose prompts are answered or scored: SFT does neither.
         """
-        judged = {each.name: self._configuration.datasets[each.name] for part in rows for each in part}
+        judged = {each.name: self._configuration.datasets[each.name] for each in rows}
         found = {section.gold_reward for section in judged.values()}
         if len(found) > 1:
             each = ", ".join(f"{name}: {section.gold_reward or 'none'}" for name, section in judged.items())
@@ -364,7 +376,7 @@ class _Resolver:
                 f"datasets.{name}", "gold_reward", section.gold_reward, "gold_reward_reads", section.gold_reward_reads
             )
         ]
-        return {"gold_reward": found.pop(), "gold_content": list(dict.fromkeys(content)) or None}
+        return {"gold_reward": next(iter(found), None), "gold_content": list(dict.fromkeys(content)) or None}
 
 
 @dataclass(frozen=True)

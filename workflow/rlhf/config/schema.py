@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, field_validator
 from rlhf.config.section import DataSplit, Name, Section, Seed
 from rlhf.config.sources import DatasetSection, ModelSection
 from rlhf.config.stages import EvaluationSection, PpoSection, RewardSection, SftSection
+from rlhf.phases import PHASES, PhaseName
 
 
 class MemorySettings(Section):
@@ -34,6 +35,12 @@ class ExperimentSettings(Section):
         description="`deepspeed_chat`: its formulas and constants take the place of the defaults below; keys that are "
         "given still win. `docs/from-deepspeed-chat.md` lists them.",
     )
+    phases: list[PhaseName] = Field(
+        list(PHASES),
+        min_length=1,
+        description="What is trained, in this order: `[sft]`, `[reward]`, `[sft, reward]` or all three. Rows that "
+        "`data_split` gives to a phase left out stay unused: `1,0,0` gives all to SFT.",
+    )
     data_path: list[str] = Field([], description="Names under `datasets`, used together.")
     data_weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
         {},
@@ -53,6 +60,13 @@ class ExperimentSettings(Section):
     sweep: dict[str, list[JsonValue]] = Field(
         {}, description="Dotted key -> values; the grid of all combinations is run."
     )
+
+    @field_validator("phases")
+    @classmethod
+    def _ordered(cls, phases: list[PhaseName]) -> list[PhaseName]:
+        if phases != [phase for phase in PHASES if phase in phases]:
+            raise ValueError(f"name each phase once, in the order {', '.join(PHASES)}")
+        return phases
 
     @field_validator("seeds")
     @classmethod

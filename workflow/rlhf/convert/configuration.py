@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from rlhf.config import resolve
+from rlhf.config import PHASES, resolve
 from rlhf.config.compatibility import PRESETS
 from rlhf.config.effects import experiment_without_effect, leave_out
 from rlhf.config.expand import expand
@@ -64,6 +64,8 @@ def convert(commands: dict[str, Command], choices: Choices) -> Converted:
     """
     converted = Converted({"datasets": {}, "models": {}, "experiments": {}})
     experiment: Section = {"compatibility": COMPATIBILITY}
+    if "ppo" not in commands:  # which needs the other two, and where defaults stand for those that are not given
+        experiment["phases"] = [phase for phase in PHASES if phase in commands]
     _sources(converted, experiment, commands, choices)
     for command in commands.values():
         gpus, nodes = _processes(command, choices)
@@ -75,12 +77,13 @@ def convert(commands: dict[str, Command], choices: Choices) -> Converted:
             _ppo(converted, experiment, command, gpus * nodes)
         else:
             _batches(experiment, command, gpus * nodes)
+        converted.notes += command.notes
         converted.reported |= _reported(command)
     _set(experiment, "evaluation.execution.gpus_per_node", 1)
-    absent = [phase for phase in PROGRAMS if phase not in commands]
+    absent = [phase for phase in experiment.get("phases", PHASES) if phase not in commands]
     if absent:
         converted.notes.append(f"no script was given for {' and '.join(absent)}: defaults stand there; check them")
-    name = choices.name or experiment["policy"]
+    name = choices.name or experiment.get("policy") or experiment["reward_model"]
     converted.config["experiments"][name] = experiment
     _leave_out_what_changes_nothing(converted, experiment, name)
     resolve(converted.config, lambda path, key: "not read")  # a mistake must show now, not when it is run
@@ -192,11 +195,10 @@ def rollout_sizes(command: Command, processes: int) -> tuple[int, int]:
 def _sources(converted: Converted, experiment: Section, commands: dict[str, Command], choices: Choices) -> None:
     """Datasets, models, split and seed, which all phases share."""
     config = converted.config
-    policy = _model_of(commands.get("sft"), choices.policy, "--policy", "the model that step 1 starts from")
-    reward = _model_of(commands.get("reward"), choices.reward_model, "--reward-model", "the model of step 2")
-    models = names_of_paths([policy, reward])
+    starts = _models(commands, choices, experiment.get("phases", PHASES))
+    models = names_of_paths(starts.values())
     config["models"] = {name: model(path) for path, name in models.items()}
-    experiment["policy"], experiment["reward_model"] = models[policy], models[reward]
+    experiment |= {role: models[path] for role, path in starts.items()}
     lists = {phase: command.words("data_path") for phase, command in commands.items()}
     names = list(dict.fromkeys(path for paths in lists.values() for path in paths))
     sft_only = commands["sft"].words("sft_only_data_path") if "sft" in commands else []
@@ -222,6 +224,23 @@ def _common(commands: dict[str, Command], flag: str, converted: Converted) -> Va
         if value != first:
             converted.notes.append(f"--{flag} is {value} in the script of {phase}; here {first} holds for all phases")
     return first
+
+
+def _models(commands: dict[str, Command], choices: Choices, phases: Collection[str]) -> dict[str, str]:
+    """Role -> hub name or folder of the model that a phase starts from."""
+    found = {}
+    for role, phase, chosen, what in (
+        ("policy", "sft", choices.policy, "the model that step 1 starts from"),
+        ("reward_model", "reward", choices.reward_model, "the model of step 2"),
+    ):
+        option = f"--{role.replace('_', '-')}"
+        if phase in phases:
+            found[role] = _model_of(commands.get(phase), chosen, option, what)
+        elif chosen is not None:
+            raise UserError(
+                f"{option} {chosen}: no script was given that uses it; leave it out, or add --{phase} or --ppo"
+            )
+    return found
 
 
 def _model_of(command: Command | None, chosen: str | None, option: str, what: str) -> str:

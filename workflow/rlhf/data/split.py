@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from rlhf.runtime.logging import get_logger
 logger = get_logger(__name__)
 
 
-def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> None:
+def split_dataset(dataset: Path, data_split: str, seed: int, output: Path, phases: Collection[str] = PHASES) -> None:
     """Write `<split>.<phase>.npy` index files and `split.json` into `output`.
 
     Training rows are divided among the phases; unseen rows serve all phases that have a share. Rows of one group (by
@@ -29,9 +30,10 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
         data_split: three proportions such as `2,4,4`.
         seed: of the partition.
         output: results/split/<id>/; appears whole or not at all.
+        phases: that are going to be run.
 
     Raises:
-        UserError: a phase with a proportion above 0 gets no row.
+        UserError: a phase that is going to be run has a proportion above 0 and gets no row.
     """
     proportions = [float(share) for share in data_split.split(",")]
     if sum(proportions) <= 0:
@@ -51,7 +53,7 @@ def split_dataset(dataset: Path, data_split: str, seed: int, output: Path) -> No
         indices[f"{name}.reward"] = rows[paired[rows]]
         left_out[name] = int((~paired[rows]).sum())
     for phase, share in zip(PHASES, proportions, strict=True):
-        if share > 0 and not len(indices[f"train.{phase}"]):
+        if phase in phases and share > 0 and not len(indices[f"train.{phase}"]):
             raise UserError(
                 f"data_split: {data_split!r} of {len(train)} rows in {groups.max() + 1} groups leaves phase {phase} "
                 f"without a usable row ({left_out['train']} have no rejected answer); give it no share of that phase "

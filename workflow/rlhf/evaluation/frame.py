@@ -17,8 +17,9 @@ from rlhf.ppo.prompts import keep_prompts
 from rlhf.records.evaluation import EvaluationRecord, Measured, write_evaluation
 from rlhf.records.samples import BaselineSample
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.manifest import slurm_job
+from rlhf.runtime.manifest import placement
 from rlhf.runtime.seeds import derive_seed
+from rlhf.training.distributed import require_device
 from rlhf.training.stage import StagePaths
 
 logger = get_logger(__name__)
@@ -32,6 +33,9 @@ class Evaluation(Generic[SettingsT]):
 
     spec: JobSpecification[SettingsT, Section, EvaluateExecution]
     paths: StagePaths
+
+    def __post_init__(self) -> None:
+        require_device(self.spec.execution.gpus_per_node)
 
     @property
     def settings(self) -> SettingsT:
@@ -55,7 +59,7 @@ class Evaluation(Generic[SettingsT]):
             "stage": self.spec.stage,
             "id": self.spec.id,
             "execution": self.spec.execution.model_dump(mode="json"),
-            **slurm_job(),
+            **placement(),
         }
         write_evaluation(self.paths.output, record)
         for key, value in result.items():

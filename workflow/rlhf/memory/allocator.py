@@ -13,6 +13,16 @@ PEAKS = {
 EVENTS = {"alloc_retries": "num_alloc_retries", "ooms": "num_ooms"}
 
 
+def device_name(cuda: Any) -> str:
+    """The device of this thread: its model, and the UUID by which nvidia-smi knows it.
+
+    Args:
+        cuda: `torch.cuda`, or what stands in for it in a test.
+    """
+    found = cuda.get_device_properties(cuda.current_device())
+    return f"{found.name} GPU-{found.uuid}"
+
+
 class AllocatorPeaks:
     """Follows the allocator of one device over phases, whoever resets its counters.
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import psutil
 
-from rlhf.memory.allocator import AllocatorPeaks
+from rlhf.memory.allocator import AllocatorPeaks, device_name
 from rlhf.memory.out_of_memory import parse_out_of_memory
 from rlhf.memory.process import cgroup_peak, high_water_mark, proportional_set
 from rlhf.records.memory import MemoryFailure, MemoryReport, PhaseMemory, ProcessMemory
@@ -80,6 +80,7 @@ class MemoryMonitor:
         self._rank = rank
         self._process = psutil.Process()
         self._allocator = AllocatorPeaks(cuda) if cuda is not None else None
+        self._device = device_name(cuda) if cuda is not None else None
         self._phases: dict[str, PhasePeak] = {}
         self._current: PhasePeak | None = None
         self._lock = threading.Lock()
@@ -124,6 +125,8 @@ class MemoryMonitor:
             "phases": [peak.record() for peak in self._phases.values()],
             "peak_rss": max((peak.peak_rss for peak in self._phases.values()), default=0),
         }
+        if self._device is not None:
+            found["device"] = self._device
         high, group = high_water_mark(), cgroup_peak()
         if high is not None:
             found["high_water_rss"] = high

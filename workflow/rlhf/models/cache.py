@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.file_download import REGEX_COMMIT_HASH
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from rlhf.causes import FOREIGN, cause
 from rlhf.config.requirements import Requirement, require
@@ -78,7 +79,7 @@ def cache_model(
             write_merged(folder / "model", adapters)
         tokenizer.save_pretrained(folder / "model")
         _require_same_when_loaded(folder / "model", place)
-        write_json(folder / MANIFEST, {**facts, "outputs": sha256_tree(folder)})
+        write_json(folder / MANIFEST, {**facts, **_commit(settings.source), "outputs": sha256_tree(folder)})
     parameters, tokens = f"{facts['parameters']:,}", facts["vocabulary"]
     logger.info("%s: %s with %s parameters, %s tokens", place, facts["model_type"], parameters, tokens)
 
@@ -119,6 +120,17 @@ def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelM
         "max_positions": getattr(model.config, "max_position_embeddings", None),
         "linear_modules": linear_modules(model),
     }
+
+
+def _commit(source: ModelSource | str) -> dict[str, str]:
+    """The commit of a hub that a model's files are of, as the name of their folder in the cache of the hub's client."""
+    if isinstance(source, str) or source.hub is None:
+        return {}
+    file = published_file(source.hub, CONFIG_NAME, _where(source))
+    known = (
+        file is not None and file.parent.parent.name == "snapshots" and REGEX_COMMIT_HASH.fullmatch(file.parent.name)
+    )
+    return {"commit": file.parent.name} if file is not None and known else {}
 
 
 def _from_scratch(

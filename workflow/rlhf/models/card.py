@@ -38,7 +38,8 @@ of the policy itself.
 {% endif %}
 
 {% if base.hub %}
-- Pretrained model: `{{ base.hub }}`
+- Pretrained model: `{{ base.hub }}`{% if base.revision %} at revision `{{ base.revision }}`{% endif %}
+
 {% endif %}
 - Starts from: {{ base.stage }} {{ base.id }}
 {% if rewarded_by %}

@@ -68,7 +68,14 @@ def _correct_count(index: Path, model: PreTrainedModel) -> None:
     write_json(index, content)
 
 
-def write_adapter(model: PreTrainedModel, weights: dict[str, Tensor], adapted: Any, folder: Path, base: str) -> None:
+def write_adapter(
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    adapted: Any,
+    folder: Path,
+    base: str,
+    revision: str | None = None,
+) -> None:
     """Write a PEFT folder with everything that was trained, whole or not at all.
 
     Where embeddings, norms or biases were trained beside the LoRA matrices, or a score head, their weights are in the
@@ -81,9 +88,10 @@ def write_adapter(model: PreTrainedModel, weights: dict[str, Tensor], adapted: A
         folder: appears with all its files; an older one is replaced.
         base: the model that the adapter belongs to, as written into the configuration: its name on a hub, where others
             find it, or its folder in the project.
+        revision: of the base on a hub; None: the newest.
     """
     config = copy.copy(adapted.peft_config["default"])
-    config.base_model_name_or_path, config.inference_mode = base, True
+    config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
     config.task_type = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
     config.target_modules = sorted(config.target_modules)  # as a set it would have another order in each process
     if hasattr(model, "score"):

@@ -15,13 +15,14 @@ EVALUATION = "evaluation.json"
 
 
 class EvaluatedStage(TypedDict, total=False):
-    """The stage that measured, and how it ran."""
+    """The stage that measured, and how and where it ran."""
 
     schema_version: int
     stage: str
     id: str
     execution: JsonObject
     slurm_job_id: str
+    gpus: str
 
 
 class SftEvaluation(TypedDict, total=False):

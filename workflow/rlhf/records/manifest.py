@@ -22,12 +22,20 @@ class Code(TypedDict):
 
 
 class BaseModel(TypedDict):
-    """The model that training started from: kind and ID of the stage it is of, its folder, and its name on a hub."""
+    """The model that training started from.
+
+    Attributes:
+        stage, id: kind and ID of the stage it is of.
+        path: its folder, relative to the project.
+        hub: name on a hub of the pretrained model that it comes from.
+        revision: commit of that model, or what the configuration names; None where neither is known.
+    """
 
     stage: str
     id: str
     path: str
     hub: str | None
+    revision: str | None
 
 
 class DataSource(TypedDict, total=False):
@@ -47,10 +55,16 @@ class Lineage(TypedDict):
     datasets: list[DataSource]
 
 
-class SlurmJob(TypedDict, total=False):
-    """The job that made a stage; empty outside of Slurm."""
+class Placement(TypedDict, total=False):
+    """Where a stage was made.
+
+    Attributes:
+        slurm_job_id: absent outside of Slurm.
+        gpus: as the launcher, or Slurm, has named them in CUDA_VISIBLE_DEVICES; absent on the CPU.
+    """
 
     slurm_job_id: str
+    gpus: str
 
 
 class EngineFacts(TypedDict, total=False):
@@ -110,6 +124,7 @@ class Facts(EngineFacts, total=False):
         attempts: number of the attempt that finished.
         delivered: model folder -> how far the model loaded from it is from the trained one, and the limit.
         device: `cpu` or `cuda`.
+        devices: model and UUID of the GPU of each process, in the order of ranks; absent on the CPU.
         merge: model folder -> what it would lose in half precision.
         training: role (`actor`, `critic`) -> facts of its engine, for a stage that trains two models.
         rows: split -> number of rows used.
@@ -119,6 +134,7 @@ class Facts(EngineFacts, total=False):
     checkpoints: CheckpointFacts
     world_size: int
     device: str
+    devices: list[str]
     dtype: str
     lineage: Lineage
     training: dict[str, EngineFacts]
@@ -129,7 +145,7 @@ class Facts(EngineFacts, total=False):
     merge: dict[str, Merge]
 
 
-class Manifest(Facts, SlurmJob, total=False):
+class Manifest(Facts, Placement, total=False):
     """Content of manifest.json; every entry may be absent, because older code and other stages wrote other ones.
 
     Attributes:
@@ -165,6 +181,7 @@ class ModelManifest(TypedDict, total=False):
         parameters, vocabulary: their numbers.
         max_positions: longest sequence in tokens; None where there is no limit.
         linear_modules: names of the modules that LoRA patterns are compared with.
+        commit: of a hub, that its files are of.
         outputs: file, relative to the folder -> its hash.
     """
 
@@ -176,6 +193,7 @@ class ModelManifest(TypedDict, total=False):
     pad_token: str
     max_positions: int | None
     linear_modules: list[str]
+    commit: str
     outputs: dict[str, str]
 
 

@@ -41,10 +41,12 @@ class ProcessMemory(_Process, total=False):
     Attributes:
         phases: in the order in which they were entered first.
         peak_rss: largest resident memory in any phase.
+        device: model and UUID of its GPU; absent on the CPU.
         high_water_rss: the same as the kernel counts it, between phases too.
         cgroup_peak: largest memory of its control group (under a scheduler, the job), page cache included.
     """
 
+    device: str
     high_water_rss: int
     cgroup_peak: int
 

@@ -16,6 +16,7 @@ class Progress(TypedDict, total=False):
 
     Attributes:
         slurm_job_id: empty outside of Slurm.
+        gpus: as CUDA_VISIBLE_DEVICES names them; empty on the CPU.
         step, total_steps: optimizer steps, or iterations of PPO: done, and of the whole stage.
         phase: of the last line of the metrics.
         speed: useful tokens per second at that line; None where it was not measured.
@@ -31,6 +32,7 @@ class Progress(TypedDict, total=False):
     stage: str
     id: str
     slurm_job_id: str
+    gpus: str
     step: int
     total_steps: int
     phase: str | None

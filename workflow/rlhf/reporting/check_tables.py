@@ -107,7 +107,8 @@ def _warning_rows(experiment: Experiment) -> list[Row]:
             "cause": check["cause"],
         }
         for run in experiment.runs
-        for check in _checks(experiment.files(run, "ppo"))
+        for stage in experiment.of_runs([run], "ppo")
+        for check in _checks(stage)
         if not check["holds"]
     ]
 

@@ -67,9 +67,21 @@ class Experiment:
     stages: dict[tuple[str, str], StageFiles]
     root: Path
 
-    def files(self, run: ExperimentRun, role: str) -> StageFiles:
-        """The files of one stage of a run."""
-        return self.stages[run.stage(role)]
+    def files(self, run: ExperimentRun, role: str) -> StageFiles | None:
+        """The files of one stage of a run; None where the run has no such stage, as PPO in one that ends with SFT."""
+        return self.stages[run.stage(role)] if role in run.stages else None
+
+    def of_runs(self, runs: Iterable[ExperimentRun], role: str) -> list[StageFiles]:
+        """The files of one stage of each run that has it."""
+        return [stage for run in runs if (stage := self.files(run, role)) is not None]
+
+    def note(self, phase: str, text: str) -> str:
+        """A table's note, or why the table is empty."""
+        return text if self.has(phase) else f"Nothing is here: `phases` of {self.name} leaves out {phase}."
+
+    def has(self, role: str) -> bool:
+        """Whether any run has such a stage."""
+        return any(role in run.stages for run in self.runs)
 
     def points(self) -> list[list[ExperimentRun]]:
         """The runs grouped by sweep point, in the order of the runs."""
@@ -160,7 +172,7 @@ def provenance(experiment: Experiment, code_hash: str) -> Provenance:
             "point": run.point,
             "seed": run.seed,
             "stages": {
-                role: {"id": run.stages[role], "path": experiment.path(experiment.files(run, role))}
+                role: {"id": run.stages[role], "path": experiment.path(experiment.stages[run.stage(role)])}
                 for role in run.stages
             },
         }

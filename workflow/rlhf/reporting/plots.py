@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from rlhf.evaluation.statistics import FloatArray
+from rlhf.phases import PHASES
 from rlhf.records.experiment import ExperimentRun
 from rlhf.records.metrics import Phase
 from rlhf.reporting.collect import Experiment, StageFiles
@@ -72,9 +73,9 @@ def learning_curves(experiment: Experiment) -> str:
         points, shared = groups(experiment), False
         for panel, axis in zip(shown, axes, strict=True):
             drawn = groups_of_stage(experiment, panel.stage, points)
-            shared |= len(drawn) < len(points)
+            shared |= any(group not in points for group in drawn)
             for group in drawn:
-                _draw_group(axis, [experiment.files(run, panel.stage) for run in group.runs], panel.key, group.colour)
+                _draw_group(axis, experiment.of_runs(group.runs, panel.stage), panel.key, group.colour)
             axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
             axis.margins(x=0.02)
         legend_below(figure, _curve_legend(experiment, points, shared), columns=5)
@@ -82,7 +83,7 @@ def learning_curves(experiment: Experiment) -> str:
 
 
 def _has(experiment: Experiment, panel: Panel) -> bool:
-    stages = [experiment.files(run, panel.stage) for run in experiment.runs]
+    stages = experiment.of_runs(experiment.runs, panel.stage)
     return any(panel.key in line.values for stage in stages for line in stage.metrics)
 
 
@@ -96,11 +97,12 @@ def groups(experiment: Experiment) -> list[Group]:
 
 
 def groups_of_stage(experiment: Experiment, role: str, points: list[Group]) -> list[Group]:
-    """The groups, or one neutral group where all sweep points share the same stages and lines would hide each other."""
-    sets = {frozenset(run.stages[role] for run in group.runs) for group in points}
-    if len(sets) == 1 and len(points) > 1:
-        return [Group("all sweep points", NEUTRAL, points[0].runs)]
-    return points
+    """The groups with such a stage, or a neutral one where they all share it and their lines would hide each other."""
+    having = [group for group in points if experiment.of_runs(group.runs, role)]
+    sets = {frozenset(stage.id for stage in experiment.of_runs(group.runs, role)) for group in having}
+    if len(sets) == 1 and len(having) > 1:
+        return [Group("all sweep points", NEUTRAL, having[0].runs)]
+    return having
 
 
 def curve(stage: StageFiles, phase: Phase, key: str) -> Curve:
@@ -140,7 +142,7 @@ def _curve_legend(experiment: Experiment, points: list[Group], shared: bool) -> 
         handles.append(Line2D([], [], color=NEUTRAL, label="all sweep points (one shared stage)"))
     if any(len(group.runs) > 1 for group in points):
         handles.append(Line2D([], [], color="grey", linewidth=0.7, alpha=0.6, label="single seeds (thick: mean)"))
-    stages = [experiment.files(run, role) for run in experiment.runs for role in ("sft", "reward", "ppo")]
+    stages = [stage for stage in experiment.stages.values() if stage.kind in PHASES]
     if any(line.phase == "eval" for stage in stages for line in stage.metrics):
         handles.append(Line2D([], [], color="grey", linestyle="--", marker="o", markersize=3.5, label="unseen data"))
     return handles
@@ -151,18 +153,21 @@ def reward_vs_kl(experiment: Experiment) -> str:
 
     The gold panel is left out where no gold reward is defined. Diamonds are the final policy on unseen prompts.
     """
+    stages = experiment.of_runs(experiment.runs, "ppo")
+    if not stages:
+        return to_svg(empty_figure("no run has PPO"))
     judges: list[tuple[Judgement, str]] = [("score", "Reward-model score")]
-    if any("gold" in line.values for run in experiment.runs for line in experiment.files(run, "ppo").metrics):
+    if any("gold" in line.values for stage in stages for line in stage.metrics):
         judges.append(("gold", "Gold reward"))
     with mpl.rc_context(SETTINGS):
         figure, axes = panels(len(judges), columns=2, width=4.4, height=3.6)
-        points = groups(experiment)
+        points = [group for group in groups(experiment) if experiment.of_runs(group.runs, "ppo")]
         for axis, (key, label) in zip(axes, judges, strict=True):
             for group in groups_of_stage(experiment, "baseline", points):
-                _draw_best_of_n(axis, [experiment.files(run, "baseline") for run in group.runs], key, group.colour)
+                _draw_best_of_n(axis, experiment.of_runs(group.runs, "baseline"), key, group.colour)
             for group in points:
-                _draw_trajectory(axis, [experiment.files(run, "ppo") for run in group.runs], key, group.colour)
-                _draw_final(axis, [experiment.files(run, "evaluate_ppo") for run in group.runs], key, group.colour)
+                _draw_trajectory(axis, experiment.of_runs(group.runs, "ppo"), key, group.colour)
+                _draw_final(axis, experiment.of_runs(group.runs, "evaluate_ppo"), key, group.colour)
             axis.set(title=label, xlabel=r"$\sqrt{\mathrm{KL}}$ to the SFT model (nats$^{1/2}$)", ylabel=label.lower())
         legend_below(figure, _kl_legend(points), columns=2 * len(judges))
         return to_svg(figure)

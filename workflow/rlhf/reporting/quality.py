@@ -51,7 +51,8 @@ def run_rows(experiment: Experiment) -> list[Row]:
 def _run_metrics(experiment: Experiment, run: ExperimentRun) -> Row:
     found: Row = {}
     for metric in RUN_METRICS:
-        evaluation: Mapping[str, object] = experiment.files(run, metric.stage).evaluation or {}
+        stage = experiment.files(run, metric.stage)
+        evaluation: Mapping[str, object] = (stage.evaluation if stage is not None else None) or {}
         if evaluation.get(metric.key) is not None:
             found[metric.name] = evaluation[metric.key]
     return found
@@ -92,8 +93,14 @@ def quality_csv(experiment: Experiment) -> str:
 
 QUALITY_NOTE = (
     "Mean ± standard deviation over seeds [95 % confidence interval of the mean, Student t]; the mean alone for one "
-    "seed. Win rates compare the policy with the SFT model on unseen prompts, ties count half."
+    "seed."
 )
+WIN_RATE_NOTE = "Win rates compare the policy with the SFT model on unseen prompts, ties count half."
+
+
+def quality_note(experiment: Experiment) -> str:
+    """What the cells of the quality table are."""
+    return f"{QUALITY_NOTE} {WIN_RATE_NOTE}" if experiment.has("ppo") else QUALITY_NOTE
 
 
 def quality_table(experiment: Experiment) -> tuple[list[Row], list[Column]]:
@@ -143,18 +150,21 @@ SAMPLE_COLUMNS = (
 
 
 def sample_rows(experiment: Experiment, limit: int) -> list[tuple[str, list[SamplePair]]]:
-    """For each sweep point a heading and the first `limit` samples of its first seed."""
+    """For each sweep point with PPO a heading and the first `limit` samples of its first seed."""
     groups = []
     for runs in experiment.points():
         first = runs[0]
-        rows = read_sample_pairs(experiment.files(first, "evaluate_ppo").folder / SAMPLES)
+        compared = experiment.files(first, "evaluate_ppo")
+        if compared is None:
+            continue
+        rows = read_sample_pairs(compared.folder / SAMPLES)
         groups.append((f"{experiment.label(first.point)} (seed {first.seed})", rows[:limit]))
     return groups
 
 
 def samples_markdown(experiment: Experiment, limit: int) -> str:
     """samples.md: one table per sweep point."""
-    parts = [f"# Sample answers of {experiment.name}\n\n{SAMPLES_NOTE}\n"]
+    parts = [f"# Sample answers of {experiment.name}\n\n{experiment.note('ppo', SAMPLES_NOTE)}\n"]
     parts += [
         f"\n## {heading}\n\n{to_markdown(rows, SAMPLE_COLUMNS)}" for heading, rows in sample_rows(experiment, limit)
     ]
@@ -166,4 +176,4 @@ def samples_html(experiment: Experiment, limit: int) -> str:
     groups = sample_rows(experiment, limit)
     rows = [{"point": heading, **row} for heading, group in groups for row in group]
     columns = [Column("point", "run"), *SAMPLE_COLUMNS]
-    return to_html(rows, columns, f"Sample answers of {experiment.name}", SAMPLES_NOTE)
+    return to_html(rows, columns, f"Sample answers of {experiment.name}", experiment.note("ppo", SAMPLES_NOTE))

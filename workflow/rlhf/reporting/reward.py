@@ -131,7 +131,7 @@ def reward_model(experiment: Experiment) -> str:
 
 def _bins(experiment: Experiment, group: Group, of: Callable[[EvaluationRecord], list[Bin]]) -> list[list[Bin]]:
     """The bins of each seed that has any."""
-    found = [of(experiment.files(run, "evaluate_reward").evaluation or {}) for run in group.runs]
+    found = [of(stage.evaluation or {}) for stage in experiment.of_runs(group.runs, "evaluate_reward")]
     return [bins for bins in found if bins]
 
 

@@ -42,6 +42,7 @@ class StageStatus:
     note: str = ""
     job: str = ""  # Slurm's job ID
     node: str = ""
+    gpus: str = ""  # as CUDA_VISIBLE_DEVICES names them
     peak_rss: int | None = None  # bytes: of rank 0 while it runs, of the largest process when done
     mem_mb: int | None = None  # asked for
 
@@ -115,6 +116,7 @@ def _finished(manifest_file: Path, manifest: Manifest) -> StageStatus:
         metrics=peek_evaluation(folder) or _last_metrics(folder),
         job=manifest.get("slurm_job_id", ""),
         node=manifest.get("host", ""),
+        gpus=manifest.get("gpus", ""),
         peak_rss=memory.get("peak_rss") if memory else None,
         mem_mb=manifest.get("spec", {}).get("execution", {}).get("mem_mb"),
     )
@@ -145,6 +147,7 @@ def _started(root: Path, stage: str, identifier: str, progress: Progress, now: f
         note=note,
         job=progress.get("slurm_job_id", ""),
         node=progress.get("host", ""),
+        gpus=progress.get("gpus", ""),
         peak_rss=progress.get("peak_rss"),
     )
 

@@ -25,8 +25,8 @@ from rlhf.reporting.memory import (
 )
 from rlhf.reporting.plots import learning_curves, reward_vs_kl
 from rlhf.reporting.quality import (
-    QUALITY_NOTE,
     quality_csv,
+    quality_note,
     quality_table,
     run_columns,
     run_rows,
@@ -58,11 +58,19 @@ DESCRIPTIONS = {
     "samples": "answers of the SFT model and the policy side by side",
 }
 FIGURES = {
-    "learning_curves.svg": "Training metrics of the three phases",
+    "learning_curves.svg": "Training metrics of the phases",
     "reward_vs_kl.svg": "Score and gold reward against the distance from the SFT model",
     "reward_model.svg": "Calibration of the reward model, and its accuracy by length difference",
     "memory.svg": "Predicted and measured peak memory of each phase",
 }
+ONLY_WITH = {  # table or figure -> the phase without which it has no content
+    "checks": "ppo",
+    "samples": "ppo",
+    "reward_vs_kl.svg": "ppo",
+    "reward_parts": "reward",
+    "reward_model.svg": "reward",
+}
+MODELS = {"ppo": "policy after PPO", "sft": "SFT model", "reward": "reward model"}
 
 
 def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int) -> dict[str, str]:
@@ -99,19 +107,20 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     efficiency = efficiency_rows(experiment, cpu_use(jobs_of(experiment)))
     compared = comparison_rows(experiment)
     name = experiment.name
+    check_note, reward_note = experiment.note("ppo", CHECK_NOTE), experiment.note("reward", REWARD_NOTE)
     return {
         "runs.csv": to_csv(runs, [column.key for column in run_heads]),
         "runs.md": to_markdown(runs, run_heads),
         "runs.html": to_html(runs, run_heads, f"Runs of {name}"),
         "quality.csv": quality_csv(experiment),
-        "quality.md": f"{to_markdown(quality, quality_heads)}\n{QUALITY_NOTE}\n",
-        "quality.html": to_html(quality, quality_heads, f"Quality of {name}", QUALITY_NOTE),
+        "quality.md": f"{to_markdown(quality, quality_heads)}\n{quality_note(experiment)}\n",
+        "quality.html": to_html(quality, quality_heads, f"Quality of {name}", quality_note(experiment)),
         "checks.csv": to_csv(check_rows(experiment), CHECK_COLUMNS),
-        "checks.md": f"{to_markdown(checks, TABLE_COLUMNS)}\n{CHECK_NOTE}\n",
-        "checks.html": to_html(checks, TABLE_COLUMNS, f"Checks of {name}", CHECK_NOTE),
+        "checks.md": f"{to_markdown(checks, TABLE_COLUMNS)}\n{check_note}\n",
+        "checks.html": to_html(checks, TABLE_COLUMNS, f"Checks of {name}", check_note),
         "reward_parts.csv": to_csv(rewards, [column.key for column in REWARD_COLUMNS]),
-        "reward_parts.md": f"{to_markdown(rewards, REWARD_COLUMNS)}\n{REWARD_NOTE}\n",
-        "reward_parts.html": to_html(rewards, REWARD_COLUMNS, f"Reward models of {name}", REWARD_NOTE),
+        "reward_parts.md": f"{to_markdown(rewards, REWARD_COLUMNS)}\n{reward_note}\n",
+        "reward_parts.html": to_html(rewards, REWARD_COLUMNS, f"Reward models of {name}", reward_note),
         "resources.csv": to_csv(resources, [column.key for column in RESOURCE_COLUMNS]),
         "resources.md": to_markdown(resources, RESOURCE_COLUMNS),
         "resources.html": to_html(resources, RESOURCE_COLUMNS, f"Resources of {name}"),
@@ -128,25 +137,36 @@ def _tables(experiment: Experiment) -> dict[str, str]:
 def _index(experiment: Experiment, links: Provenance, output: Path) -> str:
     """The page to start from: where models, tables and figures are."""
     rows, columns = quality_table(experiment)
+    models = _models(experiment)
     parts = [
         f"# {experiment.name}\n",
-        f"## Quality\n\n{to_markdown(rows, columns)}\n{QUALITY_NOTE}\n",
-        f"## Checks\n\n{warnings_text(experiment)}",
+        f"## Quality\n\n{to_markdown(rows, columns)}\n{quality_note(experiment)}\n",
+        *([f"## Checks\n\n{warnings_text(experiment)}"] if experiment.has("ppo") else []),
         f"## Memory\n\n{memory_text(experiment)}",
         "## Models\n\nHugging Face folders (safetensors and tokenizer) that any tool can load.\n",
         *_merge_text(experiment),
-        "| run | seed | policy after PPO | SFT model | reward model |\n| --- | --- | --- | --- | --- |",
+        f"| run | seed | {' | '.join(models.values())} |\n| --- | --- |{' --- |' * len(models)}",
         *(_model_line(experiment, index, output) for index in range(len(experiment.runs))),
         "\n## Tables\n",
-        *(f"- {_table_links(name)}: {text}" for name, text in DESCRIPTIONS.items()),
+        *(f"- {_table_links(name)}: {text}" for name, text in _shown(experiment, DESCRIPTIONS).items()),
         "- [memory_processes.csv](memory_processes.csv): peak memory of each stage, process and phase, in bytes",
         "- [stages.json](stages.json): the stages that each run is made of\n",
         "## Figures\n",
-        *(f"![{title}]({name})\n" for name, title in FIGURES.items()),
+        *(f"![{title}]({name})\n" for name, title in _shown(experiment, FIGURES).items()),
         "## Provenance\n",
         _provenance_text(links),
     ]
     return "\n".join(parts)
+
+
+def _shown(experiment: Experiment, entries: dict[str, str]) -> dict[str, str]:
+    """Tables or figures that have content; the others are written too, so that no old one stays in their place."""
+    return {name: text for name, text in entries.items() if name not in ONLY_WITH or experiment.has(ONLY_WITH[name])}
+
+
+def _models(experiment: Experiment) -> dict[str, str]:
+    """Phase -> title of the column with its models."""
+    return {phase: title for phase, title in MODELS.items() if experiment.has(phase)}
 
 
 def _table_links(name: str) -> str:
@@ -157,9 +177,10 @@ def _table_links(name: str) -> str:
 def _model_line(experiment: Experiment, index: int, output: Path) -> str:
     run = experiment.runs[index]
     cells = [experiment.label(run.point), str(run.seed)]
-    for role in ("ppo", "sft", "reward"):
-        model = experiment.files(run, role).folder / "model"
-        cells.append(f"[{run.stages[role]}]({Path(os.path.relpath(model, output)).as_posix()})")
+    for phase in _models(experiment):
+        stage = experiment.files(run, phase)
+        folder = stage and Path(os.path.relpath(stage.folder / "model", output)).as_posix()
+        cells.append(f"[{run.stages[phase]}]({folder})" if folder else "")
     return f"| {' | '.join(cells)} |"
 
 

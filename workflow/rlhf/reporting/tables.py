@@ -30,8 +30,13 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
-    """A Markdown table; columns without any value are left out, an absent value is an empty cell."""
+    """A Markdown table; columns without any value are left out, an absent value is an empty cell.
+
+    A table without any value is an empty text.
+    """
     shown = _shown(rows, columns)
+    if not len(shown.columns):
+        return ""
     free = {column.title for column in columns if column.free_text}
     cells = shown.apply(lambda column: [escape_markdown(cell, column.name in free) for cell in column])
     cells.columns = [escape_markdown(title) for title in shown.columns]

@@ -16,7 +16,7 @@ from rlhf.config.specification import (
     SplitSpecification,
     TrainingUpstream,
 )
-from rlhf.records.manifest import BaseModel, DataSource, Lineage
+from rlhf.records.manifest import MANIFEST, BaseModel, DataSource, Lineage, read_model_manifest
 
 RESULTS = Path("results")
 
@@ -36,29 +36,39 @@ def lineage(upstream: TrainingUpstream, results: Path = RESULTS) -> Lineage:
     """
     kind, identifier = upstream.start
     folder = "resources/models" if kind == "model" else "results/sft"
+    hub, revision = _base_on_hub(results, kind, identifier)
     base: BaseModel = {
         "stage": kind,
         "id": identifier,
         "path": f"{folder}/{identifier}/model",
-        "hub": _base_on_hub(results, kind, identifier),
+        "hub": hub,
+        "revision": revision,
     }
     return {"base_model": base, "datasets": [_dataset(results, split) for split in upstream.split]}
 
 
-def adapter_base(model: BaseModel) -> str:
-    """What an adapter's configuration calls its base: a name on a hub, where others find it, or a folder here.
+def adapter_base(model: BaseModel) -> tuple[str, str | None]:
+    """What an adapter's configuration calls its base: its name and revision on a hub, for others, or its folder here.
 
     A hub knows the model that training started from, not one that an earlier stage trained from that.
     """
-    return model["hub"] if model["stage"] == "model" and model["hub"] else model["path"]
+    if model["stage"] == "model" and model["hub"]:
+        return model["hub"], model["revision"]
+    return model["path"], None
 
 
-def _base_on_hub(results: Path, kind: str, identifier: str) -> str | None:
+def _base_on_hub(results: Path, kind: str, identifier: str) -> tuple[str | None, str | None]:
+    """Name and revision of the pretrained model on a hub, as far as they are known."""
     if kind == "sft":
         sft = _spec(Specification[ResolvedSft, SftUpstream], results, kind, identifier)
-        return _base_on_hub(results, "model", sft.upstream.model) if sft else None
+        return _base_on_hub(results, "model", sft.upstream.model) if sft else (None, None)
     model = _spec(ModelSpecification, results, kind, identifier)
-    return _hub(model.settings.source) if model else None
+    hub = _hub(model.settings.source) if model else None
+    if model is None or hub is None or isinstance(model.settings.source, str):
+        return None, None
+    manifest = results.parent / "resources/models" / identifier / MANIFEST
+    commit = read_model_manifest(manifest).get("commit") if manifest.exists() else None
+    return hub, commit or model.settings.source.revision
 
 
 def _dataset(results: Path, split: str) -> DataSource:

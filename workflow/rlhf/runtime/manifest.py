@@ -17,8 +17,9 @@ from typing import Unpack, cast
 
 from rlhf.config.specification import AnySpecification
 from rlhf.files import sha256_file, sha256_tree
-from rlhf.records.manifest import MANIFEST, Facts, Manifest, SlurmJob, write_manifest
+from rlhf.records.manifest import MANIFEST, Facts, Manifest, Placement, write_manifest
 from rlhf.records.plan import MEMORY_PLAN
+from rlhf.runtime.devices import VISIBLE
 from rlhf.runtime.folders import leftovers
 
 WORKFLOW = Path(__file__).resolve().parents[2]
@@ -39,9 +40,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def slurm_job() -> SlurmJob:
-    """The Slurm job around this process."""
-    return {"slurm_job_id": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
+def placement() -> Placement:
+    """Where this process runs: its Slurm job, and the GPUs that its stage was given."""
+    found: Placement = {}
+    if job := os.environ.get("SLURM_JOB_ID"):
+        found["slurm_job_id"] = job
+    if gpus := os.environ.get(VISIBLE):
+        found["gpus"] = gpus
+    return found
 
 
 def seal(
@@ -65,7 +71,7 @@ def seal(
         {
             **describe(spec, inputs, **facts),
             "outputs": outputs,
-            **slurm_job(),
+            **placement(),
             "started": started.isoformat(),
             "finished": finished.isoformat(),
             "wall_seconds": round((finished - started).total_seconds(), 3),

@@ -16,6 +16,7 @@ from rlhf.errors import Interrupted
 from rlhf.files import read_json, write_json, write_text
 from rlhf.records.metrics import METRICS, MetricsLine, Phase, append_metrics, read_metrics
 from rlhf.records.progress import Status, write_progress
+from rlhf.runtime.devices import VISIBLE
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
@@ -147,6 +148,7 @@ class StageMetrics:
                 "stage": self._stage,
                 "id": self._identifier,
                 "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+                "gpus": os.environ.get(VISIBLE, ""),
                 "step": last.step if last else 0,
                 "total_steps": self._total_steps,
                 "phase": last.phase if last else None,

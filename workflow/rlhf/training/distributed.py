@@ -14,9 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from rlhf.runtime.devices import ACCELERATOR, ON_CPU, VISIBLE
+
 # DeepSpeed settles its accelerator while it is imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if os.environ.get(ACCELERATOR) == "cpu":
+    os.environ |= ON_CPU  # its launcher shows devices to count processes by; nothing must use them
+    CPU_ASKED = True
+else:
+    CPU_ASKED = False
+    if not torch.cuda.is_available():
+        os.environ[ACCELERATOR] = "cpu"
 
 import deepspeed
 import torch.distributed as dist
@@ -24,6 +31,8 @@ from deepspeed.accelerator import get_accelerator
 
 from rlhf.data.batching import MicroBatch
 from rlhf.errors import PeerFailed, UserError
+from rlhf.memory import allocator
+from rlhf.runtime.device_locks import held_device
 from rlhf.runtime.failure import explain
 from rlhf.runtime.logging import get_logger
 
@@ -43,6 +52,9 @@ def processes(timeout_minutes: float = 30.0) -> Iterator[None]:
 
     Args:
         timeout_minutes: how long a process waits for the others before it fails, so that a lost one ends the stage.
+
+    Raises:
+        UserError: there are fewer GPUs than processes, or this one's has been given to another stage.
     """
     _variables_from_slurm()
     if "RANK" not in os.environ:
@@ -57,13 +69,14 @@ def processes(timeout_minutes: float = 30.0) -> Iterator[None]:
         _skip_shared_memory_op()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     else:
-        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=timeout_minutes))
-    logger.info("%d process(es), device %s, %d thread(s)", world_size(), device(), torch.get_num_threads())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        _take_own_device(int(os.environ["LOCAL_RANK"]))
+    with held_device(os.environ):
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=timeout_minutes))
+        logger.info("%d process(es), device %s, %d thread(s)", world_size(), device_name(), torch.get_num_threads())
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -84,6 +97,36 @@ def on_cpu() -> bool:
 def device() -> torch.device:
     """The device of this process."""
     return torch.device(get_accelerator().current_device_name())
+
+
+def device_name() -> str:
+    """The device of this process in words: `cpu`, or the GPU's kind and UUID."""
+    if on_cpu():
+        return "cpu"
+    return allocator.device_name(torch.cuda)
+
+
+def require_device(gpus: int) -> None:
+    """Make sure that this process computes where the configuration says; the launcher sees to it.
+
+    Args:
+        gpus: `gpus_per_node` of the stage's `execution`.
+
+    Raises:
+        UserError: it does not.
+    """
+    if gpus and on_cpu() and not CPU_ASKED:
+        raise UserError(
+            f"execution.gpus_per_node: {gpus}, but this process sees no CUDA device "
+            f"({VISIBLE}={os.environ.get(VISIBLE)!r}, host {socket.gethostname()}). Mend the driver or the variable, "
+            f"or set gpus_per_node to 0; {ACCELERATOR}=cpu in the environment puts a process on the CPU in place of "
+            "each GPU, for a trial"
+        )
+    if not gpus and not on_cpu():
+        raise UserError(
+            f"execution.gpus_per_node: 0, but this process would compute on {device_name()}. Start it by "
+            f"workflow/scripts/launch.py, as Snakemake does, or with {ACCELERATOR}=cpu in the environment"
+        )
 
 
 def require_dtype(dtype: str) -> None:
@@ -179,6 +222,16 @@ def together() -> Iterator[None]:
     for number, message in enumerate(said):
         if message is not None:
             raise PeerFailed(f"process {number} has failed: {message}")
+
+
+def _take_own_device(number: int) -> None:
+    count = get_accelerator().device_count()
+    if number >= count:
+        raise UserError(
+            f"process {number} of host {socket.gethostname()} needs a GPU, but {count} can be seen there "
+            f"({VISIBLE}={os.environ.get(VISIBLE)!r}); lower execution.gpus_per_node, or ask for more"
+        )
+    get_accelerator().set_device(number)
 
 
 def _variables_from_slurm() -> None:

@@ -51,7 +51,7 @@ from rlhf.runtime.seeds import seed_everything
 from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import CheckpointPart, Checkpoints
 from rlhf.training.delivery import Delivery
-from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, together, world_size
+from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, require_device, together, world_size
 from rlhf.training.weights import adapter_weights, merged_adapters, plain_weights, with_inherited
 
 logger = get_logger(__name__)
@@ -97,6 +97,7 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
         spec: SeededSpecification[SettingsT, TrainingUpstream, ExecutionT],
         paths: StagePaths,
     ) -> None:
+        require_device(spec.execution.gpus_per_node)
         self.spec, self.paths = spec, paths
         self.settings, self.execution, self.seed = spec.settings, spec.execution, spec.seed
         self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)
@@ -213,6 +214,8 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
         write_memory(output, memory_report(processes, "cpu" if on_cpu() else "cuda"))
         write_text(output / METRICS, (self.paths.state / METRICS).read_text())
         attempts: Facts = {"attempts": self._attempt.number, "checkpoints": self._checkpoint_facts()}
+        if not on_cpu():
+            attempts["devices"] = [process["device"] for process in processes]
         saved: Facts = {"delivered": self._delivered, "merge": self._merge}
         all_facts: Facts = {**self._facts(), **attempts, **saved, **facts}
         seal(output, self._started, self.spec, inputs, **all_facts)
@@ -285,8 +288,8 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
                 card = model_card(self.spec, manifest, metrics, saving.license, averaged, has_adapter, merge, chat)
                 write_model(model, weights, tokenizer, folder, saving.max_shard_size, generation, card, merged)
                 if has_adapter:
-                    base = adapter_base(manifest["lineage"]["base_model"])
-                    write_adapter(model, trained, adapted, output / "adapter", base)
+                    base, revision = adapter_base(manifest["lineage"]["base_model"])
+                    write_adapter(model, trained, adapted, output / "adapter", base, revision)
                 del weights, merged, trained  # the model that is loaded anew needs their place in host memory
                 self._delivered[folder.name] = delivery.require_same(folder, expected)
 
