@@ -37,6 +37,8 @@ def write_dataset(folder: Path, split: str, rows: int) -> Path:
     np.save(folder / f"{split}.question.offsets.npy", np.zeros(rows + 1, np.int64))
     np.save(folder / f"{split}.subset.npy", np.full(rows, -1, np.int32))
     np.save(folder / f"{split}.equal.npy", np.zeros(rows, bool))
+    np.save(folder / f"{split}.seen.npy", np.zeros(rows, bool))
+    np.save(folder / f"{split}.usable.npy", np.ones(rows, bool))
     return folder
 
 

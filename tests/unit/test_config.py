@@ -605,3 +605,31 @@ def test_a_name_is_no_chat_template(template: str) -> None:
     assert "datasets.pairs.chat_template: " in message and repr(template) in message
     assert "is taken for a Jinja template" in message and "{{ message.content }}" in message
     assert "`tokenizer`, the template of the model's tokenizer" in message
+
+
+@pytest.mark.parametrize("section", ["models", "datasets"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("https://huggingface.co/facebook/opt-125m", ": facebook/opt-125m (given"),
+        ("https://huggingface.co/datasets/a/b/tree/v1", ": a/b, and its revision as `revision: v1` (given"),
+        ("facebook/opt-125m/", ": facebook/opt-125m (given"),
+        ("facebook/opt-125m@main", ": facebook/opt-125m, and its revision as `revision: main` (given"),
+        ("a/b@hf_abcdefghijklmnopqrstuv", ": a/b, and its revision as `revision: hf_***` (given: 'a/b@hf_***')"),
+        ("no name", "without an address (given: 'no name')"),
+    ],
+)
+def test_an_address_of_a_hub_is_told_as_the_name_to_write(section: str, given: str, said: str) -> None:
+    config = tiny_config()
+    config[section]["mine"] = {"source": {"hub": given}}
+    with pytest.raises(UserError) as raised:
+        parse(config)
+    assert said in str(raised.value)
+    assert str(raised.value).startswith("the configuration has 1 mistake(s):")  # not that it is no `scratch` too
+
+
+def test_a_misspelt_scratch_says_what_may_stand_there() -> None:
+    config = tiny_config()
+    config["models"]["mine"] = {"source": "scrath"}
+    with pytest.raises(UserError, match="Input should be 'scratch'"):
+        parse(config)

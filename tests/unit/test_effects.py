@@ -431,7 +431,9 @@ MODEL: dict[str, tuple[dict[str, Any], Any, frozenset[str]]] = {
 
 
 def test_every_key_of_datasets_and_models_is_known_by_who_uses_it() -> None:
-    assert {key for key, _ in leaves(DatasetSection)} == DATA.keys()
+    assert {key for key, _ in leaves(DatasetSection)} == DATA.keys() | {
+        "evaluation_only"
+    }  # which one cannot have alone
     assert {key for key, _ in leaves(ModelSection)} == MODEL.keys() - {
         f"tokenizer.{key}" for key in ("kind", "vocab_size", "dataset")
     }
@@ -474,6 +476,15 @@ def test_a_key_that_its_source_or_its_phases_do_without_is_refused(
     config = configuration({"data_path": ["pairs", "more"]})
     config[section][name] = content
     assert said in refused(config)
+
+
+def test_rows_for_evaluation_alone_are_another_dataset() -> None:
+    """Also to stages that train on the rest: its rows are among their unseen ones."""
+    config = configuration({"data_path": ["pairs", "more"]})
+    before = ids(config)
+    config["datasets"]["more"]["evaluation_only"] = True
+    after = ids(config)
+    assert {stage for stage in before if before[stage] != after[stage]} == TRAINED
 
 
 def test_a_split_that_every_dataset_overrides_is_refused() -> None:

@@ -46,9 +46,11 @@ SCRIPTS = str(HOME / "scripts")
 for modifier in workflow.modifier_stack:
     modifier.globals.setdefault("SCRIPTS", SCRIPTS)
 
-# Only the two cache rules may reach a hub. Progress bars are for terminals; logs get a line every ten seconds.
+# Only the two cache rules may reach a hub, where the user has not forbidden it to all. Progress bars are for terminals;
+# logs get a line every ten seconds.
 shell.prefix(
-    "export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_PROGRESS_BARS=1"
+    'export RLHF_OFFLINE="${{HF_HUB_OFFLINE:-0}}" HF_HUB_OFFLINE=1; '
+    "export HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_PROGRESS_BARS=1"
     " HF_DATASETS_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false; "
 )
 

@@ -30,8 +30,8 @@ rule cache_dataset:
     params:
         output=subpath(output.report, parent=True),
     shell:
-        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_dataset.py --spec {input.spec:q} --place {resources.place:q}"
-        " --output {params.output:q} > {log:q} 2>&1"
+        'exec env HF_HUB_OFFLINE="$RLHF_OFFLINE" python {SCRIPTS:q}/cache_dataset.py --spec {input.spec:q}'
+        " --place {resources.place:q} --output {params.output:q} > {log:q} 2>&1"
 
 
 rule cache_model:
@@ -54,8 +54,8 @@ rule cache_model:
         output=subpath(output.manifest, parent=True),
         dataset=lambda wildcards: [f"resources/datasets/{id}" for id in upstream_ids("model", "dataset", wildcards)],
     shell:
-        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_model.py --spec {input.spec:q} --place {resources.place:q}"
-        " --requirements {resources.requirements:q} --output {params.output:q} --dataset {params.dataset:q}"
+        'exec env HF_HUB_OFFLINE="$RLHF_OFFLINE" python {SCRIPTS:q}/cache_model.py --spec {input.spec:q}'
+        " --place {resources.place:q} --requirements {resources.requirements:q} --output {params.output:q} --dataset {params.dataset:q}"
         " > {log:q} 2>&1"
 
 

@@ -260,6 +260,7 @@ class _Resolver:
             ResolvedDataset,
             dataset,
             turns=None if dataset.chat_template is None else True,
+            evaluation_only=True if dataset.evaluation_only else None,
             content=content or None,
         )
         generator = (source.generator or "").split(":")[0].split(".")[-1]
@@ -308,9 +309,14 @@ class _Resolver:
         proportions = [
             self._configuration.datasets[name].data_split or settings.data_split for name in settings.data_path
         ]
+        trained = [
+            split
+            for name, split in zip(settings.data_path, proportions, strict=True)
+            if not self._configuration.datasets[name].evaluation_only
+        ]
         for place, phase in enumerate(PHASES):
-            if phase in settings.phases and not any(float(split.split(",")[place]) for split in proportions):
-                given = " and ".join(proportions)
+            if phase in settings.phases and not any(float(split.split(",")[place]) for split in trained):
+                given = " and ".join(trained) or "nothing but datasets for evaluation"
                 raise UserError(f"{self._place}.data_split: {given} leaves phase {phase} without data")
         return proportions
 

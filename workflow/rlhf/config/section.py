@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _GPU_TYPE = r"^[A-Za-z0-9_.]+$"
@@ -80,7 +81,7 @@ class Section(BaseModel):
 def mistakes(error: ValidationError) -> list[tuple[str, str]]:
     """What is wrong: for each mistake the dotted path of its key ("" where it is the whole), and what is said of it."""
     found = []
-    for item in error.errors():
+    for item in _telling(error.errors()):
         keys = [str(key) for key in item["loc"] if not str(key).startswith(TYPE_NAMES)]
         place = ".".join(keys[:-1] if keys[-1:] == [OF_A_KEY] else keys)
         message = _said(item)
@@ -88,6 +89,22 @@ def mistakes(error: ValidationError) -> list[tuple[str, str]]:
         number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
         found.append((place, f"{message}{given}{number}"))
     return found
+
+
+def _telling(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Mistakes without those that say only that a section is none of the words that could stand in its place."""
+    sections = {
+        error["loc"][:length]
+        for error in errors
+        if error["type"] not in ("literal_error", "model_type")
+        for length in range(1, len(error["loc"]))
+    }
+    return [error for error in errors if not (_is_word(error) and error["loc"][:-1] in sections)]
+
+
+def _is_word(error: ErrorDetails) -> bool:
+    """Whether a mistake is that of a word where another type may stand too."""
+    return error["type"] == "literal_error" and str(error["loc"][-1]).startswith("literal[")
 
 
 def _said(item: Mapping[str, Any]) -> str:
@@ -98,17 +115,33 @@ def _said(item: Mapping[str, Any]) -> str:
             "a name must be text, and YAML reads this one (as no, yes, on, off and numbers) as something else: quote it"
         )
     if kind == "string_pattern_mismatch":
-        return ALLOWED[item["ctx"]["pattern"]]
+        words = ALLOWED[item["ctx"]["pattern"]]
+        return f"{words}{_hub_name(given)}" if item["ctx"]["pattern"] == _HUB else words
     if kind in ("model_type", "dict_type"):
         return "it is empty; write `{}`, or keys below it" if given is None else "it must be keys with values below it"
     return str(item["msg"]).removeprefix("Value error, ")
 
 
+def _hub_name(given: str) -> str:
+    """What to write in the place of an address, or of a name with its revision, where that can be told."""
+    address = r"(?:https?://[^/\s@]+/)?(?:datasets/)?"
+    name = rf"(?P<name>{_REPOSITORY}(?:/{_REPOSITORY})?)(?:(?:/tree/|@)(?P<revision>[^/@?]+))?/?"
+    found = re.fullmatch(address + name, given)
+    if found is None:
+        return ""
+    revision = f", and its revision as `revision: {_masked(found['revision'])}`" if found["revision"] else ""
+    return f": {found['name']}{revision}"
+
+
 def _shown(value: Any) -> str:
     """A wrong value, cut where it is long, without the passwords that addresses and tokens of a hub are."""
-    text = re.sub(r"://[^/\s]*@", "://***@", repr(value))
-    text = re.sub(r"\b(hf|api_org)_[A-Za-z0-9]{16,}", r"\1_***", text)
+    text = _masked(repr(value))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _masked(text: str) -> str:
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"\b(hf|api_org)_[A-Za-z0-9]{16,}", r"\1_***", text)
 
 
 def _looks_like_exponent(value: Any) -> bool:

@@ -119,15 +119,30 @@ class DatasetSettings(Section):
     """A dataset and how its rows become prompt / chosen / rejected: what its cached rows depend on."""
 
     source: DatasetSource = Field(description="Where the rows come from.")
-    shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons", "ranked"] | None = Field(
+    shape: (
+        Literal[
+            "pairs",
+            "dialogues",
+            "instructions",
+            "messages",
+            "implicit",
+            "trees",
+            "ratings",
+            "ranked",
+            "comparisons",
+            "prompts",
+        ]
+        | None
+    ) = Field(
         None,
         description="Shape of a row, see the tables of shapes below; unset uses the ready mapping of a known hub "
-        "dataset, else `pairs`. `ranked` and `ratings` give one group of answers per prompt.",
+        "dataset, else `pairs`. `ranked`, `ratings` and `trees` give one group of answers per prompt.",
     )
     columns: dict[str, str] = Field(
         {},
-        description="Role -> column; dots reach into nested fields. The tables of shapes below have the roles of each; "
-        "every shape has the optional role `group`, see `keep_together`.",
+        description="Role -> column; dots reach into nested fields, and an empty name leaves an optional role out. "
+        "The tables of shapes below have the roles of each; every shape has the optional role `group`, see "
+        "`keep_together`.",
     )
     assistant_turns: Literal["last", "each"] = Field(
         "last",
@@ -150,10 +165,14 @@ class DatasetSettings(Section):
     answer_format: str | None = Field(
         None,
         description="Template of the answer text. Nothing is put between prompt and answer but what a format or the "
-        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions` and `messages` '
+        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions`, `messages` and `trees` '
         '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
     )
-    max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
+    max_bad_share: Share = Field(
+        0.05,
+        description="Largest share of unusable rows before the rule fails. Ties, rows whose answers are equally good, "
+        "are left out too, but do not count.",
+    )
 
     @model_validator(mode="after")
     def _one_key_of_what_stays_together(self) -> Self:
@@ -177,6 +196,11 @@ class DatasetSection(DatasetSettings):
         description="Overrides the experiment's `data_split` for this dataset. `1,0,0` is for SFT only, as "
         "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
+    evaluation_only: bool = Field(
+        False,
+        description="Train on no row of it: all of its rows, or its `eval_split`, are unseen rows of the phases that "
+        "have a share in `data_split`; for benchmarks, such as `allenai/reward-bench` with `data_split: 0,1,0`.",
+    )
     gold_reward: FunctionName | None = Field(
         None,
         description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists. As a "
@@ -196,6 +220,12 @@ class DatasetSection(DatasetSettings):
                 f"name is `{OF_TOKENIZER}`, the template of the model's tokenizer"
             )
         return template
+
+    @model_validator(mode="after")
+    def _nothing_held_out_of_a_benchmark(self) -> Self:
+        if self.evaluation_only and self.source.sets("eval_share"):
+            raise ValueError("source.eval_share has no effect beside evaluation_only; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _reads_for_a_function(self) -> Self:

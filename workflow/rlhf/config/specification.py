@@ -39,6 +39,7 @@ class ResolvedDataset(DatasetSettings):
     """A dataset, with the content of its files."""
 
     turns: Literal[True] | None = ABSENT  # prompts are kept as the turns of a chat; which template is up to the tokens
+    evaluation_only: Literal[True] | None = ABSENT
     content: list[str] | None = ABSENT  # hashes of the local files, or of a generator's code and what it reads
 
 

@@ -70,14 +70,17 @@ def sample_baseline(evaluation: AnswersEvaluation[ResolvedBaseline], sft: Path, 
     shape = (len(chosen), count + 1)
     score = judged.score.reshape(shape)
     gold = None if judged.gold is None else judged.gold.reshape(shape)
-    prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen])
+    prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen], special=True)
+    seen = corpus.is_seen()[chosen]
     lines: list[BaselineSample] = []
     for place, prompt in enumerate(prompts):
         answers = [judged.sample(place * (count + 1) + number) for number in range(count + 1)]
-        lines.append({"row": int(chosen[place]), "prompt": prompt, "answers": answers})
+        known = bool(seen[place])
+        lines.append({"row": int(chosen[place]), "prompt": prompt, "seen_in_train": known, "answers": answers})
     write_samples(evaluation.paths.output, lines)
     result: BaselineEvaluation = {
         "prompts": len(chosen),
+        "seen_in_train": int(seen.sum()),
         "n": count,
         "score_mean": float(score[:, 0].mean()),
         "score_std": float(score[:, 0].std()),
@@ -119,6 +122,7 @@ def evaluate_ppo(
     rate, rate_error = score_win_rate(own, first)
     result: PpoEvaluation = {
         "prompts": len(chosen),
+        "seen_in_train": int(corpus.is_seen()[chosen].sum()),
         "win_rate": rate,
         "win_rate_se": rate_error,
         "score_mean": float(judged.score.mean()),
@@ -160,10 +164,15 @@ def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
     pair: SamplePair = {
         "row": row["row"],
         "prompt": row["prompt"],
+        "seen_in_train": row["seen_in_train"],
         "sft": sft["text"],
         "policy": policy["text"],
         "sft_score": sft["score"],
         "policy_score": policy["score"],
+        "sft_length": sft["length"],
+        "policy_length": policy["length"],
+        "sft_finished": sft["finished"],
+        "policy_finished": policy["finished"],
     }
     if "gold" in policy:
         pair["sft_gold"], pair["policy_gold"] = sft["gold"], policy["gold"]

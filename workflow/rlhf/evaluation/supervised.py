@@ -51,6 +51,7 @@ def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Pa
             "tokens": int(corpus.lengths("chosen").sum()),
             "rows": len(corpus),
             "rows_too_long": dropped.too_long,
+            "seen_in_train": int(corpus.is_seen().sum()),
         }
     )
 
@@ -67,6 +68,7 @@ def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_fold
         **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
         "rows_too_long": dropped.too_long,
         "rows_of_equal_answers": dropped.equal,
+        "seen_in_train": int(corpus.is_seen().sum()),
     }
     evaluation.write(result)
 

@@ -69,7 +69,7 @@ class Ppo:
         self._models, self._prompts, self._judge = models, prompts, judge
         self._iterations = iterations
         self._mix, self._average = mix, average
-        self._order = shuffled_rows(prompts, derive_seed(stage.seed, "prompts"))
+        self._order = self._all_prompts()
         self._kl = KlController(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
         faults = FaultCounter(stage.paths.state, settings.dtype, settings.on_nonfinite)
         self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, faults, mix, average)
@@ -91,6 +91,22 @@ class Ppo:
                 metrics.record(iteration + 1, "train", **measured, **speed)
             checkpoints.finish()
             metrics.require_complete(self._iterations)
+
+    def data_facts(self) -> Facts:
+        """What the manifest says of the rows that all iterations have used."""
+        settings = self._settings
+        drawn = self._iterations * settings.prompts_per_rollout
+        rows = {"train": len(set(itertools.islice(self._all_prompts(), drawn)))}
+        return {
+            "rows": rows if self._mix is None else {**rows, "mixed": self._mix.rows_seen()},
+            "rows_given": len(self._prompts),
+            "rows_per_epoch": self._prompts.rows_per_epoch,
+            "answers": drawn * settings.answers_per_prompt,
+        }
+
+    def _all_prompts(self) -> Iterator[int]:
+        """Rows of the prompts in the order of the rollouts, without end."""
+        return shuffled_rows(self._prompts, derive_seed(self._stage.seed, "prompts"))
 
     def _parts(self, metrics: StageMetrics) -> dict[str, CheckpointPart]:
         """What changes from one iteration to the next, and so must be in a checkpoint, beside what `_state` holds."""
@@ -229,17 +245,18 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
         models = load_models(stage, sft, reward, prompts, trained * steps, iterations * steps)
     decay = settings.ema_decay
     average = WeightAverage(models.policy, decay) if decay is not None else None
-    Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
+    ppo = Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge)
+    ppo.run()
+    data = ppo.data_facts()
     delivery = policy_delivery(models.actor.module, settings.dtype, ended_prompts(prompts))
     if average is not None:
         with average.in_place():
-            rows = {"train": len(prompts)}
-            stage.save(models.policy, models.adapted, models.tokenizer, delivery, averaged=True, rows=rows)
+            stage.save(models.policy, models.adapted, models.tokenizer, delivery, averaged=True, **data)
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     trainers = {"actor": models.actor, "critic": models.critic}
     facts: Facts = {
         "training": {role: trainer.facts() for role, trainer in trainers.items() if trainer is not None},
-        "rows": {"train": len(prompts)},
+        **data,
         "steps": {"planned": iterations, "done": iterations},
         "sampling": {  # no key for what would cut off the distribution
             "temperature": settings.temperature,

@@ -134,7 +134,7 @@ def quantities(manifest: Manifest) -> dict[str, float]:
     answer = settings.max_answer_seq_len
     full = settings.dtype == "fp32"
     rounding = answer * (settings.max_sampling_logprob_error if full else HALF_PRECISION_NOISE)
-    prompts = settings.num_train_epochs * manifest["rows"]["train"]
+    prompts = settings.num_train_epochs * manifest["rows_per_epoch"]
     return {
         "planned_steps": settings.iterations or max(1, prompts // settings.prompts_per_rollout),
         "rollout_tokens": samples * (settings.max_prompt_seq_len + answer),
