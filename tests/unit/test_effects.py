@@ -431,9 +431,7 @@ MODEL: dict[str, tuple[dict[str, Any], Any, frozenset[str]]] = {
 
 
 def test_every_key_of_datasets_and_models_is_known_by_who_uses_it() -> None:
-    assert {key for key, _ in leaves(DatasetSection)} == DATA.keys() | {
-        "evaluation_only"
-    }  # which one cannot have alone
+    assert {key for key, _ in leaves(DatasetSection)} == DATA.keys() | {"evaluation_only"}
     assert {key for key, _ in leaves(ModelSection)} == MODEL.keys() - {
         f"tokenizer.{key}" for key in ("kind", "vocab_size", "dataset")
     }
