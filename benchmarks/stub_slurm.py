@@ -76,7 +76,7 @@ def python(arguments: tuple[str, ...]) -> None:
     script, output = Path(arguments[0]).name, Path(arguments[arguments.index("--output") + 1])
     if script == "plan_memory.py":
         output.write_text(json.dumps(PLAN))
-    elif script == "check_ppo.py":
+    elif script in ("check_ppo.py", "check_rows.py"):
         output.write_text("{}")
     elif script == "summarise.py":
         write(output, TABLES)

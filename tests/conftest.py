@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests.hub.fixture import hub, published, serving  # noqa: F401  (fixtures)
 from tests.project import finished  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]

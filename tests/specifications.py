@@ -18,6 +18,7 @@ UPSTREAM: dict[str, dict[str, Any]] = {
     "evaluate_sft": {"sft": "s-00000000"},
     "evaluate_reward": {"reward": "r-00000000"},
 }
+SEEDLESS = ("evaluate_sft", "evaluate_reward")
 RESOLVED: dict[str, dict[str, Any]] = {
     "sft": {"data_weights": [1.0]},
     "reward": {"data_weights": [1.0]},
@@ -54,7 +55,7 @@ def specification(
             "schema_version": 1,
             "stage": kind,
             "id": f"x-{kind.replace('_', '-')}-00000000",
-            "seed": 1,
+            "seed": None if kind in SEEDLESS else 1,
             **fields,
             "settings": {**RESOLVED[kind], **(settings or {})},
             "upstream": {**(UPSTREAM[kind] if upstream is None else upstream), **_data(upstream or {})},

@@ -17,7 +17,7 @@ from pathlib import Path
 SUMMARY = (
     *("index.md", "stages.json", "reward_model.svg", "reward_vs_kl.svg", "learning_curves.svg", "memory.svg"),
     *("quality.html", "runs.html", "samples.html", "reward_parts.html", "checks.html", "memory.html"),
-    *("resources.html", "efficiency.html"),
+    *("resources.html", "efficiency.html", "data.html", "lengths.svg"),
 )
 TRAINED = ("model/", "metrics.jsonl", "memory.json", "manifest.json")
 EVALUATED = ("evaluation.json", "memory.json", "samples.jsonl")

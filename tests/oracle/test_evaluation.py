@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.errors import UserError
+from rlhf.files import write_jsonl
 from tests.oracle.comparing import differences
 from tests.oracle.evaluation import (
     RewardReport,
@@ -68,6 +70,13 @@ class Trained:
         assert len(kept) < len(rows)
         return kept
 
+    def seen(self, rows: Sequence[Row]) -> int:
+        """How many of the rows have a prompt that is trained on too."""
+        known = {words(row.prompt) for one in self.data for row in one.train}
+        count = sum(words(row.prompt) in known for row in rows)
+        assert 0 < count < len(rows)
+        return count
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
@@ -76,16 +85,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     sft = save_policy(root / "sft", "gpt2", seed=80, only_words=True)
     policy = save_changed(sft, root / "policy", seed=81)
     reward = save_reward(root / "reward", "gpt2", seed=82)
-    data = [
-        make_data(
-            root / f"data-{number}",
-            random_rows(9, 83, longest=10),
-            random_rows(30, 84 + number, answers=(2, 3, 2, 4), longest=10),
-            sft,
-            "1,1,1",
-        )
-        for number in range(2)
-    ]
+    data = []
+    for number in range(2):
+        unseen = random_rows(30, 84 + number, answers=(2, 3, 2, 4), longest=10)
+        train = [*random_rows(9, 83, longest=10), *unseen[: 12 - 4 * number]]  # a source whose sides overlap
+        data.append(make_data(root / f"data-{number}", train, unseen, sft, "1,1,1"))
     return Trained(sft, policy, reward, data)
 
 
@@ -118,6 +122,7 @@ def test_evaluation_of_the_sft_model(trained: Trained, tmp_path: Path, group: No
     with torch.no_grad():
         _, expected = objective.loss(kept)
     expected |= {"tokens": sum(len(row.answers[0]) + 1 for row in kept), "rows": len(kept)}
+    expected["seen_in_train"] = trained.seen(kept)
     require_equal(measured(outcome), expected | {"rows_too_long": len(rows) - len(kept)})
     assert len(kept) < len(rows)
 
@@ -132,7 +137,7 @@ def test_evaluation_of_the_reward_model(trained: Trained, tmp_path: Path, group:
     tables = {name: found.pop(name) for name in ("calibration", "by_subset", "by_longer", "by_length_difference")}
     calibration, error = report.calibration([(row["from"], row["to"]) for row in tables["calibration"]])
     too_long = sum(len(one.unseen) for one in trained.data) - len(rows)
-    counts = {"rows_too_long": too_long, "rows_of_equal_answers": 0}
+    counts = {"rows_too_long": too_long, "rows_of_equal_answers": 0, "seen_in_train": trained.seen(rows)}
     require_equal(found, {**report.numbers(), "calibration_error": error, **counts})
     require_equal_rows(tables["calibration"], calibration)
     require_equal_rows(tables["by_subset"], report.by_subset())
@@ -176,8 +181,11 @@ def test_the_baseline_is_that_of_its_samples(trained: Trained, baseline: Outcome
         require_equal_rows(row["answers"], [judge(row["prompt"], answer["text"]) for answer in row["answers"]])
     score, worth = (np.array([[one[key] for one in row["answers"]] for row in samples]) for key in ("score", "gold"))
     every = [answer for row in samples for answer in row["answers"]]
+    known = {words(row.prompt) for one in trained.data for row in one.train}
+    assert [row["seen_in_train"] for row in samples] == [row["prompt"] in known for row in samples]
     expected = {
         "prompts": PROMPTS,
+        "seen_in_train": sum(row["prompt"] in known for row in samples),
         "n": N,
         "score_mean": score[:, 0].mean(),
         "score_std": score[:, 0].std(),
@@ -227,16 +235,19 @@ def test_the_policy_is_compared_with_the_first_answers(
     own = [judge(row["prompt"], row["policy"]) for row in samples]
     first = [judge(row["prompt"], row["answers"][0]["text"]) for row in before]
     for row, ours, theirs in zip(samples, own, first, strict=True):
-        scores = {
-            f"{who}_{key}": one[key] for key in ("score", "gold") for who, one in (("sft", theirs), ("policy", ours))
+        numbers = {
+            f"{who}_{key}": one[key]
+            for key in ("score", "gold", "length", "finished")
+            for who, one in (("sft", theirs), ("policy", ours))
         }
         texts = {"prompt": row["prompt"], "row": row["row"], "sft": theirs["text"], "policy": ours["text"]}
-        require_equal(row, {**texts, **scores})
+        require_equal(row, {**texts, **numbers, "seen_in_train": row["seen_in_train"]})
+    assert [row["seen_in_train"] for row in samples] == [row["seen_in_train"] for row in before]
     policy, sft = (LanguageModel(language_model(folder)) for folder in (trained.policy, trained.sft))
     drawn = [(ids_of(row["prompt"]), answer_of(row["policy"], LONGEST)[0]) for row in samples]
     with torch.no_grad():
         kl = [float((policy.logprobs(*pair, TEMPERATURE) - sft.logprobs(*pair, TEMPERATURE)).sum()) for pair in drawn]
-    expected = {"prompts": PROMPTS}
+    expected = {"prompts": PROMPTS, "seen_in_train": sum(row["seen_in_train"] for row in before)}
     for name, key in (("", "score"), ("gold_", "gold")):
         wins = [win(ours[key], theirs[key]) for ours, theirs in zip(own, first, strict=True)]
         expected[f"{name}win_rate"], expected[f"{name}win_rate_se"] = with_error(wins)
@@ -260,3 +271,11 @@ def test_policy_and_sft_model_do_not_share_their_noise(
     outcome = run("evaluate_ppo", tmp_path / "out", trained.data, EXPERIMENT, **folders, baseline=first_answers)
     assert measured(outcome)["kl"] == 0
     assert sum(row["sft"] == row["policy"] for row in outcome.jsonl("samples.jsonl")) < PROMPTS / 4
+
+
+def test_answers_to_other_prompts_are_refused(trained: Trained, baseline: Outcome, tmp_path: Path, group: None) -> None:
+    others = tmp_path / "samples.jsonl"
+    write_jsonl(others, reversed(baseline.jsonl("samples.jsonl")))
+    folders = {"policy": trained.sft, "sft": trained.sft, "reward": trained.reward}
+    with pytest.raises(UserError, match=f"^{others}: answers other prompts"):
+        run("evaluate_ppo", tmp_path / "out", trained.data, EXPERIMENT, **folders, baseline=others)

@@ -174,3 +174,27 @@ def require_statistics(outcome: Outcome, training: Training, unseen: list[Row]) 
     config = json.loads((outcome.output / "model/config.json").read_text())
     assert near("score", config["reward_mean"], scores.mean())
     assert near("score", config["reward_std"], scores.std())
+
+
+class Loaded(Exception):
+    """A model was asked for, with these arguments."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "loader"),
+    [("sft", "rlhf.training.sft.load_policy"), ("reward", "rlhf.training.reward.load_reward_backbone")],
+)
+def test_under_zero_3_a_model_is_loaded_in_partitions(
+    kind: str, loader: str, material: dict[str, Any], tmp_path: Path, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, it would not fit where its partitions do."""
+
+    def load(*arguments: Any) -> None:
+        raise Loaded(arguments)
+
+    monkeypatch.setattr(loader, load)
+    for stage, expected in ((2, None), (3, 3)):
+        with pytest.raises(Loaded) as loaded:
+            run_stage(kind, tmp_path / str(stage), material, {"execution": {"zero_stage": stage}}, "gpt2")
+        config = loaded.value.args[0][-1]
+        assert (config and config["zero_optimization"]["stage"]) == expected

@@ -118,7 +118,7 @@ def test_a_reward_model_is_asked_in_its_own_template(tmp_path: Path) -> None:
     (samples,) = tmp_path.glob("results/baseline/*/samples.jsonl")
     compared = 0
     for line in read_jsonl(samples):
-        written = line["prompt"].removeprefix("user\n").removesuffix("\nassistant\n")
+        written = line["prompt"].removeprefix("<|user|>user\n").removesuffix("</s>\n<|user|>assistant\n")
         prompt = next(text for text, _ in TEXTS if text.strip() == written.strip())
         for sample in line["answers"]:
             if not sample["finished"] or any(token in sample["text"] + prompt for token in (BOS, EOS, "�")):

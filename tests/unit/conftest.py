@@ -135,6 +135,7 @@ def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
         "ratings": None,
         "turns": None,
         "own": None,
+        "seen": False,
     }
     tables = {}
     for name, rows in splits.items():
@@ -143,7 +144,9 @@ def cached_dataset(folder: Path, **splits: Sequence[dict[str, Any]]) -> Path:
         whole = [{"ranks": list(range(1 + len(row["rejected"])))} | row for row in whole]
         tables[name] = datasets.Dataset.from_list(whole, features=FEATURES)
     datasets.DatasetDict(tables).save_to_disk(folder / "arrow")
-    write_json(folder / "report.json", {"schema_version": 1, "fingerprint": "sha256:rows", "splits": {}})
+    facts = {"rows_read": sum(map(len, splits.values())), "rows_unusable": 0, "max_bad_share": 0.05}
+    report = {"schema_version": 2, "fingerprint": "sha256:rows", **facts, "splits": {name: {} for name in splits}}
+    write_json(folder / "report.json", report)
     return folder
 
 

@@ -82,6 +82,14 @@ def test_sums_that_overflow_fp16_do_not_skip_the_step(group: None) -> None:
     np.testing.assert_allclose(norms, exact, rtol=1e-3)
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_gradients_that_overflow_skip_the_step(group: None, offload: bool) -> None:
+    """They are infinite in fp16 before they are added up; the next scale is as much too large."""
+    _, network = trained("fp16", 2, offload, {"fp16": {"enabled": True, "initial_scale_power": 40, "hysteresis": 1}})
+    before = many_micro_batches.model("fp16").state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+
+
 @pytest.mark.parametrize(("dtype", "told"), [("fp32", None), ("bf16", "fp32")])
 def test_what_an_offloaded_optimizer_of_zero_2_holds_on_the_device(dtype: str, told: str | None) -> None:
     """No sums: those are in host memory, with no setting that DeepSpeed knows."""

@@ -38,6 +38,8 @@ def write_dataset(folder: Path, split: str, rows: int) -> Path:
     np.save(folder / f"{split}.question.offsets.npy", np.zeros(rows + 1, np.int64))
     np.save(folder / f"{split}.subset.npy", np.full(rows, -1, np.int32))
     np.save(folder / f"{split}.equal.npy", np.zeros(rows, bool))
+    np.save(folder / f"{split}.seen.npy", np.zeros(rows, bool))
+    np.save(folder / f"{split}.usable.npy", np.ones(rows, bool))
     return folder
 
 
@@ -341,8 +343,7 @@ def test_prompts_to_answer_are_a_sample_of_all_datasets(tmp_path):
     chosen = {}
     for names, seed in (("ab", 1234), ("ba", 1234), ("ab", 1235)):
         folders = [tmp_path / name for name in names]
-        spec = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=1, prompts=40), seed=seed)
-        evaluation: Any = SimpleNamespace(spec=spec, settings=spec.settings)
+        evaluation: Any = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=1, prompts=40), seed=seed)
         evaluation.paths = StagePaths(folders, folders, tmp_path, tmp_path)
         corpus, rows = unseen_prompts(evaluation)
         chosen[names, seed] = [(names[dataset], row) for dataset, row in map(corpus.place, rows)]

@@ -9,6 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import datasets
@@ -19,6 +20,7 @@ import pytest
 from huggingface_hub import errors
 from safetensors import SafetensorError
 
+from rlhf import hub
 from rlhf.causes import FOREIGN, cause
 from rlhf.config.sources import DatasetSource, ModelSettings
 from rlhf.data import sources
@@ -27,11 +29,9 @@ from rlhf.functions import load_function, load_judge
 from rlhf.models import cache
 from rlhf.models.loading import load_policy, load_tokenizer
 
-REQUEST = httpx2.Request("GET", "https://hub/x")
 
-
-def answered(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
-    return kind(f"{status} of the hub", response=httpx2.Response(status, request=REQUEST))
+def answered(kind: type[errors.HfHubHTTPError], status: int, address: str = "https://hub/x") -> errors.HfHubHTTPError:
+    return kind(f"{status} of the hub", response=httpx2.Response(status, request=httpx2.Request("GET", address)))
 
 
 def made_from(outer: Exception, *inner: Exception) -> Exception:
@@ -58,12 +58,23 @@ KNOWN: dict[str, tuple[Exception, str, str]] = {
     ),
     "hub in trouble": (answered(errors.HfHubHTTPError, 503), "network", ""),
     "asked to wait": (answered(errors.HfHubHTTPError, 429), "network", ""),
-    "gated": (made_from(OSError("gated repo"), answered(errors.GatedRepoError, 403)), "permission", "HF_TOKEN"),
-    "bad token": (answered(errors.HfHubHTTPError, 401), "permission", "HF_TOKEN"),
+    "gated": (
+        made_from(
+            OSError("gated repo"), answered(errors.GatedRepoError, 403, "https://hub/api/models/a/b/revision/main")
+        ),
+        "permission",
+        "open https://hub/a/b with your account, and accept its licence or ask for access; then log in on this machine",
+    ),
+    "gated file": (
+        answered(errors.GatedRepoError, 401, "https://hub/datasets/a/b/resolve/main/x.gz"),
+        "permission",
+        "open https://hub/datasets/a/b with your account",
+    ),
+    "bad token": (answered(errors.HfHubHTTPError, 401), "permission", "HF_TOKEN to a token that is valid"),
     "gated dataset": (
         datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
         "permission",
-        "ask for access",
+        "accept its licence or ask for access",
     ),
     "no such model": (
         made_from(OSError("is not a local folder"), answered(errors.RepositoryNotFoundError, 401)),
@@ -73,6 +84,31 @@ KNOWN: dict[str, tuple[Exception, str, str]] = {
     "no such revision": (answered(errors.RevisionNotFoundError, 404), "name", "how it is spelt"),
     "no such split": (ValueError("Unknown split \"trian\". Should be one of ['train']."), "name", "how it is spelt"),
     "no such configuration": (ValueError("BuilderConfig 'x' not found. Available: ['main']"), "name", "spelt"),
+    "no configuration": (
+        ValueError(
+            "Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']\nExample"
+        ),
+        "name",
+        "name one in `name` of the source: 'main', 'socratic'",
+    ),
+    "cut": (
+        OSError("Consistency check failed: file should be of size 2 but has size 1 (x)."),
+        "network",
+        "same command",
+    ),
+    "cut and closed": (httpx2.RemoteProtocolError("peer closed connection"), "network", "what was fetched is kept"),
+    "more than weights": (
+        UnpicklingError(
+            "Weights only load failed.\n\n\nTrying to load unsupported GLOBAL a.b.\n\nCheck the documentation of torch"
+        ),
+        "file",
+        "take a copy with safetensors",
+    ),
+    "cut pickle": (
+        made_from(ValueError("x"), RuntimeError("PytorchStreamReader failed reading zip archive")),
+        "damage",
+        "download",
+    ),
     "sentencepiece": (
         ImportError("\nLlamaConverter requires the SentencePiece library but it was not found in your environment."),
         "package",
@@ -101,10 +137,10 @@ KNOWN: dict[str, tuple[Exception, str, str]] = {
         "free space",
     ),
     "not allowed": (PermissionError(errno.EACCES, "Permission denied"), "permission", "change the permissions"),
-    "pickles only": (
+    "no weights": (
         OSError("x does not appear to have a file named model.safetensors or model.safetensors.index.json"),
         "file",
-        "pickled ones (.bin) are never read",
+        "download the rest of the folder",
     ),
     "safetensors": (SafetensorError("incomplete metadata, file not fully covered"), "damage", "download"),
     "zip": (zipfile.BadZipFile("File is not a zip file"), "damage", "download"),
@@ -126,7 +162,7 @@ def test_a_cause_is_found_in_the_chain(name: str) -> None:
     assert isinstance(error, FOREIGN) or name == "disk"
     others = {"network": "HF_TOKEN", "permission": "reaches the hub", "damage": "hub", "package": "hub", "disk": "hub"}
     assert others.get(kind, "no other") not in found.remedy
-    assert ("pickled" in str(found)) == (name == "pickles only")
+    assert ("pickled" in str(found)) == (name == "more than weights")
 
 
 @pytest.mark.parametrize("text", ["'su'", "shapes " + "cannot be multiplied " * 60 + "END", "first line\nsecond line"])
@@ -156,8 +192,18 @@ def raising(error: Exception) -> Callable[..., Any]:
     return fail
 
 
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> hub.Found:
+    """What the hub has under any name."""
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    files = dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json"))
+    one = hub.Found("a/b", "a/b", "model", "0" * 40, files, reached=True)
+    monkeypatch.setattr(hub, "find", lambda *_: one)
+    return one
+
+
 @pytest.mark.parametrize("name", ["no route", "gated dataset", "parquet", "no such split", "disk"])
-def test_a_hub_dataset_that_fails_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_dataset_that_fails_says_why(name: str, monkeypatch: pytest.MonkeyPatch, found: hub.Found) -> None:
     error, _, remedy = KNOWN[name]
     wrapped = error if isinstance(error, FOREIGN) else error.__cause__
     monkeypatch.setattr(datasets, "load_dataset", raising(wrapped))
@@ -166,14 +212,22 @@ def test_a_hub_dataset_that_fails_says_why(name: str, monkeypatch: pytest.Monkey
     assert remedy in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["no route", "gated", "own code", "bitsandbytes", "pickles only"])
-def test_a_hub_model_that_fails_says_why(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["no route", "gated", "own code", "bitsandbytes", "no weights"])
+def test_a_hub_model_that_fails_says_why(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: hub.Found
+) -> None:
     error, _, remedy = KNOWN[name]
+    monkeypatch.setattr(hub, "fetch", lambda *_: found.snapshot)
+    monkeypatch.setattr(cache, "require_model_folder", lambda *_: None)
     monkeypatch.setattr(cache, "load_as_published", raising(error))
+    settings = ModelSettings(source={"hub": "a/b"})
     with pytest.raises(UserError, match="models.mine.source.hub: no usable tokenizer in 'a/b': ") as raised:
-        cache.cache_model(ModelSettings(source={"hub": "a/b"}), tmp_path / "out", "models.mine")
+        cache.cache_model(settings, tmp_path / "out", "models.mine")
     assert remedy in str(raised.value)
-    assert ("pickled" in str(raised.value)) == (name == "pickles only")
+    monkeypatch.setattr(hub, "fetch", raising(error))
+    with pytest.raises(UserError, match="models.mine.source.hub: 'a/b' cannot be fetched: ") as raised:
+        cache.cache_model(settings, tmp_path / "out", "models.mine")
+    assert remedy in str(raised.value)
 
 
 def test_a_saved_folder_with_a_broken_file_is_told_from_one_of_another_kind(tmp_path: Path) -> None:

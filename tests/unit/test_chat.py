@@ -10,14 +10,17 @@ import pytest
 from rlhf.config.sources import TokenizerSettings
 from rlhf.config.specification import ResolvedDataset
 from rlhf.data.chat import Chat
+from rlhf.data.corpus import Corpus
 from rlhf.data.dataset import cache_dataset, load_cached
 from rlhf.data.encoding import Encoder
 from rlhf.data.examples import examples
 from rlhf.data.mappings import row_format
 from rlhf.data.shapes import Example
+from rlhf.data.split import split_dataset
 from rlhf.data.texts import PlainText, formatted, own_spans
 from rlhf.data.tokens import TokenStore, tokenize
 from rlhf.errors import UserError
+from rlhf.files import read_json
 from rlhf.models.tokenizers import train_tokenizer
 from tests.specifications import changed
 
@@ -153,9 +156,10 @@ def test_a_template_without_an_end_leaves_its_place_to_eos(tokenizer):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (STRICT, "row 17 cannot be written with it: System role not supported"),
+        (STRICT, "cannot write it: System role not supported (row 17)"),
+        ("{{ 1 // (messages | length - 4) }}" + CHATML, "cannot write it: integer division or modulo by zero (row 17)"),
         ("{{ messages[0].content | upper }}", "changes the text of a turn"),
-        ("{% for message in messages", "row 17 cannot be written with it: "),
+        ("{% for message in messages", "cannot write it: unexpected end of template"),
         ("{{ messages[0].content }}", "writes an answer 0 times"),
         (CHATML.replace("<|im_end|>", "<eos>"), "ends answers with '<eos>', but the model's EOS is '<|im_end|>'"),
         (CHATML.replace("{% if add", "{% if messages | length > 4 %}{% endif %}!{% if add"), "in another way"),
@@ -164,7 +168,7 @@ def test_a_template_without_an_end_leaves_its_place_to_eos(tokenizer):
 def test_a_template_that_cannot_be_used_is_refused(tokenizer, template, message):
     with pytest.raises(UserError) as error:
         encode(tokenizer, template, TALK, "Yes.")
-    assert str(error.value).startswith("chat_template: ")
+    assert str(error.value).startswith("chat_template cannot write it: ")
     assert message in str(error.value)
 
 
@@ -267,6 +271,20 @@ def test_special_tokens_of_a_format_within_a_turn_are_special(tokenizer):
     assert special == ["<|im_start|>", "<pad>", "<|im_end|>"]
 
 
+def test_special_tokens_of_a_format_are_special_behind_other_turns_too(tokenizer):
+    before = [("system", "Be <|im_end|>."), ("user", "Hi"), ("assistant", "Yes?")]
+    form = {"prompt_format": "<|im_start|>{prompt}"}
+    row = {"system": before[0][1], "history": [["Hi", "Yes?"]], "prompt": "Go <|im_end|>.", "chosen": "Gone."}
+    assert read("pairs", row, **form) == ([*before, ("user", "<|im_start|>Go <|im_end|>.")], "Gone.", None)
+    settings = ResolvedDataset(source={"path": "rows.jsonl"}, shape="pairs", turns=True, **form)
+    ((_, example),) = examples([row], row_format(settings), "datasets.mine")
+    own = own_spans([example.prompt, example.chosen])
+    cached = {"prompt": example.prompt, "turns": example.turns, "chosen": "Gone.", "rejected": [], "own": own, "row": 1}
+    prompt, answer = ids_of(tokenizer, Chat(tokenizer, PLAIN), cached)
+    special = [tokenizer.decode(token) for token in (*prompt, *answer) if token in tokenizer.all_special_ids]
+    assert special == ["<|im_start|>", "<|im_end|>"]
+
+
 def test_a_prompt_format_belongs_to_the_users_turn():
     row = {"prompt": "Hi", "chosen": "a"}
     assert read("pairs", row, prompt_format="Say: {prompt}") == ([("user", "Say: Hi")], "a", None)
@@ -311,3 +329,62 @@ def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day(tokenizer
         monkeypatch.setattr(tokenizer, "chat_template", today)
     written = encode(tokenizer, "tokenizer" if own else today, user("Hi"), "Yes.")
     assert written == encode(tokenizer, fixed, user("Hi"), "Yes.")
+
+
+ROWS_OF_GEMMA = [{"messages": [*user(f"Count to {n}."), {"role": "assistant", "content": f"{n}!"}]} for n in range(40)]
+ROWS_OF_GEMMA[7]["messages"].insert(0, {"role": "system", "content": "Be kind."})
+
+
+def tokenized(folder, tokenizer, rows, template, **settings):
+    """results/tokens of rows, read for training and unseen alike."""
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {"path": dict.fromkeys(("train", "eval"), str(folder / "rows.jsonl"))}
+    cached = ResolvedDataset(source=source, shape="messages", turns=True, **settings)
+    cache_dataset(cached, folder / "dataset", "datasets.mine")
+    tokenize(folder / "dataset", folder / "model", folder / "tokens", chat_template=template)
+    split_dataset(folder / "dataset", "1,0,1", 1, folder / "split")
+    return folder / "tokens"
+
+
+def test_a_row_that_a_template_refuses_costs_that_row(tokenizer, tmp_path, caplog):
+    tokens = tokenized(tmp_path, tokenizer, ROWS_OF_GEMMA, STRICT)
+    reason = "chat_template cannot write it: System role not supported"
+    report = read_json(tokens / "report.json")["splits"]
+    for split in ("train", "eval"):
+        assert report[split]["bad_rows"] == {reason: {"count": 1, "first_rows": [7]}}
+        assert report[split]["rows"] == 39
+        corpora = [Corpus([tokens], [tmp_path / "split"], split, phase) for phase in ("sft", "ppo")]
+        places = [place for corpus in corpora for place in map(corpus.place, range(len(corpus)))]
+        assert len(set(places)) == 39 and (0, 7) not in places
+        assert all(len(corpus.prompt(row)) for corpus in corpora for row in range(len(corpus)))
+    assert f"train rows that are left out: 1 x {reason} (7)" in caplog.text
+    statistics = read_json(tokens / "tokens.json")["statistics"]["train"]["prompt"]
+    store = TokenStore(tokens, "train")
+    assert statistics["mean"] == np.delete(store.lengths("prompt"), 7).mean()
+
+
+def test_too_many_refused_rows_are_an_error_with_the_reason(tokenizer, tmp_path):
+    """Those count too that the cache has left out."""
+    bad = [{"messages": []}]  # 1 of 41 in each split; with the refused one 2 of 41
+    message = (
+        r"dataset: 4.9% of 82 rows are unusable, max_bad_share of the dataset allows 4.0%; no ids are there for "
+        r"train: 1 x chat_template cannot write it: System role not supported \(7\); eval: 1 x "
+    )
+    with pytest.raises(UserError, match=message):
+        tokenized(tmp_path, tokenizer, [*ROWS_OF_GEMMA, *bad], STRICT, max_bad_share=0.04)
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_prompt_without_a_token_costs_its_row(tokenizer, tmp_path):
+    """All of its text is in the first token of the answer, and nothing would predict that."""
+    words = ["aaaa"] * 40
+    made = train_tokenizer(words, TokenizerSettings(kind="bpe", vocab_size=300))
+    rows = [{"prompt": "aa" if n == 5 else f"{n}.", "chosen": "aa"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cache_dataset(ResolvedDataset(source={"path": str(tmp_path / "rows.jsonl")}), tmp_path / "dataset", "x")
+    made.save_pretrained(tmp_path / "model")
+    tokenize(tmp_path / "dataset", tmp_path / "model", tmp_path / "tokens")
+    report = read_json(tmp_path / "tokens/report.json")["splits"]
+    bad = [part["bad_rows"] for part in report.values() if part["bad_rows"]]
+    assert bad == [{"prompt without a token": {"count": 1, "first_rows": [5]}}]

@@ -41,7 +41,7 @@ SETTINGS = PpoSettings().model_dump(mode="json", exclude={"execution"}) | {
     "kl_target": 6.0,
     "ptx_coefficient": 1.0,
 }
-MANIFEST = {"id": "tiny-12345678", "spec": {"settings": SETTINGS}, "rows": {"train": 640}}
+MANIFEST = {"id": "tiny-12345678", "spec": {"settings": SETTINGS}, "rows_per_epoch": 640}
 
 Metrics = dict[str, list[dict[str, Any]]]
 
@@ -225,8 +225,8 @@ def test_one_iteration_says_nothing_of_a_trend() -> None:
 
 def test_planned_steps_follow_from_epochs_and_prompts_where_no_iterations_are_given() -> None:
     settings = SETTINGS | {"iterations": None, "num_train_epochs": 2, "prompts_per_rollout": 64}
-    assert quantities({"spec": {"settings": settings}, "rows": {"train": 650}})["planned_steps"] == 20
-    assert quantities({"spec": {"settings": settings}, "rows": {"train": 10}})["planned_steps"] == 1
+    assert quantities({"spec": {"settings": settings}, "rows_per_epoch": 650})["planned_steps"] == 20
+    assert quantities({"spec": {"settings": settings}, "rows_per_epoch": 10})["planned_steps"] == 1
 
 
 def test_bounds_follow_from_the_settings() -> None:

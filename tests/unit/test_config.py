@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import yaml
 from rlhf.config import Fingerprints, Plan, dumped, parse, resolve
 from rlhf.config.expand import deep_merge
 from rlhf.config.identity import REVISIONS, slug, stage_id
+from rlhf.config.schema import Configuration
+from rlhf.config.section import ALLOWED
 from rlhf.errors import UserError
 from tests.project import tiny_config
 
@@ -167,7 +171,12 @@ def test_kl_coefficient_changes_ppo_only() -> None:
     [
         ("sft.learning_rate", 1.0e-3, {"sft", "evaluate_sft", "baseline", "ppo", "evaluate_ppo"}),
         ("reward.weight_decay", 0.0, {"reward", "evaluate_reward", "baseline", "ppo", "evaluate_ppo"}),
-        ("evaluation.best_of_n", 8, EVALUATIONS),
+        ("evaluation.best_of_n", 8, {"baseline", "evaluate_ppo"}),
+        ("evaluation.prompts", 8, {"baseline", "evaluate_ppo"}),
+        ("evaluation.seed", 8, {"baseline", "evaluate_ppo"}),
+        ("ppo.temperature", 0.9, {"baseline", "ppo", "evaluate_ppo"}),
+        ("ppo.max_answer_seq_len", 64, {"baseline", "ppo", "evaluate_ppo"}),
+        ("sft.max_seq_len", 256, {"sft", "evaluate_sft", "baseline", "ppo", "evaluate_ppo"}),
         ("data_split", "1,1,1", {"sft", "reward", "ppo", *EVALUATIONS}),
         ("seeds", [7], {"sft", "reward", "ppo", *EVALUATIONS}),
         ("policy", "small", {"policy", "sft", "ppo", "evaluate_sft", "baseline", "evaluate_ppo"}),
@@ -447,7 +456,9 @@ def test_minibatches_must_divide_the_rollout() -> None:
             "actor.num_warmup_steps (8) must be below the 8 steps of 2 iterations",
         ),
         ({"actor": {"num_warmup_steps": 11}}, None),
-        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {"num_warmup_steps": 90}}, None),
+        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {}}, None),  # by default 100 steps
+        ({"actor": {"num_warmup_steps": 90, "lr_scheduler_type": "cosine"}}, "actor.num_warmup_steps (90)"),
+        ({"actor": {"lr_scheduler_type": "constant"}}, None),  # it has no warm-up
         ({"iterations": None, "actor": {"num_warmup_steps": 90}}, None),
     ],
 )
@@ -544,6 +555,23 @@ def test_the_order_of_keys_changes_nothing_that_is_written() -> None:
         ({"tiny": {"sft": None}}, "experiments.tiny.sft: it is empty; write `{}`, or keys below it"),
         ({"tiny": {"sft": 3}}, "experiments.tiny.sft: it must be keys with values below it (given: 3)"),
         ({"tiny": {"data_split": "2:4:4"}}, "data_split: write three numbers with commas between them"),
+        (
+            {"tiny": {"data_split": "4,4"}},
+            "data_split: write three numbers with commas between them, for example '2,4,4'",
+        ),
+        (
+            {"tiny": {"sft": {"execution": {"saving": {"max_shard_size": "5 GB"}}}}},
+            "write a number and KB, MB or GB",
+        ),
+        (
+            {"tiny": {"ppo": {"execution": {"saving": {"license": "my own"}}}}},
+            "apache-2.0 (given: 'my own')",
+        ),
+        (
+            {"tiny": {"sft": {"execution": {"gpu_type": "a 100"}}}},
+            "write the cluster's name of it, for example a100",
+        ),
+        ({"tiny": {"sft": {"execution": {"environment": {"A-B": 1}}}}}, "environment.A-B: a variable has letters"),
     ],
 )
 def test_messages_are_in_plain_words(experiments: Any, expected: str) -> None:
@@ -552,3 +580,56 @@ def test_messages_are_in_plain_words(experiments: Any, expected: str) -> None:
     assert "pattern" not in message
     assert "[key]" not in message
     assert "ExperimentSettings" not in message
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """All regular expressions of a JSON schema."""
+    if isinstance(schema, dict):
+        yield from [schema["pattern"]] if isinstance(schema.get("pattern"), str) else []
+        yield from (each for key in ("patternProperties",) for each in schema.get(key, {}))
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else []:
+        yield from patterns(part)
+
+
+def test_every_pattern_of_the_schema_is_said_in_words() -> None:
+    """A text that does not fit gets these words, never the regular expression."""
+    found = set(patterns(Configuration.model_json_schema()))
+    assert len(found) >= 10
+    assert found == ALLOWED.keys()
+    assert not [words for words in ALLOWED.values() if re.search(r"[\\^$]|\(\?|\]\*", words)]
+
+
+@pytest.mark.parametrize("template", ["chatml", "Tokenizer", "{% for message in messages %}{% endfor %}"])
+def test_a_name_is_no_chat_template(template: str) -> None:
+    message = refused(with_value(make_config(), "datasets.pairs.chat_template", template))
+    assert "datasets.pairs.chat_template: " in message and repr(template) in message
+    assert "is taken for a Jinja template" in message and "{{ message.content }}" in message
+    assert "`tokenizer`, the template of the model's tokenizer" in message
+
+
+@pytest.mark.parametrize("section", ["models", "datasets"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("https://huggingface.co/facebook/opt-125m", ": facebook/opt-125m (given"),
+        ("https://huggingface.co/datasets/a/b/tree/v1", ": a/b, and its revision as `revision: v1` (given"),
+        ("facebook/opt-125m/", ": facebook/opt-125m (given"),
+        ("facebook/opt-125m@main", ": facebook/opt-125m, and its revision as `revision: main` (given"),
+        ("a/b@hf_abcdefghijklmnopqrstuv", ": a/b, and its revision as `revision: hf_***` (given: 'a/b@hf_***')"),
+        ("no name", "without an address (given: 'no name')"),
+    ],
+)
+def test_an_address_of_a_hub_is_told_as_the_name_to_write(section: str, given: str, said: str) -> None:
+    config = tiny_config()
+    config[section]["mine"] = {"source": {"hub": given}}
+    with pytest.raises(UserError) as raised:
+        parse(config)
+    assert said in str(raised.value)
+    assert str(raised.value).startswith("the configuration has 1 mistake(s):")  # not that it is no `scratch` too
+
+
+def test_a_misspelt_scratch_says_what_may_stand_there() -> None:
+    config = tiny_config()
+    config["models"]["mine"] = {"source": "scrath"}
+    with pytest.raises(UserError, match="Input should be 'scratch'"):
+        parse(config)

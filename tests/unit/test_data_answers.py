@@ -88,7 +88,7 @@ def test_published_comparisons_prefer_what_their_labels_say():
         assert (example.rejected, example.ratings) == ((f" {other}",), None)
     row = {"question": {"full_text": "Who?"}, "answer_0": "A [1, 2].", "answer_1": "B[3].", "score_0": -0.5}
     example = published("openai/webgpt_comparisons", row | {"score_1": 0.5})
-    assert (example.prompt, example.chosen, example.rejected) == (" Human: Who? Assistant:", " B.", (" A .",))
+    assert (example.prompt, example.chosen, example.rejected) == (" Human: Who? Assistant:", " B.", (" A.",))
     assert example.ratings == (0.5, -0.5)
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
@@ -15,6 +16,8 @@ from pydantic import ValidationError
 
 from rlhf.config.sources import DatasetSource
 from rlhf.data.example import UnreadableRow
+from rlhf.data.examples import examples
+from rlhf.data.mappings import RowFormat
 from rlhf.data.sources import Rows, load_rows
 from rlhf.errors import UserError
 
@@ -384,10 +387,19 @@ def test_a_key_without_effect_on_a_file_is_refused_when_it_is_read(tmp_path, key
     assert message.startswith(f"{PLACE}.{key}: has no effect on the file")
 
 
-def test_a_split_of_a_saved_dataset_that_has_none_is_refused(tmp_path):
-    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match="has one split without a name"):
-        load(path=str(tmp_path / "saved"), eval_split="test")
+SAVED = {"name": "other", "data_dir": "no/such/folder", "train_split": "first", "eval_split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("splits", "keys"), [(None, list(SAVED)), (("train", "test"), ["name", "data_dir"])], ids=["one split", "splits"]
+)
+def test_keys_without_effect_on_a_saved_folder_are_refused(splits, keys, tmp_path):
+    rows = datasets.Dataset.from_list(ROWS)
+    saved = rows if splits is None else datasets.DatasetDict(dict.fromkeys(splits, rows))
+    saved.save_to_disk(tmp_path / "saved")
+    for key in keys:
+        with pytest.raises(UserError, match=rf"{key}: has no effect on the saved folder"):
+            load(path=str(tmp_path / "saved"), **{key: SAVED[key]})
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv", "parquet"])
@@ -428,3 +440,28 @@ def test_a_file_without_rows_is_refused(tmp_path, name, content):
     empty.write_text(content)
     for path in (str(empty), [there, str(empty)]):
         assert refused(path=path) == f"{PLACE}.path: {str(empty)!r} holds no row"
+
+
+def test_a_damaged_first_line_costs_a_row_of_json_lines(tmp_path):
+    for name in ("rows.json", "rows.jsonl"):
+        for damaged in ('["prompt": "a"', '{"prompt": "a"'):
+            (tmp_path / name).write_text("\n".join([damaged, *map(json.dumps, ROWS)]))
+            assert list(load(path=str(tmp_path / name)).train) == [UnreadableRow("line is no JSON"), *ROWS], name
+
+
+def test_a_text_of_a_table_that_is_no_utf_8_costs_its_row(tmp_path):
+    """Written by hand, as a program in another language may: pyarrow itself refuses to make such a text."""
+    texts = [b"p0", b"p\xff", b"p2"]
+    broken = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(np.array([0, 2, 4, 6], np.int32)), pa.py_buffer(b"".join(texts))]
+    )
+    table = pa.table({"prompt": broken, "chosen": ["a", "b", "c"], "other": ["x", "y", "z"]})
+    pa.parquet.write_table(table, tmp_path / "rows.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    for name in ("rows.parquet", "saved"):
+        found = load(path=str(tmp_path / name)).train
+        results = [result for _, result in examples(found, RowFormat("pairs"), "x")]
+        assert [getattr(result, "prompt", result) for result in results] == ["p0", "wrong type: prompt", "p2"], name
+        unused = load(path=str(tmp_path / name)).train
+        named = RowFormat("pairs", {"prompt": "other"})
+        assert [result.prompt for _, result in examples(unused, named, "x")] == ["x", "y", "z"], name

@@ -15,6 +15,7 @@ from rlhf.data.mappings import mapped_source
 from rlhf.data.split import split_dataset
 from rlhf.errors import UserError
 from rlhf.files import read_json
+from rlhf.phases import PHASES
 
 # Ten pairs for each of ten prompts.
 ROWS = [{"prompt": f"question {row % 10}", "chosen": f" yes {row}", "rejected": f" no {row}"} for row in range(100)]
@@ -83,7 +84,36 @@ def test_given_unseen_rows_are_counted_where_they_are_trained_on(tmp_path, caplo
     unseen = [*ROWS[:3], {"prompt": "new", "chosen": " a", "rejected": " b"}]
     dataset = cached(tmp_path, ROWS, unseen)
     assert read_json(dataset / "report.json")["splits"]["eval"]["seen_in_train"] == 3
-    assert "3 of 4 unseen rows are of groups that are trained on" in caplog.text
+    assert "prompts or groups of 3 of 4 unseen rows are trained on too" in caplog.text
+
+
+def test_prompts_that_are_trained_on_are_seen_whatever_keeps_rows_together(tmp_path):
+    """Numbers of rows, by which rows stay apart, are of two files and say nothing."""
+    unseen = [{"prompt": f"new {n}", "chosen": " a", "rejected": " b", "thread": n} for n in range(4)]
+    rows = [row | {"thread": 3 + n} for n, row in enumerate(ROWS)]
+    for settings, seen in (
+        ({"keep_together": "row"}, [False] * 4 + [True]),
+        ({"columns": {"group": "thread"}}, [False] * 3 + [True] * 2),
+        ({}, [False] * 4 + [True]),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        dataset = cached(folder, rows, [*unseen, ROWS[3] | {"thread": 9000}], **settings)
+        assert load_cached(dataset, "eval")["seen"] == seen, settings
+        assert read_json(dataset / "report.json")["splits"]["eval"]["seen_in_train"] == sum(seen)
+        assert not any(load_cached(dataset, "train")["seen"])
+
+
+def test_rows_and_groups_are_counted(tmp_path):
+    dataset = cached(tmp_path, [*ROWS, {"prompt": ""}], source={"eval_share": 0.2})
+    report = read_json(dataset / "report.json")
+    assert (report["rows_read"], report["rows_unusable"], report["max_bad_share"]) == (101, 1, 0.05)
+    assert [report["splits"][name]["groups"] for name in ("train", "eval")] == [8, 2]
+    sides(dataset, tmp_path, "prompt")
+    record = read_json(tmp_path / "split/split.json")
+    groups = {"train.sft": 2, "train.reward": 3, "train.ppo": 3} | {f"eval.{phase}": 2 for phase in PHASES}
+    assert record["groups"] == groups
+    assert record["rows"] == {name: 10 * count for name, count in groups.items()}
 
 
 def test_what_cannot_be_read_costs_a_row_and_is_counted_with_its_number(tmp_path):

@@ -79,7 +79,8 @@ def test_a_reward_model_is_compared_by_its_normalised_scores(
         alone = [float(model(torch.from_numpy(row)[None]).logits) for row in ids]
     np.testing.assert_allclose(expected[: len(ids)], (np.array(alone) - 0.5) / 0.25, rtol=1e-4)
     folder = write(model, tmp_path / "reward", gpt2_folder)
-    assert delivery.require_same(folder, expected)["difference"] < 1e-6
+    found = delivery.require_same(folder, expected)
+    assert found["difference"] < 1e-6 and found["sequences"] == SEQUENCES
     edit_json(folder / "config.json", reward_mean=0.51)
     with pytest.raises(UserError, match="its score differs by 4.00e-02"):
         delivery.require_same(folder, expected)

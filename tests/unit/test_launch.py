@@ -24,6 +24,7 @@ from rlhf.config import (
     closing_message,
     cluster_resources,
     failure_message,
+    plans_message,
     require,
     resolve,
 )
@@ -250,6 +251,26 @@ def test_the_end_names_every_policy_of_a_finished_experiment_and_nothing_of_othe
 def test_what_was_not_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert closing_message(Plan(runs=RUNS)).strip().startswith("Not made yet: first, second.")
+
+
+def test_plans_that_were_asked_for_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = Plan()
+    files = []
+    for kind, upper, device, verdict in (
+        ("sft", 3 * 2**30, {"name": "a100-40g", "capacity": 40 * 2**30}, "fits"),
+        ("reward", None, None, "not judged"),
+    ):
+        plan.add(Stage(kind, f"{kind}-00000001", Section(), Section()))
+        files.append(Path(f"results/{kind}/{kind}-00000001/memory_plan.json"))
+        files[-1].parent.mkdir(parents=True)
+        content = {"upper_device": upper, "host": {"node": 2**29}, "verdict": verdict, "device": device}
+        files[-1].write_text(json.dumps(content))
+    plan.add(Stage("ppo", "ppo-00000001", Section(), Section()))  # refused: it has no plan
+    assert plans_message(plan).splitlines()[2:] == [
+        f"  sft sft-00000001: up to 3.00 GiB of a GPU, 0.50 GiB of host memory per node; fits (a100-40g)  {files[0]}",
+        f"  reward reward-00000001: 0.50 GiB of host memory per node; not judged  {files[1]}",
+    ]
 
 
 # As Snakemake 9 writes it into its own log.

@@ -12,7 +12,9 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
 
 from rlhf.config.sources import ModelSettings
 from rlhf.config.stages import Optimization
@@ -20,7 +22,7 @@ from rlhf.errors import UserError
 from rlhf.models.cache import cache_model
 from rlhf.models.loading import DTYPES, load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
-from rlhf.models.merged import FILE, LowRank, half_precision_error, read_merged, write_merged
+from rlhf.models.merged import FILE, LowRank, fits, half_precision_error, read_merged, write_merged
 from rlhf.models.saving import write_adapter, write_model
 from rlhf.training import weights as training_weights
 from rlhf.training.engine import parameter_groups
@@ -390,3 +392,9 @@ def test_processes_that_write_nothing_add_nothing_up(gpt2_folder: Path, monkeypa
     monkeypatch.setattr(training_weights, "merged_weight", lambda layer: pytest.fail("added up"))
     assert plain_weights(model, keep=False) == adapter_weights(model, keep=False) == {}
     assert merged_adapters(model, keep=False) == {}
+
+
+def test_adapters_fit_linear_layers_of_their_shape_alone() -> None:
+    change = LowRank(torch.zeros(2, 6), torch.zeros(4, 2), 1.0)
+    layers = {nn.Linear(6, 4): True, nn.Linear(4, 6): False, Conv1D(4, 6): True, nn.Embedding(4, 6): False}
+    assert {layer: fits(layer, [change]) for layer in layers} == layers

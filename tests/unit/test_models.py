@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -67,7 +69,7 @@ def test_the_commit_of_a_hubs_model_is_known(
     settings = ModelSettings(source={"hub": "org/model", "revision": revision})
     cache_model(settings, tmp_path / "resources/models/model-12345678", "models.mine")
     manifest = read_json(tmp_path / "resources/models/model-12345678/manifest.json")
-    assert manifest["commit"] == COMMIT
+    assert manifest["source"]["commit"] == COMMIT
     spec = tmp_path / "results/model/model-12345678/spec.yaml"
     spec.parent.mkdir(parents=True)
     resolved = ResolvedModel(source={"hub": "org/model", "revision": revision}, content=[])
@@ -81,7 +83,7 @@ def test_a_local_model_has_no_commit(tmp_path: Path, gpt2_folder: Path) -> None:
     folder = tmp_path / "snapshots" / COMMIT  # as another client would keep it
     shutil.copytree(gpt2_folder, folder)
     cache_model(local(folder), tmp_path / "cache", "models.mine")
-    assert "commit" not in read_json(tmp_path / "cache/manifest.json")
+    assert read_json(tmp_path / "cache/manifest.json")["source"]["commit"] is None
 
 
 # From scratch
@@ -181,12 +183,94 @@ def test_a_folder_without_tokenizer_is_refused(gpt2_folder: Path, tmp_path: Path
     assert "give a folder written by save_pretrained" in message
 
 
-def test_pickled_weights_are_never_read(gpt2_folder: Path, tmp_path: Path) -> None:
-    torch.save(load_file(gpt2_folder / "model.safetensors"), gpt2_folder / "pytorch_model.bin")
+@pytest.mark.parametrize("old_format", [False, True])
+def test_pickled_weights_are_kept_as_safetensors(family_folder: Path, tmp_path: Path, old_format: bool) -> None:
+    weights = load_file(family_folder / "model.safetensors")
+    cache_model(local(family_folder), tmp_path / "expected", "models.mine")
+    parts = [dict(list(weights.items())[:5]), dict(list(weights.items())[5:])]
+    places = {}
+    for number, part in enumerate(parts, start=1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save(part, family_folder / file, _use_new_zipfile_serialization=not old_format)
+        places |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (family_folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (family_folder / "model.safetensors").unlink()
+    cache_model(local(family_folder), tmp_path / "mine", "models.mine")
+    expected, found = (load_policy(tmp_path / name / "model", "fp32").state_dict() for name in ("expected", "mine"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    files = sorted(file.name for file in (tmp_path / "mine/model").glob("model*"))
+    assert files == [*(f"model-0000{number}-of-00002.safetensors" for number in (1, 2)), "model.safetensors.index.json"]
+    assert not list((tmp_path / "mine").rglob("*.bin"))
+    assert read_json(tmp_path / "mine/manifest.json")["source"]["weights"] == "pickled"
+
+
+def test_the_stored_precision_is_kept_whatever_the_configuration_says(
+    gpt2_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rlhf")
+    edit_json(gpt2_folder / "config.json", dtype="float16")
+    stored = load_file(gpt2_folder / "model.safetensors")
+    cache_model(local(gpt2_folder), tmp_path / "mine", "models.mine")
+    kept = load_file(tmp_path / "mine/model/model.safetensors")
+    assert all(kept[name].dtype == torch.float32 and torch.equal(kept[name], stored[name]) for name in stored)
+    assert read_json(tmp_path / "mine/model/config.json")["dtype"] == "float32"
+    assert list(read_json(tmp_path / "mine/manifest.json")["precision"]) == ["float32"]
+    assert "weights are kept as they are stored, in float32" in caplog.text
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_tied_weights_that_are_there_twice_are_one_where_they_are_equal(
+    gpt2_folder: Path, tmp_path: Path, equal: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pickle of a tied model has both names, and files are written by hand too."""
+    wte = load_file(gpt2_folder / "model.safetensors")["transformer.wte.weight"]
+    other = wte.clone() if equal else wte + 1
+    edit_weights(gpt2_folder, lambda tensors: tensors.update({"lm_head.weight": other}))
+    cache_model(local(gpt2_folder), tmp_path / "mine", "models.mine")
+    kept = load_file(tmp_path / "mine/model/model.safetensors")
+    assert ("lm_head.weight" in kept) == (not equal)
+    model = load_policy(tmp_path / "mine/model", "fp32")
+    assert torch.equal(model.get_output_embeddings().weight, other)
+    assert ("are different, though its configuration ties them" in caplog.text) == (not equal)
+    parameters = sum(weight.numel() for weight in kept.values())
+    assert read_json(tmp_path / "mine/manifest.json")["parameters"] == parameters
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8"])
+def test_a_quantised_model_is_refused(gpt2_folder: Path, tmp_path: Path, method: str) -> None:
+    edit_json(gpt2_folder / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    assert f"it is quantised ({method}), and such weights cannot be trained" in refused(tmp_path, local(gpt2_folder))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["consolidated.00.pth", "params.json"], "consolidated.00.pth is in its authors' own format"),
+        (["consolidated.safetensors"], "convert_mistral_weights_to_hf.py"),
+        (["tf_model.h5", "flax_model.msgpack"], "flax_model.msgpack is of another framework"),
+        (["model-00001-of-00002.safetensors"], "lacks the index of its parts, model.safetensors.index.json"),
+        (["pytorch_model-00001-of-00002.bin"], "lacks the index of its parts, pytorch_model.bin.index.json"),
+        (["training_args.bin"], "training_args.bin is all it has for weights"),
+    ],
+)
+def test_what_is_there_in_the_place_of_weights_is_named(
+    gpt2_folder: Path, tmp_path: Path, files: list[str], said: str
+) -> None:
     (gpt2_folder / "model.safetensors").unlink()
-    message = refused(tmp_path, local(gpt2_folder))
-    assert "models.mine.source.path: no usable model" in message
-    assert "with weights as safetensors" in message
+    for file in files:
+        (gpt2_folder / file).write_bytes(b"some content")
+    assert said in refused(tmp_path, local(gpt2_folder))
+
+
+def test_other_frameworks_beside_do_no_harm(gpt2_folder: Path, tmp_path: Path) -> None:
+    for file in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "consolidated.safetensors", "optimizer.pt"):
+        (gpt2_folder / file).write_bytes(b"not what it seems")
+    cache_model(local(gpt2_folder), tmp_path / "mine", "models.mine")
+    files = {file.name for file in (tmp_path / "mine/model").iterdir()}
+    assert not files & {"pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "consolidated.safetensors"}
+    assert read_json(tmp_path / "mine/manifest.json")["source"]["weights"] == "safetensors"
 
 
 def test_a_pointer_of_git_lfs_is_named(gpt2_folder: Path, tmp_path: Path) -> None:
@@ -359,6 +443,10 @@ def test_padding_that_is_the_end_or_missing_becomes_a_new_token(
     before, after = load_policy(family_folder, "fp32").eval(), load_policy(tmp_path / "mine/model", "fp32").eval()
     assert after.config.pad_token_id == 50
     assert after.get_input_embeddings().num_embeddings == after.config.vocab_size == 51
+    for part in ("get_input_embeddings", "get_output_embeddings"):  # the new row is the mean of the others
+        rows, old = (getattr(model, part)().weight.detach().double().numpy() for model in (after, before))
+        np.testing.assert_array_equal(rows[:50], old)
+        np.testing.assert_allclose(rows[50], old.mean(axis=0), rtol=1e-6, atol=1e-9)
     ids = torch.tensor([[1, 5, 49, 7]])
     with torch.no_grad():
         assert torch.equal(after(ids).logits[..., :50], before(ids).logits)

@@ -203,9 +203,8 @@ def test_the_report_normalises_scores_and_takes_probabilities_from_raw_ones(grou
 def test_agreement_with_gold_leaves_its_ties_out():
     pairs, gold = make([1, -1, 2, 1]), make([2, -3, 0, -1])
     scores, judged = np.array([1.0, 2, 3, 5]), np.array([2.0, 4, 6, 10])
-    result = gold_agreement(pairs, gold, scores, judged)
-    assert result == {
-        "gold_pairs": 3, "gold_accuracy": pytest.approx(2 / 3), "gold_correlation": pytest.approx(1.0),
-    }  # fmt: skip
+    expected = {"gold_pairs": 3, "gold_accuracy": pytest.approx(2 / 3), "gold_correlation": pytest.approx(1.0)}
+    for gold_scale, scale in ((1.0, 1.0), (0.01, 1.0), (1.0, 0.01)):
+        assert gold_agreement(pairs, gold, scale * scores, gold_scale * judged) == expected
     nothing = gold_agreement(pairs, make([0, 0, 0, 0]), scores, np.ones(4))
     assert nothing == {"gold_pairs": 0, "gold_accuracy": None, "gold_correlation": None}

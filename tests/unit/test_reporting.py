@@ -7,8 +7,10 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,7 +31,6 @@ from rlhf.reporting.collect import (
 from rlhf.reporting.memory import memory
 from rlhf.reporting.plots import Curve, best_of_n_curve, learning_curves, mean_curve, reward_vs_kl, root_of_kl
 from rlhf.reporting.quality import (
-    TEXT_LIMIT,
     quality_csv,
     quality_rows,
     quality_table,
@@ -43,6 +44,7 @@ from rlhf.reporting.reward import REWARD_COLUMNS, calibration_bins, pooled, rewa
 from rlhf.reporting.style import PALETTE, colours
 from rlhf.reporting.summary import summarise
 from rlhf.reporting.tables import (
+    TEXT_LIMIT,
     Column,
     escape_markdown,
     to_csv,
@@ -139,7 +141,8 @@ def _ppo(root: Path, coefficient: float, seed: int, gold: bool) -> None:
     evaluation = root / "results/evaluate_ppo" / name
     _write(evaluation / "evaluation.json", {**result, "response_length": 21.0, "eos_share": 0.97, **judged})
     sample = {"row": 1, "prompt": "Write | a\nreview", "sft": "<b>*fine*</b>", "policy": "x" * 900}
-    numbers = {"sft_score": 0.1, "policy_score": 2.34567}
+    numbers = {"sft_score": 0.1, "policy_score": 2.34567, "sft_length": 3, "policy_length": 24}
+    numbers |= {"sft_finished": True, "policy_finished": False}
     _write(evaluation / "samples.jsonl", {**sample, **numbers}, {**sample, **numbers}, lines=True)
 
 
@@ -274,6 +277,20 @@ def test_quality_is_mean_sd_and_t_interval(experiment: Experiment) -> None:
     assert "sft_response_length_mean" not in row
 
 
+def test_intervals_of_shares_stay_between_0_and_1(experiment: Experiment) -> None:
+    def interval(metric: str, *values: float) -> tuple[float, float]:
+        stages = dict(experiment.stages)
+        for run, value in zip(experiment.runs[:2], values, strict=True):
+            place = run.stage("evaluate_ppo")
+            stages[place] = replace(stages[place], evaluation={metric: value})
+        row = quality_rows(Experiment("two", experiment.runs[:2], stages, experiment.root))[0]
+        return row[f"{metric}_low"], row[f"{metric}_high"]
+
+    assert interval("win_rate", 0.4, 0.6) == (0, 1)
+    assert interval("eos_share", 0.99, 1.0) == (pytest.approx(0.995 - 12.7062047 * 0.005), 1)
+    assert interval("kl", 0.4, 0.6) == pytest.approx((0.5 - 12.7062047 * 0.1, 0.5 + 12.7062047 * 0.1))
+
+
 def test_quality_cells_show_spread_only_where_it_is_known(experiment: Experiment) -> None:
     rows, columns = quality_table(experiment)
     assert rows[0]["win_rate"] == "0.715 ± 0.007 [0.651, 0.779]"
@@ -282,6 +299,46 @@ def test_quality_cells_show_spread_only_where_it_is_known(experiment: Experiment
     assert "win_rate_sd" in quality_csv(one_seed)
     header = [cell.strip() for cell in to_markdown(rows, columns).splitlines()[0].split("|")]
     assert header[1:5] == ["kl_coefficient", "seeds", "win rate", "gold win rate"]
+
+
+def test_an_overlap_with_the_training_rows_stands_beside_every_number(tmp_path: Path) -> None:
+    """In the tables, the legends and the samples; nothing is said where there is none."""
+    runs = [ExperimentRun(**run) for run in make_experiment(tmp_path)]
+    output = tmp_path / "results/experiments/reviews"
+    before = summarise(read_experiment("reviews", runs, tmp_path), CODE, output, 3)
+    shown = ("quality.md", "runs.md", "reward_parts.md", "samples.md", "index.md")
+    assert not any(re.search(r"\d+ of \d+ trained on|\| yes", before[name].split("`(")[0]) for name in shown)
+    for name, seen in (("tiny-s1", 7), ("tiny-s2", 2)):
+        for stage in ("evaluate_sft", "evaluate_reward", "baseline"):
+            path = tmp_path / f"results/{stage}/{name}/evaluation.json"
+            size = {"rows" if stage == "evaluate_sft" else "prompts": 50}
+            _write(path, json.loads(path.read_text()) | size | {"seen_in_train": seen})
+    for path in tmp_path.glob("results/evaluate_ppo/*/evaluation.json"):
+        _write(path, json.loads(path.read_text()) | {"prompts": 40, "seen_in_train": 3})
+    for path in tmp_path.glob("results/evaluate_ppo/*/samples.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        _write(path, rows[0] | {"seen_in_train": True}, rows[1] | {"seen_in_train": False}, lines=True)
+    files = summarise(read_experiment("reviews", runs, tmp_path), CODE, output, 3)
+    for table, pattern in (("quality.md", r"\d\.\d+ ± .*\]"), ("runs.md", r"\d\.\d+"), ("index.md", r"\d ± .*\]")):
+        lines = [line for line in files[table].split("## Checks")[0].splitlines() if "(3 of 40 trained on) |" in line]
+        assert len(lines) == (4 if table == "runs.md" else 2)
+        for line in lines:
+            numbers = [cell.strip() for cell in line.split("|")[3:-1] if cell.strip()]
+            assert all(re.fullmatch(rf".*{pattern} \(\d+ of \d+ trained on\)", cell) for cell in numbers), numbers
+            assert sum(cell.endswith("(3 of 40 trained on)") for cell in numbers) >= 5
+            assert sum("of 50 trained on" in cell for cell in numbers) >= 4
+    assert "(7 of 50 trained on)" in files["quality.md"]  # of the seed with the larger share
+    assert all(len(re.findall(rf"\| {seen} of 50 +\|", files["reward_parts.md"])) == 5 for seen in (7, 2))
+    for name, text in (
+        ("learning_curves.svg", "unseen data (7 of 50 trained on)"),
+        ("reward_vs_kl.svg", "final policy, unseen prompts (3 of 40 trained on)"),
+        ("reward_model.svg", "unseen pairs (7 of 50 trained on)"),
+    ):
+        assert text in files[name] and "trained on)" not in before[name]
+    assert files["samples.md"].count("| yes") == 2
+    table = list(csv.DictReader(io.StringIO(files["runs.csv"])))
+    assert [(row["seen_in_train"], row["sft_seen_in_train"]) for row in table] == [("3", "7"), ("3", "2")] * 2
+    assert table[0]["win_rate"] == "0.71"  # exact tables stay numbers
 
 
 def test_absent_metrics_are_absent_everywhere(without_gold: Experiment) -> None:
@@ -389,7 +446,10 @@ def test_samples_are_cut_limited_and_headed(experiment: Experiment) -> None:
     assert "x" * (TEXT_LIMIT - 1) + "…" in text and "x" * TEXT_LIMIT not in text
     assert text.count("2.35") == 2
     assert "gold" not in text
-    assert samples_html(experiment, 2).count("<tr") == 1 + 4
+    assert text.count("EOS (3 tokens)") == text.count("cut off (24 tokens)") == 2
+    page = samples_html(experiment, 2)
+    assert page.count("<tr") == 1 + 4
+    assert "Write | a\nreview" in page and "\\n" not in page
 
 
 def test_mean_curve_uses_common_steps() -> None:

@@ -18,7 +18,7 @@ from rlhf.config import dumped
 from rlhf.config.section import Section
 from rlhf.config.specification import ResolvedDataset, ResolvedModel, RewardUpstream, SplitSettings
 from rlhf.config.stages import Optimization, PpoSettings
-from rlhf.files import sha256_tree
+from rlhf.files import sha256_tree, write_json
 from rlhf.models.card import model_card
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
@@ -237,6 +237,19 @@ def test_a_model_comes_from_its_upstream_stages(tmp_path, upstream, path, hub):
     ]
 
 
+def test_what_is_known_of_a_published_model_and_dataset_is_passed_on(tmp_path):
+    write_specs(tmp_path / "results")
+    model, data = tmp_path / "resources/models/opt-11111111", tmp_path / "resources/datasets/static-55555555"
+    source = {"hub": "facebook/opt-125m", "commit": "c" * 40, "license": "other"}
+    write_json(model / "manifest.json", {"source": source, "precision": {"float32": 2, "float16": 9}})
+    write_json(data / "report.json", {"source": {"commit": "d" * 40, "license": None}})
+    for upstream in ({"model": "opt-11111111"}, {"sft": "opt-s1-44444444"}):
+        found = lineage(RewardUpstream(**upstream, tokens=[], split=["static-66666666"]), tmp_path / "results")
+        base = found["base_model"]
+        assert (base["revision"], base["license"], base["precision"]) == ("c" * 40, "other", ["float16", "float32"])
+        assert found["datasets"][0]["commit"] == "d" * 40 and "license" not in found["datasets"][0]
+
+
 KINDS = ("sft", "reward", "ppo")
 METRICS = {
     "sft": {"loss": 1.25, "perplexity": 3.49},
@@ -246,7 +259,12 @@ METRICS = {
 
 
 def card(
-    kind: str, hub: str | None = "facebook/opt-125m", changes: dict[str, Any] | None = None, **options: Any
+    kind: str,
+    hub: str | None = "facebook/opt-125m",
+    changes: dict[str, Any] | None = None,
+    more_facts: dict[str, Any] | None = None,
+    known: dict[str, Any] | None = None,
+    **options: Any,
 ) -> str:
     spec = specification(kind, changes, id=f"tiny-{kind}-12345678", seed=7)
     part = {
@@ -258,13 +276,21 @@ def card(
     }
     facts = {
         "lineage": {
-            "base_model": {"stage": "model", "id": "m-1", "path": "p", "hub": hub, "revision": hub and "v1"},
-            "datasets": [part],
+            "base_model": {
+                "stage": "model",
+                "id": "m-1",
+                "path": "p",
+                "hub": hub,
+                "revision": hub and "v1",
+                **(known or {}),
+            },
+            "datasets": [part | ({"commit": "d" * 40} if known else {})],
         },
         "rows": {"train": 321, "eval": 45},
         "dtype": "bf16",
         "world_size": 2,
         "device": "cuda",
+        **(more_facts or {}),
     }
     rows = [{"step": step, "phase": "train", "time": 1.0, **METRICS[kind], "tokens": 99} for step in (1, 40)]
     rows.append({"step": 40, "phase": "eval", "time": 2.0, **METRICS[kind]})
@@ -298,6 +324,32 @@ def test_a_card_says_what_the_model_is(kind, task, tag):
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert settings == specification(kind).settings.model_dump(mode="json")
     assert "- torch " in text and "Code sha256:" in text
+
+
+def test_a_card_counts_the_rows_that_were_used_and_those_that_are_not_unseen():
+    text = card("sft", more_facts={"rows_given": 321})
+    assert "- 321 rows trained on\n" in text and "trained on too" not in text
+    text = card("sft", more_facts={"rows_given": 400, "seen_in_train": 9})
+    assert "- 321 rows trained on, of 400 that it was given\n" in text
+    assert "- 45 rows unseen in training" in text and "prompts or groups of 9 of them are trained on too" in text
+    assert "| unseen rows (9 of 45 trained on too) | 40 |" in text
+    text = card("ppo", more_facts={"rows": {"train": 24, "mixed": 7}, "rows_given": 142, "answers": 48})
+    assert "- 24 prompts trained on, of 142 that it was given, with 48 sampled answers\n" in text
+    assert "- 7 rows of SFT data mixed into its steps\n" in text
+
+
+def test_a_card_says_which_commit_licence_and_precision_it_started_from():
+    known = {"revision": "c" * 40, "license": "llama2 (own)", "precision": ["float16", "float32"]}
+    text = card("sft", known=known)
+    expected = [
+        f"- Pretrained model: `facebook/opt-125m` at revision `{'c' * 40}`",
+        "- Licence of the pretrained model, as its card states it: llama2 (own)",
+        "- The pretrained model's weights are stored in float16 and float32",
+        "- Starts from: model m-1",
+    ]
+    assert "\n".join(expected) in text
+    assert f"| Dahoas/rm-static (commit {'d' * 12}) | 2,4,4 |" in text
+    assert "- Pretrained model: `facebook/opt-125m` at revision `v1`\n- Starts from: model m-1" in card("sft")
 
 
 def test_tables_of_a_card_have_the_cells_of_their_heads():

@@ -109,6 +109,8 @@ def test_messages_that_cannot_be_read_are_counted_with_their_role() -> None:
         (good | {"chosen": "No."}, "other answer than that of messages: chosen"),
         ({"messages": said("Hi"), "chosen": said("Ho", "Yes?")}, "prompt differs"),
         ({"messages": None}, "missing field: messages or chosen"),
+        ({"messages": said("Yes?", first="assistant")}, "nothing before the answer: messages"),
+        ({"chosen": said("Yes?", first="assistant")}, "nothing before the answer: chosen"),
     ]
     assert read("messages", good, *(row for row, _ in bad))[1:] == [reason for _, reason in bad]
 
@@ -195,14 +197,131 @@ def test_answers_of_a_conversation_stay_together(tmp_path: Path, keep: str) -> N
     assert (report["rows_read"], report["bad_share"]) == (40, 0)
 
 
+def arena(winner: str, first: list[dict[str, str]], second: list[dict[str, str]]) -> Row:
+    """A row with the columns of lmsys/chatbot_arena_conversations."""
+    return {
+        "question_id": "58210e39b3fd4441a2bd4a518bb44c2d",
+        "model_a": "chatglm-6b",
+        "model_b": "koala-13b",
+        "winner": winner,
+        "judge": "arena_user_14",
+        "conversation_a": first,
+        "conversation_b": second,
+        "turn": len(first) // 2,
+        "anony": True,
+        "language": "English",
+        "tstamp": 1682351591.1322,
+        "openai_moderation": {"flagged": False},
+        "toxic_chat_tag": {"roberta-large": {"flagged": False, "probability": 0.01}},
+    }
+
+
+def test_the_conversations_of_an_arena_are_compared() -> None:
+    short, long = said("Hi", "Yes?"), said(*BEFORE, "Gone.")
+    rows = [
+        arena("model_b", said("Hi", "No."), short),
+        arena("model_a", long, said(*BEFORE, "No.")),
+        arena("tie (bothbad)", short, said("Hi", "No.")),
+        arena("model_a", long, said("Hi", "What?", "Go.", "No.")),  # what is judged has other beginnings
+        arena("model_a", short, None),  # type: ignore[arg-type]
+        arena("model_a", said("Hi"), short),
+    ]
+    first, second, *others = read("comparisons", *rows)
+    assert isinstance(first, Example)
+    assert isinstance(second, Example)
+    assert (first.prompt, first.chosen, first.rejected) == ("Human: Hi\n\nAssistant:", " Yes?", (" No.",))
+    assert (second.prompt, second.chosen, second.rejected, second.ranks) == (PROMPT, " Gone.", (" No.",), (0, 1))
+    assert others == ["tie", "prompt differs", "missing field: conversation_1", "no assistant turn: conversation_0"]
+    (chat,) = read("comparisons", rows[1], turns=True)
+    assert isinstance(chat, Example)
+    assert (json.loads(chat.turns or ""), chat.chosen) == (said(*BEFORE), "Gone.")
+    assert "write `shape: comparisons`" in refused(None, *rows[:2])
+    text = "columns.prompt: no row has a column 'prompt'; the columns are question, answer_0"
+    assert text in refused("comparisons", {"question": "p", "answer_0": "x", "answer_1": "y", "label": 1})
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+HISTORIES = {"pairs": [["Hi", "Yes?"]], "messages": said("Hi", "Yes?"), "ShareGPT": share_gpt("Hi", "Yes?")}
+ASKED: list[tuple[str, Row, str]] = [  # shape, row, chosen
+    ("pairs", {"prompt": "Go.", "chosen": "Gone.", "rejected": "No."}, "Gone."),
+    ("comparisons", {"prompt": "Go.", "answer_0": "Gone.", "answer_1": "No.", "label": 1}, "Gone."),
+    ("ranked", {"prompt": "Go.", "answers": ["Gone.", "No."]}, "Gone."),
+    ("instructions", {"instruction": "Go.", "input": "", "output": "Gone."}, " Gone."),
+]
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize(("shape", "row", "chosen"), ASKED, ids=[shape for shape, _, _ in ASKED])
+def test_what_stands_in_columns_of_its_own_comes_before_the_prompt(
+    shape: str, row: Row, chosen: str, history: str
+) -> None:
+    """With the marks of `messages` in plain text, and as turns of a chat."""
+    form = {} if shape == "instructions" else {"prompt_format": "Human: {prompt}\n\nAssistant:"}
+    before = {"system": "Be brief.", "history": HISTORIES[history]}
+    none: list[Row] = [{"system": "", "history": []}, {"system": None, "history": None}, {"history": ""}]
+    (whole,) = read(shape, row | before, **form)
+    assert isinstance(whole, Example)
+    assert (whole.prompt, whole.chosen) == (f"Be brief.\n\n{PROMPT}", chosen)
+    bare = "Human: Go.\n\nAssistant:"
+    assert [getattr(one, "prompt", one) for one in read(shape, *(row | part for part in none), **form)] == [bare] * 3
+    chats = read(shape, row | before, row, turns=True)
+    turns = [json.loads(chat.turns or "") for chat in chats if isinstance(chat, Example)]
+    assert turns == [[SYSTEM, *said("Hi", "Yes?", "Go.")], said("Go.")]
+    wrong = [{"system": 3}, {"history": "Hi"}, {"history": [["Hi"]]}, {"history": [["Hi", None]]}, {"history": [3]}]
+    reasons = read(shape, row, *(row | part for part in wrong), row | {"history": said("Hi")}, **form)[1:]
+    assert reasons == ["wrong type: system", *["wrong type: history"] * 4, "no answer to the last turn: history"]
+
+
+def test_ratings_of_one_prompt_under_other_words_are_of_other_prompts() -> None:
+    rows = [{"prompt": "p", "answer": f"a{n}", "rating": n, "system": "xy"[n // 2]} for n in range(4)]
+    found = read("ratings", *rows)
+    assert [(one.prompt, one.chosen) for one in found if isinstance(one, Example)] == [
+        ("x\n\np", "a1"),
+        ("y\n\np", "a3"),
+    ]
+
+
+def test_the_system_speaks_once_in_messages() -> None:
+    talk = {"conversations": share_gpt("Hi", "Yes?")}
+    own = {"messages": [SYSTEM, *said("Hi", "Yes?")]}
+    rows = [talk | {"system": "Be brief."}, own | {"system": "Be brief."}, own | {"system": ""}]
+    for result in read("messages", *rows):
+        assert isinstance(result, Example)
+        assert result.prompt == "Be brief.\n\nHuman: Hi\n\nAssistant:"
+    other = own | {"system": "Be long."}
+    assert read("messages", own, other)[1] == "other words than those of the messages: system"
+    whole = {"messages": TALK, "system": "Be brief."}
+    found = read("messages", whole, assistant_turns="each")
+    assert [one.prompt.count("Be brief.\n\nHuman: a") for one in found if isinstance(one, Example)] == [1, 1, 1]
+
+
+def test_an_optional_column_is_not_read_where_it_is_named_for_another_role_or_left_out() -> None:
+    """SHP has its prompt in a column `history`; other sets have the name of a program in `system`."""
+    row = {"history": "What?", "chosen": "a", "rejected": "b", "system": "gpt-4"}
+    (example,) = read("pairs", row, columns={"prompt": "history", "system": ""})
+    assert isinstance(example, Example)
+    assert example.prompt == "What?"
+    (example,) = read("pairs", row, columns={"prompt": "history", "subset": "system"})
+    assert isinstance(example, Example)
+    assert (example.prompt, example.subset) == ("gpt-4\n\nWhat?", "gpt-4")
+    assert "columns.chosen: shape pairs needs it" in refused("pairs", row, columns={"chosen": ""})
+
+
+def test_instructions_may_have_a_worse_answer_and_other_usual_names() -> None:
+    row = {"instruction": "Add.", "context": "2 2"}
+    pair, dolly = read("instructions", row | {"chosen": "4", "rejected": "5"}, row | {"response": "4"})
+    assert isinstance(pair, Example)
+    assert isinstance(dolly, Example)
+    assert pair.prompt == dolly.prompt == "Human: Add.\n2 2\n\nAssistant:"
+    assert (pair.chosen, pair.rejected, dolly.chosen, dolly.rejected) == (" 4", (" 5",), " 4", ())
+
+
 QUESTION = {"prompt": "p", "answer_0": "x", "answer_1": "y"}
 LABELS: list[tuple[Any, str]] = [
     (1, "x"), (2, "y"), (0, "tie"), ("1", "x"), (" 2 ", "y"), (1.0, "x"), (2.0, "y"), ("a", "x"), ("B", "y"),
     ("model_a", "x"), ("model_b", "y"), ("tie", "tie"), ("tie (bothbad)", "tie"), ("First", "x"), ("second", "y"),
-    (3, "unknown label: label"), (-1, "unknown label: label"), (1.5, "unknown label: label"),
-    ("x", "unknown label: label"), ([1], "unknown label: label"), ("", "unknown label: label"),
-    (float("nan"), "unknown label: label"), (float("inf"), "unknown label: label"),
-    (None, "missing field: score_0 or score_1 or label"),
+    ([1], "unknown label: label"), ("", "unknown label: label"), (float("nan"), "unknown label: label"),
+    (None, "missing field: score_0 or score_1 or label or preference"),
 ]  # fmt: skip
 
 
@@ -220,6 +339,70 @@ def test_labels_that_can_be_read_in_two_ways_are_refused(labels: list[Any], said
     assert message.startswith("datasets.mine.columns.label: ")
     assert said in message
     assert "map score_0 in the place of label" in message
+
+
+@pytest.mark.parametrize("label", [3, -1, 1.5, "x", "model_a_wins", float("inf")])
+def test_a_label_that_no_shape_has_is_refused_though_one_row_in_many_has_it(label: Any) -> None:
+    usual = [QUESTION | {"label": 1}, QUESTION | {"label": 2}] * 50
+    message = refused("comparisons", *usual, QUESTION | {"label": label})
+    assert message.startswith(f"datasets.mine.columns.label: {str(label)!r} is no label; ")
+    assert "answer_1: 2, b, model_b, second" in message
+
+
+def test_labels_that_no_shape_has_are_named_up_to_five() -> None:
+    message = refused("comparisons", *(QUESTION | {"label": f"l{number}"} for number in range(8)))
+    assert "'l0', 'l1', 'l2', 'l3', 'l4' and 3 more" in message
+
+
+PREFERENCES: list[tuple[Any, str, tuple[float, ...] | None]] = [
+    (-3, "x", (3.0, 0.0)), ("-1", "x", (1.0, 0.0)), (-0.5, "x", (0.5, 0.0)), (2, "y", (2.0, 0.0)),
+    (3.0, "y", (3.0, 0.0)), (0, "tie", None), ("much", "wrong type: preference", None),
+    (float("nan"), "number not finite: preference", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["preference", "overall_preference", "preference_strength"])
+def test_a_preference_says_which_answer_is_better_and_by_how_much(column: str) -> None:
+    results = read("comparisons", *(QUESTION | {column: value} for value, *_ in PREFERENCES))
+    for (value, expected, ratings), result in zip(PREFERENCES, results, strict=True):
+        assert (result.chosen if isinstance(result, Example) else result) == expected, value
+        assert not isinstance(result, Example) or result.ratings == ratings
+
+
+def test_a_preference_beyond_its_scale_is_refused() -> None:
+    """HelpSteer2 writes -100 where both answers are wrong."""
+    message = refused("comparisons", *[QUESTION | {"preference": 1}] * 50, QUESTION | {"preference": -100})
+    assert message.startswith("datasets.mine.columns.preference: '-100' is not from -3 to 3; ")
+
+
+def test_scores_and_labels_come_before_a_preference_where_none_is_configured() -> None:
+    row = QUESTION | {"label": 1, "preference": 3}
+    (labelled,), (preferred,) = read("comparisons", row), read("comparisons", row, columns={"preference": "preference"})
+    assert isinstance(labelled, Example)
+    assert isinstance(preferred, Example)
+    assert (labelled.chosen, preferred.chosen) == ("x", "y")
+    assert "score_0 and preference take the place" in refused(
+        "comparisons", row, columns={"preference": "preference", "score_0": "s"}
+    )
+
+
+def test_compared_answers_may_answer_a_conversation() -> None:
+    row = {"prompt": said(*BEFORE), "answer_0": "Gone.", "answer_1": "No.", "preference": -1}
+    system = [{"role": "system", "content": "Be kind."}]
+    plain, (chat,) = read("comparisons", row, row | {"system": "Be kind."}), read("comparisons", row, turns=True)
+    assert [(one.prompt, one.chosen, one.rejected) for one in plain if isinstance(one, Example)] == [
+        (PROMPT, " Gone.", (" No.",)),
+        (f"Be kind.\n\n{PROMPT}", " Gone.", (" No.",)),
+    ]
+    assert isinstance(chat, Example)
+    assert (json.loads(chat.turns or ""), chat.chosen) == (said(*BEFORE), "Gone.")
+    (with_system,) = read("comparisons", row | {"system": "Be kind."}, turns=True)
+    assert isinstance(with_system, Example)
+    assert json.loads(with_system.turns or "") == [*system, *said(*BEFORE)]
+    assert (
+        read("comparisons", row, row | {"prompt": said("Hi", "Yes?")}, row | {"prompt": []})[1:]
+        == ["no user turn at the end: prompt"] * 2
+    )
 
 
 def test_a_truth_value_or_a_share_is_a_score_of_one_answer() -> None:
@@ -275,5 +458,35 @@ def test_the_rows_of_the_manual_are_read_as_it_says(shape: str) -> None:
     assert results
     for result in results:
         assert isinstance(result, Example), result
+        if shape == "prompts":
+            assert (result.ranks, result.rejected) == ((-1,), ())
+            continue
         assert result.chosen.strip() in {"4", "6"}
         assert {answer.strip() for answer in result.rejected} <= {"3", "5"}
+
+
+class Odd:
+    """A value of a generator's row that fails whatever is done with it."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("odd, and no text")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("\ud800", "broken Unicode"), (10**5000, "ValueError: Exceeds the limit"), (Odd(), "RuntimeError: odd, and no")],
+    ids=["half a character", "long number", "odd"],
+)
+@pytest.mark.parametrize("role", ["group", "subset"])
+def test_a_value_that_fails_costs_its_row(role: str, value: Any, reason: str) -> None:
+    rows: list[Row] = [{"prompt": "p", "chosen": f"a{n}", "x": n} for n in range(3)]
+    rows[1]["x"] = value
+    first, bad, last = read("pairs", *rows, columns={role: "x"})
+    assert isinstance(first, Example)
+    assert isinstance(last, Example)
+    assert isinstance(bad, str)
+    assert bad.startswith(reason)
+
+
+def test_a_label_beyond_all_numbers_is_unknown() -> None:
+    assert read("comparisons", QUESTION | {"label": 1}, QUESTION | {"label": 10**5000})[1] == "unknown label: label"

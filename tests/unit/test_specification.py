@@ -35,17 +35,17 @@ CACHED = {
 }
 # A change of an ID makes users compute again: it needs a reason, and a line in CHANGELOG.md.
 IDS = {
-    "dataset": "reviews-39c11357",
-    "policy": "gpt2-scratch-aecff59a",
-    "sft": "gpt2-scratch-s1-63a242a7",
-    "reward": "gpt2-scratch-s1-c9ff880e",
-    "ppo": "gpt2-scratch-s1-f6c10b06",
-    "evaluate_sft": "gpt2-scratch-s1-b21852bc",
-    "evaluate_reward": "gpt2-scratch-s1-531a791d",
-    "baseline": "gpt2-scratch-s1-4997ba3c",
-    "evaluate_ppo": "gpt2-scratch-s1-2b5924af",
+    "dataset": "reviews-6dfcd0f8",
+    "policy": "gpt2-scratch-9a239adf",
+    "sft": "gpt2-scratch-s1-650687d8",
+    "reward": "gpt2-scratch-s1-33b5c51a",
+    "ppo": "gpt2-scratch-s1-94d2eae6",
+    "evaluate_sft": "gpt2-scratch-s1-fd71d095",
+    "evaluate_reward": "gpt2-scratch-s1-4a63b1b8",
+    "baseline": "gpt2-scratch-s1-02820b32",
+    "evaluate_ppo": "gpt2-scratch-s1-0aa1126d",
 }
-SPLIT, TOKENS = "reviews-751cc41a", "reviews-gpt2-scratch-1688d739"
+SPLIT, TOKENS = "reviews-9af1a72d", "reviews-gpt2-scratch-5c58c7cd"
 
 
 def plan(configuration: str = "config/config.yaml") -> Plan:

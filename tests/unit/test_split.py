@@ -100,6 +100,7 @@ def test_phases_get_rows_of_their_own_and_all_unseen_ones(dataset, tmp_path):
     assert reward == [row for row in parts[1] if row not in SINGLE]
     assert indices(tmp_path / "split", "eval") == [[0, 1, 2, 3], [0, 1, 3], [0, 1, 2, 3]]
     facts = read_json(tmp_path / "split/split.json")
+    assert facts["schema_version"] == 1
     assert facts["rows"] == {
         "train.sft": 4, "train.reward": len(reward), "train.ppo": 8, "eval.sft": 4, "eval.reward": 3, "eval.ppo": 4,
     }  # fmt: skip

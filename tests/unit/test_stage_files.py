@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.ppo.mix import MixedBatch, PretrainingMix
 from rlhf.runtime.progress import StageMetrics
 from rlhf.training import reward, sft
 from tests.oracle.conftest import Start, starts  # noqa: F401  (a fixture)
@@ -55,14 +56,51 @@ def test_the_manifest_says_what_was_read_and_done(kind: str, outcomes: dict[str,
     assert manifest["inputs"] == {
         "tokenizer": json.loads((data.tokens / "tokens.json").read_text())["tokenizer_fingerprint"]
     }
-    rows = {"train": len(data.rows_of(kind))}
-    assert manifest["rows"] == rows | ({} if kind == "ppo" else {"eval": len(data.unseen)})
+    given = len(data.rows_of(kind))
+    rows = {"train": 8} if kind == "ppo" else {"train": given, "eval": len(data.unseen)}  # two rollouts of 4 prompts
+    assert manifest["rows"] == rows
     assert (manifest["steps"]["planned"], manifest["steps"]["done"]) == (steps, steps) == (2, 2)
+    assert manifest["rows_given"] == given
+    if kind != "ppo":
+        assert manifest["seen_in_train"] == 0
     limits = {"reward": ("score", 1e-2)}
     delivered = manifest["delivered"]["model"]
     assert (delivered["quantity"], delivered["limit"]) == limits.get(kind, ("log-probability", 1e-3))
     assert delivered["sequences"] == 8
     assert delivered["delivered"] == pytest.approx(delivered["trained"], rel=1e-5)
+
+
+def test_the_manifest_counts_the_rows_that_were_used(starts, tmp_path: Path, group: None) -> None:  # noqa: F811
+    """Beside those that a weight or the number of iterations leaves out; the steps themselves are the witnesses."""
+    start, weights = starts["gpt2"], {"data_weights": {"data-0": 0.4}}
+    sft = run("sft", tmp_path / "sft", [start.data], weights | {"sft": TRAINING}, model=start.policy)
+    given = len(start.data.rows_of("sft"))
+    manifest = record(sft, "manifest.json")
+    used = {place for batch in sft.witness.batches for place in batch}
+    assert (manifest["rows"]["train"], manifest["rows_given"]) == (len(used), given)
+    assert len(used) == round(0.4 * given) < given
+    assert f"- {len(used)} rows trained on, of {given} that" in (sft.output / "model/README.md").read_text()
+
+    mixed: set[int] = set()
+    draw = PretrainingMix.next_batch
+
+    def drawn(mix: PretrainingMix) -> MixedBatch:
+        batch = draw(mix)
+        mixed.update(int(row) for micro in batch.shares for row in micro.rows[: None if micro.weight else 0])
+        return batch
+
+    settings = PPO | {"ptx_coefficient": 1.0, "ptx_rows_per_step": 1, "prompts_per_rollout": 3, "answers_per_prompt": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PretrainingMix, "next_batch", drawn)
+        folders = {"sft": start.policy, "reward": start.reward}
+        ppo = run("ppo", tmp_path / "ppo", [start.data], {"ppo": settings}, **folders)
+    manifest, given = record(ppo, "manifest.json"), len(start.data.rows_of("ppo"))
+    prompts = {tuple(prompt) for rollout in ppo.witness.rollouts for prompt in rollout.prompts}
+    assert manifest["rows"] == {"train": len(prompts), "mixed": len(mixed)}
+    assert (manifest["rows_given"], manifest["rows_per_epoch"], manifest["answers"]) == (given, given, 2 * 3 * 2)
+    assert len(prompts) == 6 < given
+    card = (ppo.output / "model/README.md").read_text()
+    assert f"- 6 prompts trained on, of {given} that it was given, with 12 sampled answers" in card
 
 
 def test_the_manifest_says_how_answers_were_sampled(outcomes: dict[str, Outcome]) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import normalizers
 
@@ -119,3 +120,20 @@ def test_ids_that_are_not_those_of_the_tokenizers_file_are_refused(tmp_path: Pat
     with pytest.raises(UserError, match=r"dataset: row \d+: the ids are not those that .*/tokenizer\.json gives"):
         tokenize(tmp_path / "dataset", tmp_path / "model", tokens)
     assert not tokens.exists()
+
+
+def test_lengths_are_counted_in_bins_of_one_width(tmp_path: Path) -> None:
+    """Of all answers, with their EOS; the numbers are those of the store."""
+    rows = [{"prompt": f"{'word ' * number}:", "chosen": " a", "rejected": " b c"} for number in range(1, 41)]
+    tokens = made(tmp_path, "byte-bpe", rows)
+    report, store = read_json(tokens / "report.json")["splits"]["train"]["lengths"], TokenStore(tokens, "train")
+    answers = [len(answer) for row in range(store.rows) for answer in store.answers(row)]
+    for name, found in (("prompt", store.lengths("prompt")), ("answer", np.array(answers))):
+        bins = report[name]["bins"]
+        assert len(bins) <= 20 and sum(part["count"] for part in bins) == len(found)
+        assert len({part["to"] - part["from"] for part in bins}) == 1
+        assert [part["to"] + 1 for part in bins[:-1]] == [part["from"] for part in bins[1:]]
+        for part in bins:
+            assert part["count"] == int(((found >= part["from"]) & (found <= part["to"])).sum())
+        assert (report[name]["mean"], report[name]["max"]) == (found.mean(), found.max())
+        assert bins[-1]["count"] and bins[-1]["to"] >= found.max()

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.data.tokens import TokenStore, tokenize, tokenizer_fingerprint
+from rlhf.data.tokens import BATCH, TokenStore, tokenize, tokenizer_fingerprint
 from rlhf.errors import UserError
 from rlhf.files import read_json
 from tests.unit.conftest import cached_dataset, edit_json, make_model
@@ -62,6 +62,16 @@ def test_the_store_gives_every_row_its_own_ids(made, split):
         assert lengths == [len(ids_of(row["prompt"])), len(answers[0]), sum(map(len, answers[1:]))]
 
 
+def test_answers_that_come_late_are_stored_as_well(made, tmp_path):
+    """Of the first rows nothing tells what a rejected answer is."""
+    rows = [{"prompt": "w3", "chosen": " w4"}] * BATCH + [{"prompt": "w5", "chosen": " w6", "rejected": [" w7"]}]
+    cached_dataset(tmp_path / "dataset", train=rows, eval=rows[:1])
+    tokenize(tmp_path / "dataset", made / "model", tmp_path / "tokens")
+    store = TokenStore(tmp_path / "tokens", "train")
+    assert [len(store.answers(row)) for row in (0, BATCH - 1, BATCH)] == [1, 1, 2]
+    assert [ids.tolist() for ids in store.answers(BATCH)] == [[6, 1], [7, 1]]
+
+
 def test_the_facts_describe_what_is_stored(made):
     facts = read_json(made / "tokens/tokens.json")
     store = TokenStore(made / "tokens", "train")
@@ -72,7 +82,7 @@ def test_the_facts_describe_what_is_stored(made):
         }  # fmt: skip
     assert facts["statistics"]["eval"]["chosen"]["tokens"] == 3
     assert (facts["rows"], facts["subsets"]) == ({"train": 4, "eval": 1}, {"train": ["a", "b"], "eval": ["c"]})
-    assert (facts["schema_version"], facts["dtype"], facts["chat_template"]) == (3, "uint16", None)
+    assert (facts["schema_version"], facts["dtype"], facts["chat_template"]) == (4, "uint16", None)
     assert (facts["pad_token_id"], facts["eos_token_id"]) == (store.pad_token_id, store.eos_token_id) == (0, 1)
     assert facts["dataset_fingerprint"] == "sha256:rows"
     fingerprint = tokenizer_fingerprint(made / "model")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf import hub
 from rlhf.commands import verify
 from rlhf.config import messages
 from rlhf.config.requirements import Requirement, require
@@ -65,19 +66,20 @@ def a_users_mistake() -> str:
 
 
 def what_libraries_say(monkeypatch) -> list[str]:
-    unreached, unknown = httpx2.ConnectError("[Errno -2] Name or service not known"), KeyError("su")
+    Path("my-model").mkdir()
     found = []
-    for name, error, source in (
-        ("load_as_published", unreached, {"hub": "facebook/opt-125m"}),
-        ("_require_whole_safetensors", unknown, {"path": "my-model"}),
+    for module, name, error, source in (
+        (hub, "find", httpx2.ConnectError("[Errno -2] Name or service not known"), {"hub": "facebook/opt-125m"}),
+        (cache, "read_published", KeyError("su"), {"path": "my-model"}),
     ):
 
         def fail(*_: Any, error: Exception = error) -> None:
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "load_as_published", lambda *_: None)
-            patch.setattr(cache, name, fail)
+            patch.setattr(cache, "require_model_folder", lambda *_: None)
+            patch.setattr(cache, "load_as_published", lambda *_: SimpleNamespace())
+            patch.setattr(module, name, fail)
             settings = ModelSettings(source=source)
             found.append(message(lambda settings=settings: cache.cache_model(settings, Path("out"), "models.base")))
     return found

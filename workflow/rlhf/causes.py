@@ -14,10 +14,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 import datasets
 import httpx2
 import pyarrow as pa
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     CorruptedCacheException,
     GatedRepoError,
@@ -49,6 +51,7 @@ FOREIGN = (
     SafetensorError,
     StrictDataclassError,
     CorruptedCacheException,
+    UnpicklingError,
     httpx2.HTTPError,
     datasets.exceptions.DatasetsError,
     pa.ArrowException,
@@ -104,6 +107,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _words(error: BaseException) -> str:
+    refused = re.search(r"\n\n+(.+?)\s*\n\nCheck the documentation of torch", str(error), re.DOTALL)
+    if isinstance(error, UnpicklingError) and refused:  # the rest is how to run what is in the file
+        return " ".join(refused[1].split())
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -142,20 +148,45 @@ def _is_network(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         status = _status(error)
         return status is not None and (status >= 500 or status == 429)
+    if _is_cut(error):
+        return True
     unreached = (httpx2.TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     return isinstance(error, unreached)
 
 
 def _is_refused(error: BaseException) -> bool:
-    if isinstance(error, GatedRepoError | LocalTokenNotFoundError) or _is_gated_dataset(error):
-        return True
     # A name that does not exist is answered with 401 too, so that private ones cannot be told from it.
     refused = isinstance(error, HfHubHTTPError) and _status(error) in (401, 403)
     return refused and not isinstance(error, RepositoryNotFoundError)
 
 
-def _is_gated_dataset(error: BaseException) -> bool:
-    return isinstance(error, datasets.exceptions.DatasetNotFoundError) and "gated" in str(error)
+def _is_gated(error: BaseException) -> bool:
+    gated_dataset = isinstance(error, datasets.exceptions.DatasetNotFoundError) and "gated" in str(error)
+    return isinstance(error, GatedRepoError | LocalTokenNotFoundError) or gated_dataset
+
+
+def _accept_licence(error: BaseException) -> str:
+    address = str(getattr(getattr(getattr(error, "response", None), "request", None), "url", ""))
+    place = r"(https?://[^/]+)/(?:api/(?:models|(datasets))/)?((?:datasets/)?[^/]+/[^/?]+)"
+    found = re.match(place, address)
+    page = "/".join(part for part in found.groups() if part) if found else "its page"
+    dataset = re.match(r"Dataset '([^']+)' is a gated dataset", str(error))
+    if dataset:  # `datasets` keeps no answer of the hub
+        page = f"{constants.ENDPOINT}/datasets/{dataset[1]}"
+    return (
+        f"open {page} with your account, and accept its licence or ask for access; then log in on this machine with "
+        "`hf auth login`, or set HF_TOKEN"
+    )
+
+
+def _configurations(error: BaseException) -> str:
+    names = re.search(r"available configs: \[(.*?)\]", str(error))
+    return f"name one in `name` of the source: {names[1] if names else 'see its page'}"
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether fewer bytes came than were announced."""
+    return isinstance(error, OSError) and str(error).startswith("Consistency check failed")
 
 
 def _is_unknown_name(error: BaseException) -> bool:
@@ -181,7 +212,8 @@ def _is_damage(error: BaseException) -> bool:
         datasets.exceptions.ChecksumVerificationError,
         datasets.exceptions.SplitsVerificationError,
     )
-    return isinstance(error, damaged) or "is not a valid JSON file" in str(error)
+    words = r"is not a valid JSON file|PytorchStreamReader failed|Unsupported operand \d+$"
+    return isinstance(error, damaged) or re.search(words, _words(error)) is not None
 
 
 @dataclass(frozen=True)
@@ -192,10 +224,6 @@ class _Rule:
     remedy: Callable[[BaseException], str]
 
 
-_NO_PICKLES = (
-    "weights must be safetensors, pickled ones (.bin) are never read: where you trust them, load them with "
-    "transformers, save them again and give that folder"
-)
 # The first one that fits any exception of the chain: what is more particular stands before what it would look like.
 _RULES = (
     _Rule(
@@ -211,11 +239,18 @@ _RULES = (
         lambda _: "read that code; where you trust it, set `trust_remote_code: true` of this model",
     ),
     _Rule("package", lambda error: _package(error) is not None, "a package is missing", _needs_package),
+    _Rule("permission", _is_gated, "it is given only to those who have accepted its licence", _accept_licence),
     _Rule(
         "permission",
         _is_refused,
-        "the hub refuses access",
-        lambda _: "ask for access on its page, and log in with `hf auth login` or set HF_TOKEN",
+        "the hub does not accept the token",
+        lambda _: "log in again with `hf auth login`, or set HF_TOKEN to a token that is valid",
+    ),
+    _Rule(
+        "name",
+        lambda error: isinstance(error, ValueError) and str(error).startswith("Config name is missing"),
+        "the dataset has several configurations",
+        _configurations,
     ),
     _Rule(
         "name",
@@ -227,25 +262,38 @@ _RULES = (
         "network",
         _is_offline,
         "the hub may not be asked",
-        lambda _: "HF_HUB_OFFLINE is set: unset it, or download the source and give its `path`",
+        lambda _: (
+            "HF_HUB_OFFLINE is set and it is not in the cache: unset it, or download the source and give its `path`"
+        ),
     ),
     _Rule(
         "network",
         _is_network,
         "the hub cannot be reached",
-        lambda _: "run this step on a machine that reaches the hub, or download the source there and give its `path`",
+        lambda _: (
+            "run the same command again, what was fetched is kept; where there is no network, run it on a machine "
+            "that reaches the hub, or download the source there and give its `path`"
+        ),
     ),
     _Rule(
         "file",
         lambda error: isinstance(error, OSError) and "have a file named" in str(error),
         "a file is missing",
-        lambda error: _NO_PICKLES if ".safetensors" in str(error) else "",
+        lambda _: "copy or download the rest of the folder",
     ),
     _Rule(
         "permission",
         lambda error: isinstance(error, PermissionError),
         "the operating system refuses access",
         lambda _: "change the permissions of the file or folder",
+    ),
+    _Rule(
+        "file",
+        lambda error: isinstance(error, UnpicklingError) and not _is_damage(error),
+        "it is pickled and holds more than weights, which torch's restricted loader refuses: it could run code",
+        lambda _: (
+            "take a copy with safetensors; or where you trust it, load it yourself with transformers, and save it"
+        ),
     ),
     _Rule(
         "damage",

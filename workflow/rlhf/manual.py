@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from rlhf.config.schema import Configuration, ExperimentSettings
 from rlhf.config.sources import DatasetSection, ModelSection
-from rlhf.data.shapes import SHAPES
+from rlhf.data.published import KNOWN, PARTS, ReadyMapping
+from rlhf.data.shapes import SHAPES, Shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow/schemas/config.schema.json"
@@ -43,6 +44,9 @@ experiments:         # by name: what differs from the defaults
   other phase reads than one left out may stand in `defaults`, for other experiments; elsewhere they are refused.
 - Batch sizes are global (`global_batch_size`, `prompts_per_rollout`); what `execution` says (GPUs, micro-batches, ZeRO,
   offload) changes how a stage runs, not its result beyond rounding, and never causes a rerun.
+- A key without effect under the others is refused with the reason (`learning_rate` where `only_optimize_lora` trains
+  adapters alone, `ppo.critic` with `rloo`, `clip_range` in fp32 where a rollout gives one step). In `defaults` and
+  `sweep` it is enough that one run uses it; the others neither depend on it nor run again for it.
 - An unknown key is refused with the nearest valid name. Write `1.0e-5`: YAML reads `1e-5` as text.
 - Paths are relative to the working directory. An edited file reruns what depends on it, also where size and time of
   modification stayed the same; a touched one does not. Only a file system that keeps no time of change hides an edit.
@@ -73,7 +77,7 @@ def manual() -> str:
         parts.append(f"\n## {title}\n\nKeys of `{prefix}`{' and of `defaults`' if title == 'Experiments' else ''}.\n")
         parts.append(_tables(section, ""))
         if section is DatasetSection:
-            parts.append(_shapes())
+            parts += [_shapes(), _ready_mappings()]
     return "".join(parts)
 
 
@@ -93,11 +97,46 @@ def _shapes() -> str:
         text += f"\n#### `{name}`\n\n{shape.meaning}\n\n"
         text += "| role | holds | needed | other usual columns |\n|---|---|---|---|\n"
         for role, entry in shape.roles.items():
-            needed = "yes" if not entry.optional else f"one of {len(shape.needs)}" if role in shape.needs else "no"
-            text += f"| `{role}` | {entry.meaning} | {needed} | {', '.join(f'`{column}`' for column in entry.also)} |\n"
+            also = ", ".join(f"`{column}`" for column in entry.also)
+            text += f"| `{role}` | {entry.meaning} | {_needed(shape, role)} | {also} |\n"
         for shown, row in shape.rows.items():
             text += f"\n{shown[0].upper()}{shown[1:]}:\n\n```json\n{json.dumps(row)}\n```\n"
     return text
+
+
+PLACES = ("revision", "name", "data_dir", "train_split", "max_bad_share")
+
+
+def _ready_mappings() -> str:
+    """What is known of public datasets, with a row of each."""
+    text = (
+        "\n### Ready mappings\n\nThese datasets of the hub need their name alone (`source: {hub: openai/gsm8k}`): "
+        "where the rows lie in the repository, their shape, columns and formats are known, and what you set takes "
+        "their place. The texts of those that DeepSpeed-Chat reads, down to `lmqg/qag_jaquad`, are the ones that it "
+        "makes. Rows whose answers are equally good are left out, and counted apart from unusable ones.\n\n"
+        "| dataset | shape | comes with | unseen rows | remark | a row |\n|---|---|---|---|---|---|\n"
+    )
+    parts = [(f"{hub}: {part}", known) for (hub, part), known in PARTS.items()]
+    for name, known in [*KNOWN.items(), *parts]:
+        places = {key: getattr(known, key) for key in PLACES}
+        written = ", ".join(f"`{key}: {value}`" for key, value in places.items() if value is not None)
+        text += (
+            f"| `{name}` | `{known.shape}` | {written} | {_unseen(known)} | {known.remark} | "
+            f"`{json.dumps(known.row, ensure_ascii=False)}` |\n"
+        )
+    return text
+
+
+def _unseen(known: ReadyMapping) -> str:
+    return "`eval_share`" if known.eval_split is None else f"`{known.eval_split}`"
+
+
+def _needed(shape: Shape, role: str) -> str:
+    """Whether rows must have a role."""
+    if role in shape.needs:
+        return f"one of {len(shape.needs)}"
+    others = [f"`{name}`" for name in shape.replacing(role) if name in shape.roles]
+    return "no" if shape.roles[role].optional else f"yes, or {' and '.join(others)}" if others else "yes"
 
 
 def _tables(section: type[BaseModel], prefix: str) -> str:

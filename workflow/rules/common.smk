@@ -28,6 +28,7 @@ from rlhf.config import (
     failure_message,
     planned_execution,
     planned_memory,
+    plans_message,
     read_facts,
     read_plan,
     remove_recorded_states,
@@ -47,9 +48,11 @@ SCRIPTS = str(HOME / "scripts")
 for modifier in workflow.modifier_stack:
     modifier.globals.setdefault("SCRIPTS", SCRIPTS)
 
-# Only the two cache rules may reach a hub. Progress bars are for terminals; logs get a line every ten seconds.
+# Only the two cache rules may reach a hub, where the user has not forbidden it to all. Progress bars are for terminals;
+# logs get a line every ten seconds.
 shell.prefix(
-    "export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_PROGRESS_BARS=1"
+    'export RLHF_OFFLINE="${{HF_HUB_OFFLINE:-0}}" HF_HUB_OFFLINE=1; '
+    "export HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_PROGRESS_BARS=1"
     " HF_DATASETS_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false; "
 )
 
@@ -155,6 +158,24 @@ def upstream_specs(wildcards) -> list[str]:
 
     stages = dict.fromkeys((one.kind, one.id) for one in before(stage(wildcards.kind, wildcards.id)))
     return [f"results/{kind}/{id}/spec.yaml" for kind, id in stages]
+
+
+def same_runs(pattern: str) -> Callable:
+    """Input function: `pattern` for the training stages of all runs that a stage is part of."""
+    return lambda wildcards: [
+        pattern.format(kind=one.kind, id=one.id) for one in PLAN.of_same_runs(wildcards.kind, wildcards.id)
+    ]
+
+
+def data_of_same_runs(role: str, pattern: str) -> Callable:
+    """Input function: `pattern` for what has a role, `tokens` or `split`, for these stages."""
+    return lambda wildcards: list(
+        dict.fromkeys(
+            pattern.format(id)
+            for one in PLAN.of_same_runs(wildcards.kind, wildcards.id)
+            for id in getattr(one.upstream, role)
+        )
+    )
 
 
 def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:

@@ -30,8 +30,8 @@ rule cache_dataset:
     params:
         output=subpath(output.report, parent=True),
     shell:
-        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_dataset.py --spec {input.spec:q} --place {resources.place:q}"
-        " --output {params.output:q} > {log:q} 2>&1"
+        'exec env HF_HUB_OFFLINE="$RLHF_OFFLINE" python {SCRIPTS:q}/cache_dataset.py --spec {input.spec:q}'
+        " --place {resources.place:q} --output {params.output:q} > {log:q} 2>&1"
 
 
 rule cache_model:
@@ -54,8 +54,8 @@ rule cache_model:
         output=subpath(output.manifest, parent=True),
         dataset=lambda wildcards: [f"resources/datasets/{id}" for id in upstream_ids("model", "dataset", wildcards)],
     shell:
-        "exec env HF_HUB_OFFLINE=0 python {SCRIPTS:q}/cache_model.py --spec {input.spec:q} --place {resources.place:q}"
-        " --requirements {resources.requirements:q} --output {params.output:q} --dataset {params.dataset:q}"
+        'exec env HF_HUB_OFFLINE="$RLHF_OFFLINE" python {SCRIPTS:q}/cache_model.py --spec {input.spec:q}'
+        " --place {resources.place:q} --requirements {resources.requirements:q} --output {params.output:q} --dataset {params.dataset:q}"
         " > {log:q} 2>&1"
 
 
@@ -74,11 +74,12 @@ rule tokenize_dataset:
     resources:
         mem_mb=4000,
         runtime=60,
+        place=place("tokens"),
     params:
         dataset=lambda wildcards: f"resources/datasets/{stage('tokens', wildcards.id).upstream.dataset}",
         chat_template=lambda wildcards: stage("tokens", wildcards.id).settings.chat_template or "",
     shell:
-        "exec python {SCRIPTS:q}/tokenize_dataset.py --dataset {params.dataset:q} --model {input.model:q}"
+        "exec python {SCRIPTS:q}/tokenize_dataset.py --dataset {params.dataset:q} --place {resources.place:q} --model {input.model:q}"
         " --chat-template={params.chat_template:q} --output {output.tokens:q} --workers {threads} > {log:q} 2>&1"
 
 

@@ -79,6 +79,20 @@ rule summarise:
             subcategory="Training",
             labels={"result": "Checks of the PPO runs"},
         ),
+        data=report(
+            "results/experiments/{name}/data.html",
+            caption="../report/data.rst",
+            category="{name}",
+            subcategory="Data",
+            labels={"result": "Rows, lengths, what was left out"},
+        ),
+        lengths=report(
+            "results/experiments/{name}/lengths.svg",
+            caption="../report/lengths.rst",
+            category="{name}",
+            subcategory="Data",
+            labels={"result": "Lengths"},
+        ),
         memory=report(
             "results/experiments/{name}/memory.svg",
             caption="../report/memory.rst",

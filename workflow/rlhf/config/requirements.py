@@ -116,8 +116,11 @@ def _ppo(ppo: PpoSection) -> Iterator[str]:
         yield "kl_estimator k1 has no gradient on average as a loss; use k2 or k3, or kl_in: reward"
     if ppo.kl_target is not None and ppo.kl_coefficient == 0:
         yield "kl_target scales kl_coefficient, which is 0; start from a positive one, for example 0.1"
-    if ppo.reference == "adapters_off" and not (ppo.actor.lora_dim and ppo.actor.only_optimize_lora):
-        yield "reference: adapters_off needs actor.lora_dim and actor.only_optimize_lora, else other weights move too"
+    if ppo.execution.reference == "adapters_off" and not ppo.actor.trains_adapters_alone:
+        yield (
+            "execution.reference: adapters_off needs actor.lora_dim and actor.only_optimize_lora, else other weights "
+            "move too"
+        )
 
 
 def _warm_ups(ppo: PpoSection, iterations: int) -> Iterator[str]:
@@ -127,8 +130,9 @@ def _warm_ups(ppo: PpoSection, iterations: int) -> Iterator[str]:
     if ppo.advantage_estimator == "gae":
         roles["critic"] = iterations
     for role, trained in roles.items():
-        warm_up, steps = getattr(ppo, role).num_warmup_steps, trained * per_iteration
-        if warm_up >= steps:
+        optimization: Optimization = getattr(ppo, role)
+        warm_up, steps = optimization.num_warmup_steps, trained * per_iteration
+        if warm_up >= steps and optimization.lr_scheduler_type != "constant":
             yield f"{role}.num_warmup_steps ({warm_up}) must be below the {steps} steps of {trained} iterations"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _GPU_TYPE = r"^[A-Za-z0-9_.]+$"
@@ -19,6 +20,10 @@ _REPOSITORY = rf"{_WORD}([.-]+{_WORD})*"
 _HUB = rf"^{_REPOSITORY}(/{_REPOSITORY})?$"
 _REVISION = rf"^{_WORD}([./-]{_WORD})*$"
 _FUNCTION = r"^\w+(\.\w+)*:\w+$"
+_PART = r"^[^/\\]+$"
+_NO_NULL = r"^[^\x00]*$"
+_SIZE = r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$"
+_LICENSE = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 GpuType = Annotated[str, StringConstraints(pattern=_GPU_TYPE)]
@@ -28,15 +33,23 @@ DataSplit = Annotated[str, StringConstraints(pattern=_SPLIT)]
 HubName = Annotated[str, StringConstraints(pattern=_HUB, max_length=200)]
 Revision = Annotated[str, StringConstraints(pattern=_REVISION, max_length=200)]
 FunctionName = Annotated[str, StringConstraints(pattern=_FUNCTION)]
-ALLOWED = {  # pattern -> what it asks for, in words
+PartName = Annotated[str, StringConstraints(pattern=_PART)]
+TemplateText = Annotated[str, StringConstraints(pattern=_NO_NULL, min_length=1)]
+FileSize = Annotated[str, StringConstraints(pattern=_SIZE)]
+License = Annotated[str, StringConstraints(pattern=_LICENSE)]
+ALLOWED = {  # each pattern of the schema -> what it asks for, in words, with an example
     _NAME: "a name has letters (a-z, A-Z), digits, `_`, `.` and `-`, begins with a letter or digit, and has at most 64 "
     "characters",
-    _GPU_TYPE: "it has letters, digits, `_` and `.` alone",
-    _VARIABLE: "a variable has letters, digits and `_`, and does not begin with a digit",
+    _GPU_TYPE: "write the cluster's name of it, for example a100: letters, digits, `_` and `.`",
+    _VARIABLE: "a variable has letters, digits and `_`, and does not begin with a digit, for example NCCL_DEBUG",
     _SPLIT: "write three numbers with commas between them, for example '2,4,4'",
-    _HUB: "write NAME or OWNER/NAME of a hub's repository, without an address",
-    _REVISION: "write a branch, a tag or a commit",
+    _HUB: "write NAME or OWNER/NAME of a hub's repository, for example facebook/opt-1.3b, without an address",
+    _REVISION: "write a branch, a tag or a commit, for example main",
     _FUNCTION: "write module:function, for example my_data:rows",
+    _PART: "write the name of a configuration as the dataset's page lists it, for example main, without slashes",
+    _NO_NULL: "a text has no null characters",
+    _SIZE: "write a number and KB, MB or GB without a space, for example 5GB",
+    _LICENSE: "write the identifier of a licence, for example apache-2.0",
 }
 # What is kept in a specification and hashed: YAML knows more, such as dates, bytes and references in a circle.
 Values = dict[str, JsonValue]
@@ -68,7 +81,7 @@ class Section(BaseModel):
 def mistakes(error: ValidationError) -> list[tuple[str, str]]:
     """What is wrong: for each mistake the dotted path of its key ("" where it is the whole), and what is said of it."""
     found = []
-    for item in error.errors():
+    for item in _telling(error.errors()):
         keys = [str(key) for key in item["loc"] if not str(key).startswith(TYPE_NAMES)]
         place = ".".join(keys[:-1] if keys[-1:] == [OF_A_KEY] else keys)
         message = _said(item)
@@ -76,6 +89,22 @@ def mistakes(error: ValidationError) -> list[tuple[str, str]]:
         number = " (YAML reads 1e-5 as text: write 1.0e-5)" if _looks_like_exponent(item["input"]) else ""
         found.append((place, f"{message}{given}{number}"))
     return found
+
+
+def _telling(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Mistakes without those that say only that a section is none of the words that could stand in its place."""
+    sections = {
+        error["loc"][:length]
+        for error in errors
+        if error["type"] not in ("literal_error", "model_type")
+        for length in range(1, len(error["loc"]))
+    }
+    return [error for error in errors if not (_is_word(error) and error["loc"][:-1] in sections)]
+
+
+def _is_word(error: ErrorDetails) -> bool:
+    """Whether a mistake is that of a word where another type may stand too."""
+    return error["type"] == "literal_error" and str(error["loc"][-1]).startswith("literal[")
 
 
 def _said(item: Mapping[str, Any]) -> str:
@@ -86,18 +115,33 @@ def _said(item: Mapping[str, Any]) -> str:
             "a name must be text, and YAML reads this one (as no, yes, on, off and numbers) as something else: quote it"
         )
     if kind == "string_pattern_mismatch":
-        pattern = item["ctx"]["pattern"]
-        return ALLOWED.get(pattern, f"it must match {pattern}")
+        words = ALLOWED[item["ctx"]["pattern"]]
+        return f"{words}{_hub_name(given)}" if item["ctx"]["pattern"] == _HUB else words
     if kind in ("model_type", "dict_type"):
         return "it is empty; write `{}`, or keys below it" if given is None else "it must be keys with values below it"
     return str(item["msg"]).removeprefix("Value error, ")
 
 
+def _hub_name(given: str) -> str:
+    """What to write in the place of an address, or of a name with its revision, where that can be told."""
+    address = r"(?:https?://[^/\s@]+/)?(?:datasets/)?"
+    name = rf"(?P<name>{_REPOSITORY}(?:/{_REPOSITORY})?)(?:(?:/tree/|@)(?P<revision>[^/@?]+))?/?"
+    found = re.fullmatch(address + name, given)
+    if found is None:
+        return ""
+    revision = f", and its revision as `revision: {_masked(found['revision'])}`" if found["revision"] else ""
+    return f": {found['name']}{revision}"
+
+
 def _shown(value: Any) -> str:
     """A wrong value, cut where it is long, without the passwords that addresses and tokens of a hub are."""
-    text = re.sub(r"://[^/\s]*@", "://***@", repr(value))
-    text = re.sub(r"\b(hf|api_org)_[A-Za-z0-9]{16,}", r"\1_***", text)
+    text = _masked(repr(value))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _masked(text: str) -> str:
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"\b(hf|api_org)_[A-Za-z0-9]{16,}", r"\1_***", text)
 
 
 def _looks_like_exponent(value: Any) -> bool:

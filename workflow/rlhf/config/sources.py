@@ -6,20 +6,23 @@ import glob
 import os
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf.config.section import (
     DataSplit,
     FunctionName,
     HubName,
+    PartName,
     Revision,
     Section,
     Seed,
     Share,
+    TemplateText,
     Values,
     require_local,
 )
 
+OF_TOKENIZER = "tokenizer"  # as chat_template
 INAPPLICABLE = {
     "hub": ("arguments", "reads"),
     "path": ("revision", "arguments", "reads"),
@@ -32,9 +35,8 @@ class DatasetSource(Section):
 
     hub: HubName | None = Field(None, description="Name of a hub dataset, for example `Dahoas/rm-static`.")
     revision: Revision | None = Field(None, description="Commit or tag of the hub dataset; unset takes the newest.")
-    name: str | None = Field(
+    name: PartName | None = Field(
         None,
-        pattern=r"^[^/\\]+$",
         description="Configuration name of the dataset, on the hub or in a folder from there.",
     )
     data_dir: str | None = Field(
@@ -117,15 +119,30 @@ class DatasetSettings(Section):
     """A dataset and how its rows become prompt / chosen / rejected: what its cached rows depend on."""
 
     source: DatasetSource = Field(description="Where the rows come from.")
-    shape: Literal["pairs", "dialogues", "instructions", "messages", "ratings", "comparisons", "ranked"] | None = Field(
+    shape: (
+        Literal[
+            "pairs",
+            "dialogues",
+            "instructions",
+            "messages",
+            "implicit",
+            "trees",
+            "ratings",
+            "ranked",
+            "comparisons",
+            "prompts",
+        ]
+        | None
+    ) = Field(
         None,
         description="Shape of a row, see the tables of shapes below; unset uses the ready mapping of a known hub "
-        "dataset, else `pairs`. `ranked` and `ratings` give one group of answers per prompt.",
+        "dataset, else `pairs`. `ranked`, `ratings` and `trees` give one group of answers per prompt.",
     )
     columns: dict[str, str] = Field(
         {},
-        description="Role -> column; dots reach into nested fields. The tables of shapes below have the roles of each; "
-        "every shape has the optional role `group`, see `keep_together`.",
+        description="Role -> column; dots reach into nested fields, and an empty name leaves an optional role out. "
+        "The tables of shapes below have the roles of each; every shape has the optional role `group`, see "
+        "`keep_together`.",
     )
     assistant_turns: Literal["last", "each"] = Field(
         "last",
@@ -148,10 +165,14 @@ class DatasetSettings(Section):
     answer_format: str | None = Field(
         None,
         description="Template of the answer text. Nothing is put between prompt and answer but what a format or the "
-        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions` and `messages` '
+        'data has: for a space, write `" {answer}"`. Unset: `{answer}`; for `instructions`, `messages` and `trees` '
         '`" {answer}"`, or the ready mapping\'s. See docs/texts.md.',
     )
-    max_bad_share: Share = Field(0.05, description="Largest share of unusable rows before the rule fails.")
+    max_bad_share: Share = Field(
+        0.05,
+        description="Largest share of unusable rows before the rule fails. Ties, rows whose answers are equally good, "
+        "are left out too, but do not count.",
+    )
 
     @model_validator(mode="after")
     def _one_key_of_what_stays_together(self) -> Self:
@@ -163,10 +184,8 @@ class DatasetSettings(Section):
 class DatasetSection(DatasetSettings):
     """A dataset, and what stages make of its rows."""
 
-    chat_template: str | None = Field(
+    chat_template: TemplateText | None = Field(
         None,
-        min_length=1,
-        pattern=r"^[^\x00]*$",
         description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
         "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
         "turn; white space around the text of a turn is left to the template. A template that asks for the date gets "
@@ -177,6 +196,11 @@ class DatasetSection(DatasetSettings):
         description="Overrides the experiment's `data_split` for this dataset. `1,0,0` is for SFT only, as "
         "DeepSpeed-Chat's `--sft_only_data_path`; its rows need no rejected answer.",
     )
+    evaluation_only: bool = Field(
+        False,
+        description="Train on no row of it: all of its rows, or its `eval_split`, are unseen rows of the phases that "
+        "have a share in `data_split`; for benchmarks, such as `allenai/reward-bench` with `data_split: 0,1,0`.",
+    )
     gold_reward: FunctionName | None = Field(
         None,
         description="`module:function(prompt, answer, finished) -> float` that judges answers, if one exists. As a "
@@ -185,6 +209,23 @@ class DatasetSection(DatasetSettings):
     gold_reward_reads: list[str] = Field(
         [], description="Files or folders that `gold_reward` reads, as `source.reads`."
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_writes_something(cls, template: str | None) -> str | None:
+        if template not in (None, OF_TOKENIZER) and "{{" not in str(template):
+            raise ValueError(
+                f"{template!r} is no template by that name: a text is taken for a Jinja template itself, which writes "
+                "messages, for example '{% for message in messages %}{{ message.content }}{% endfor %}'. The only "
+                f"name is `{OF_TOKENIZER}`, the template of the model's tokenizer"
+            )
+        return template
+
+    @model_validator(mode="after")
+    def _nothing_held_out_of_a_benchmark(self) -> Self:
+        if self.evaluation_only and self.source.sets("eval_share"):
+            raise ValueError("source.eval_share has no effect beside evaluation_only; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _reads_for_a_function(self) -> Self:
@@ -208,6 +249,8 @@ class ModelSource(Section):
             raise ValueError("give exactly one of hub, path")
         if self.path is not None:
             require_local(self.path)
+            if self.revision is not None:
+                raise ValueError("revision has no effect on a source with `path`; leave it out")
         return self
 
 
@@ -251,4 +294,10 @@ class ModelSection(ModelSettings):
             raise ValueError("source: scratch needs architecture.model_type (text) and tokenizer.dataset")
         if self.source != "scratch" and (self.architecture or self.tokenizer):
             raise ValueError("architecture and tokenizer belong to source: scratch only")
+        if self.source != "scratch" and self.seed != type(self).model_fields["seed"].default:
+            raise ValueError("seed has no effect on a model that has its weights; leave it out")
+        if self.source == "scratch" and self.trust_remote_code:
+            raise ValueError(
+                "trust_remote_code has no effect on source: scratch, which has no repository; leave it out"
+            )
         return self

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from rlhf.config.effects import without_effect
 from rlhf.config.section import DataSplit, FunctionName, Section, Seed
 from rlhf.config.sources import DatasetSettings, ModelSettings
 from rlhf.config.stages import (
+    Answered,
     Dtype,
     EvaluateExecution,
     EvaluationSettings,
@@ -38,6 +40,7 @@ class ResolvedDataset(DatasetSettings):
     """A dataset, with the content of its files."""
 
     turns: Literal[True] | None = ABSENT  # prompts are kept as the turns of a chat; which template is up to the tokens
+    evaluation_only: Literal[True] | None = ABSENT
     content: list[str] | None = ABSENT  # hashes of the local files, or of a generator's code and what it reads
 
 
@@ -60,7 +63,22 @@ class SplitSettings(Section):
     split_seed: Seed
 
 
-class Weighted(Section):
+class Effective(Section):
+    """Settings that are written without those that change nothing: they are no part of the stage's identity."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = written(self)
+        for key in without_effect(self):
+            *sections, name = key.split(".")
+            section = content
+            for part in sections:
+                section = section[part]
+            del section[name]
+        return content
+
+
+class TrainingData(Effective):
     """What training stages know of their datasets."""
 
     data_weights: list[float] = Field(description="How often an epoch sees the rows of each dataset.")
@@ -73,20 +91,20 @@ class Judged(Section):
     gold_content: list[str] | None = ABSENT  # hashes of its code, where that is not of this library, and what it reads
 
 
-class ResolvedSft(Weighted, SftSettings):
+class ResolvedSft(TrainingData, SftSettings):
     """Settings of an SFT stage."""
 
 
-class ResolvedReward(Weighted, RewardSettings):
+class ResolvedReward(TrainingData, RewardSettings):
     """Settings of a reward stage."""
 
 
-class ResolvedPpo(Weighted, Judged, PpoSettings):
+class ResolvedPpo(TrainingData, Judged, PpoSettings):
     """Settings of a PPO stage."""
 
 
-class ResolvedSftEvaluation(EvaluationSettings):
-    """Settings of the evaluation of the SFT model's loss."""
+class ResolvedSftEvaluation(Section):
+    """Settings of the evaluation of the SFT model's loss: all unseen rows are read, and nothing is drawn."""
 
     dtype: Dtype = Field(description="Precision of the model.")
     max_seq_len: int = Field(description="As in the training of the model.")
@@ -96,15 +114,17 @@ class ResolvedRewardEvaluation(Judged, ResolvedSftEvaluation):
     """Settings of the evaluation of a reward model."""
 
 
-class _Sampling(EvaluationSettings):
+class ResolvedAnswers(Judged, Answered):
+    """Settings of the evaluations that sample answers."""
+
     max_prompt_seq_len: int = Field(description="As in PPO.")
     max_answer_seq_len: int = Field(description="As in PPO.")
     temperature: float = Field(description="As in PPO.")
     dtype: Dtype = Field(description="Precision of all models.")
 
 
-class ResolvedAnswers(Judged, _Sampling):
-    """Settings of the evaluations that sample answers."""
+class ResolvedBaseline(ResolvedAnswers, EvaluationSettings):
+    """Settings of the answers of the SFT model."""
 
 
 class NoUpstream(Section):
@@ -279,8 +299,23 @@ class Specification(Section, Generic[SettingsT, UpstreamT]):
 class JobSpecification(Specification[SettingsT, UpstreamT], Generic[SettingsT, UpstreamT, ExecutionT]):
     """The specification of a stage that trains or evaluates, and how it runs."""
 
-    seed: Seed
     execution: ExecutionT
+
+
+class SeededSpecification(
+    JobSpecification[SettingsT, UpstreamT, ExecutionT], Generic[SettingsT, UpstreamT, ExecutionT]
+):
+    """The specification of a stage that draws at random, as training and sampling do."""
+
+    seed: Seed
+
+
+class SeedlessSpecification(
+    JobSpecification[SettingsT, UpstreamT, ExecutionT], Generic[SettingsT, UpstreamT, ExecutionT]
+):
+    """The specification of a stage that trains or evaluates and draws nothing."""
+
+    seed: None
 
 
 class DatasetSpecification(Specification[ResolvedDataset, NoUpstream]):
@@ -307,45 +342,47 @@ class SplitSpecification(Specification[SplitSettings, SplitUpstream]):
     stage: Literal["split"]
 
 
-class SftSpecification(JobSpecification[ResolvedSft, SftUpstream, PlannedSft]):
+class SftSpecification(SeededSpecification[ResolvedSft, SftUpstream, PlannedSft]):
     """Phase 1."""
 
     stage: Literal["sft"]
 
 
-class RewardSpecification(JobSpecification[ResolvedReward, RewardUpstream, PlannedReward]):
+class RewardSpecification(SeededSpecification[ResolvedReward, RewardUpstream, PlannedReward]):
     """Phase 2."""
 
     stage: Literal["reward"]
 
 
-class PpoSpecification(JobSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
+class PpoSpecification(SeededSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
     """Phase 3."""
 
     stage: Literal["ppo"]
 
 
-class SftEvaluationSpecification(JobSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, PlannedEvaluation]):
+class SftEvaluationSpecification(
+    SeedlessSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, PlannedEvaluation]
+):
     """Loss of the SFT model on unseen rows."""
 
     stage: Literal["evaluate_sft"]
 
 
 class RewardEvaluationSpecification(
-    JobSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, PlannedEvaluation]
+    SeedlessSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, PlannedEvaluation]
 ):
     """Agreement of the reward model with unseen preferences."""
 
     stage: Literal["evaluate_reward"]
 
 
-class BaselineSpecification(JobSpecification[ResolvedAnswers, PpoUpstream, PlannedEvaluation]):
+class BaselineSpecification(SeededSpecification[ResolvedBaseline, PpoUpstream, PlannedEvaluation]):
     """Answers of the SFT model."""
 
     stage: Literal["baseline"]
 
 
-class PpoEvaluationSpecification(JobSpecification[ResolvedAnswers, PpoEvaluationUpstream, PlannedEvaluation]):
+class PpoEvaluationSpecification(SeededSpecification[ResolvedAnswers, PpoEvaluationUpstream, PlannedEvaluation]):
     """Answers of the policy against those of the SFT model."""
 
     stage: Literal["evaluate_ppo"]
@@ -356,7 +393,7 @@ TrainingSettings = ResolvedSft | ResolvedReward | ResolvedPpo
 TrainingUpstream = SftUpstream | RewardUpstream | PpoUpstream
 PlannedTraining = PlannedSft | PlannedReward | PlannedPpo
 PlannedJob = PlannedTraining | PlannedEvaluation
-TrainingSpecification = JobSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
+TrainingSpecification = SeededSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
 TRAINING: dict[str, type[TrainingSpecification]] = {
     "sft": SftSpecification,
     "reward": RewardSpecification,

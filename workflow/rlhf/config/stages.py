@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlhf.config.deepspeed import DeepSpeedSettings
-from rlhf.config.section import GpuType, Section, Seed, Share, Variable
+from rlhf.config.section import FileSize, GpuType, License, Section, Seed, Share, Variable
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -52,6 +52,11 @@ class Optimization(Section):
     lora_learning_rate: float = Field(5e-4, gt=0, description="Learning rate of the LoRA matrices.")
     only_optimize_lora: bool = Field(False, description="Freeze everything but the LoRA matrices (and a value head).")
 
+    @property
+    def trains_adapters_alone(self) -> bool:
+        """Whether the weights that the model starts with stay as they are."""
+        return self.lora_dim > 0 and self.only_optimize_lora
+
 
 class ActorOptimization(Optimization):
     """Training of the policy in PPO."""
@@ -71,14 +76,12 @@ class CriticOptimization(ActorOptimization):
 class Saving(Section):
     """How a trained model is saved."""
 
-    max_shard_size: str = Field(
+    max_shard_size: FileSize = Field(
         "5GB",
-        pattern=r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$",
         description="Largest weight file; a larger model is cut into several with an index.",
     )
-    license: str = Field(
+    license: License = Field(
         "unknown",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
         description="Licence that the model card states, as an identifier such as `apache-2.0`.",
     )
 
@@ -161,6 +164,11 @@ class PpoExecution(TrainingExecution):
     actor_gradient_checkpointing: bool = Field(False, description="Recompute the policy's activations.")
     critic_gradient_checkpointing: bool = Field(False, description="Recompute the value model's activations.")
     offload: bool = Field(False, description="Keep optimizer states (and ZeRO-3 parameters) on the host; needs ZeRO.")
+    reference: Literal["auto", "adapters_off", "separate"] = Field(
+        "auto",
+        description="The reference is the policy with its adapters off where only adapters train (no second copy), "
+        "else a model of its own.",
+    )
     offload_reference_model: bool = Field(False, description="Keep the reference model in host memory.")
     offload_reward_model: bool = Field(False, description="Keep the reward model in host memory.")
     enable_hybrid_engine: bool = Field(
@@ -302,11 +310,6 @@ class PpoSettings(Section):
         0.0, ge=0, description="Weight of the SFT loss mixed into the policy's (InstructGPT's pretraining mix)."
     )
     ptx_rows_per_step: int = Field(32, ge=1, description="SFT rows mixed into each optimizer step.")
-    reference: Literal["auto", "adapters_off", "separate"] = Field(
-        "auto",
-        description="The reference is the policy with its adapters off where only adapters train (no second copy), "
-        "else a model of its own.",
-    )
     max_sampling_logprob_error: float = Field(
         1e-4, gt=0, description="Largest difference of sampling and training log-probabilities (fp32)."
     )
@@ -331,6 +334,19 @@ class PpoSection(PpoSettings):
 
     execution: PpoExecution = Field(PpoExecution(), description="How the stage runs.")
 
+    @property
+    def adapters_off(self) -> bool:
+        """Whether the reference is the policy with its adapters off."""
+        return adapters_off(self, self.execution)
+
+
+def adapters_off(settings: PpoSettings, execution: PpoExecution) -> bool:
+    """Whether the reference is the policy with its adapters off, and not a second model.
+
+    It can be where adapters alone train: without them the policy is then the SFT model still.
+    """
+    return execution.reference != "separate" and settings.actor.trains_adapters_alone
+
 
 class EvaluateExecution(Execution):
     """How the evaluation stages run: each loads one model after the other."""
@@ -346,10 +362,15 @@ AnyTrainingExecution = SupervisedExecution | PpoExecution
 JobExecution = AnyTrainingExecution | EvaluateExecution
 
 
-class EvaluationSettings(Section):
-    """What the evaluation stages measure."""
+class Answered(Section):
+    """Whose answers are compared."""
 
     prompts: int = Field(256, ge=1, description="Unseen prompts answered by the policy and by the SFT model.")
+
+
+class EvaluationSettings(Answered):
+    """What the evaluation stages measure."""
+
     best_of_n: int = Field(4, ge=1, description="Answers per prompt sampled from the SFT model.")
 
 

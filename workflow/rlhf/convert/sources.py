@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf.data.mappings import KNOWN
+from rlhf.data.published import KNOWN
 
 Section = dict[str, Any]  # a mapping of the configuration file
 LOCAL_JSON = "local/jsonfile"
 SPACED = {"prompt_format": " {prompt}", "answer_format": " {answer}"}  # as its class puts in
+LANGUAGES = {"mkqa-Chinese": "zh_cn", "mkqa-Japanese": "ja"}  # names that its program alone knows
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -25,6 +26,10 @@ def dataset(path: str, sft_only: bool) -> tuple[Section, list[str]]:
     if path == LOCAL_JSON:
         files = {"train": "data/train.json", "eval": "data/eval.json"}
         return {"source": {"path": files}, **SPACED} | own, [f"{path} is read from {' and '.join(files.values())}"]
+    if path in LANGUAGES:
+        language = LANGUAGES[path]
+        columns = {"prompt": f"queries.{language}", "chosen": f"answers.{language}.0.text"}
+        return {"source": {"hub": "apple/mkqa"}, "columns": columns} | own, []
     place = {"hub": path} if _is_hub(path) else {"path": path}
     notes = [] if path in KNOWN else [f"{path} has no ready mapping: set its shape and columns (config/README.md)"]
     return {"source": place} | own, notes

@@ -6,16 +6,29 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.sources import OF_TOKENIZER
 from rlhf.data.clock import without_clock
 from rlhf.data.encoding import require_fast, special_tokens
 from rlhf.data.texts import Answer, Piece, PlainText, Row, Text, Writer, Written, cut, joined, own_texts
 from rlhf.errors import UserError
 
-OF_TOKENIZER = "tokenizer"
+LONGEST = 200  # characters of a template's words
 MARK = re.compile("\ue000(\\d+)\ue001")  # from a private area of Unicode
+
+
+class RefusedRow(UserError):
+    """A row that a template cannot write.
+
+    Args:
+        reason: under which it is counted.
+        row: its number in the source.
+    """
+
+    def __init__(self, reason: str, row: int) -> None:
+        super().__init__(f"{reason} (row {row})")
+        self.reason = reason
 
 
 class Part(NamedTuple):
@@ -61,18 +74,24 @@ class Chat:
         The template may leave out the white space around a turn's text, as many do; it must not change it otherwise.
 
         Raises:
-            UserError: the template fails, refuses a role, changes a text, ends answers with another special token than
+            RefusedRow: the template fails, refuses a role, changes a text, ends answers with another special token than
                 EOS, or does not continue the prompt when it writes the answer.
         """
         prompt, *answers = own_texts(row)
         messages = [Turn(turn["role"], [Piece(turn["content"])]) for turn in json.loads(row["turns"])]
-        if len(messages) == 1 and joined(messages[0].text) == joined(prompt):
-            messages = [Turn(messages[0].role, prompt)]  # with the words of a format
+        whole, asked = joined(prompt), joined(messages[-1].text) if messages else ""
+        if asked and whole.endswith(asked):
+            messages[-1] = Turn(
+                messages[-1].role, cut(prompt, len(whole) - len(asked), len(whole))
+            )  # words of a format
         try:
             written = joined_parts(self._write(messages, add_generation_prompt=True))
             continued = [self._answer(messages, joined(written), answer) for answer in answers]
-        except (TemplateError, TypeError, ValueError) as error:
-            raise UserError(f"chat_template: row {row['row']} cannot be written with it: {error}") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program: with one row it can fail in any way
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise RefusedRow(f"chat_template cannot write it: {words[:LONGEST]}", row["row"]) from None
         return Written(written, continued, opened=True)
 
     def _answer(self, messages: list[Turn], prompt: str, answer: Text) -> Answer:

@@ -2,6 +2,7 @@
 
 A message is `{"role": ..., "content": ...}` or, as ShareGPT has it, `{"from": ..., "value": ...}`. The answers to a
 prompt come as messages alone or as whole conversations that begin with the prompt, as LLaMA-Factory and TRL have them.
+What the system says, and the turns before the last question, may stand in columns of their own.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def conversation(fields: Row) -> tuple[Messages, str, str | None]:
     Args:
         fields: `messages`, a whole conversation or, beside `chosen`, the turns before the answers; `chosen` and
             `rejected`, answers alone or behind the turns before them. One of `messages` and `chosen` is there.
+            `system`: what the system says, where no message does.
 
     Raises:
         BadRow: these are no such messages, or do not fit each other.
@@ -58,8 +60,79 @@ def conversation(fields: Row) -> tuple[Messages, str, str | None]:
         prompt, chosen = _ended(turns_of(fields["chosen"], "chosen"), "chosen")
     else:
         prompt, chosen = _given(fields)
+    if not prompt:
+        raise BadRow(f"nothing before the answer: {'messages' if 'messages' in fields else 'chosen'}")
     rejected = _answer(fields["rejected"], prompt, "rejected") if "rejected" in fields else None
-    return prompt, chosen, rejected
+    return _with_system(fields, prompt), chosen, rejected
+
+
+def two_conversations(fields: Row, roles: tuple[str, str]) -> tuple[Messages, list[str]]:
+    """The turns before the answers of two conversations that differ in their last answer alone, and the answers.
+
+    Args:
+        fields: of a row; perhaps with `system`, as in `conversation`.
+        roles: of the two.
+
+    Raises:
+        BadRow: they are no such conversations.
+    """
+    (prompt, answer), (other, other_answer) = (_ended(turns_of(fields[role], role), role) for role in roles)
+    if prompt != other:
+        raise BadRow("prompt differs")
+    return _with_system(fields, prompt), [answer, other_answer]
+
+
+def asked_turns(fields: Row) -> Messages:
+    """The turns of a prompt that is a list of messages, behind what `system` and `history` say before it.
+
+    Args:
+        fields: `prompt`; perhaps `system` and `history`, as in `earlier_turns`.
+
+    Raises:
+        BadRow: these are no messages, or the user does not speak last.
+    """
+    turns = turns_of(fields["prompt"], "prompt")
+    if not turns or turns[-1][0] != "user":
+        raise BadRow("no user turn at the end: prompt")
+    return _with_system(fields, [*_history(fields.get("history") or []), *turns])
+
+
+def earlier_turns(fields: Row) -> Messages:
+    """What is said before a prompt.
+
+    Args:
+        fields: perhaps `system`, a text, and `history`, pairs of a question with its answer, or messages.
+
+    Raises:
+        BadRow: they hold something else.
+    """
+    return [*_system(fields), *_history(fields.get("history") or [])]
+
+
+def _system(fields: Row) -> Messages:
+    said = as_text(fields.get("system", ""), "system")
+    return [("system", said)] if said.strip() else []
+
+
+def _with_system(fields: Row, turns: Messages) -> Messages:
+    system = _system(fields)
+    if system and turns[:1] != system and any(role == "system" for role, _ in turns):
+        raise BadRow("other words than those of the messages: system")
+    return turns if turns[:1] == system else [*system, *turns]
+
+
+def _history(value: Any) -> Messages:
+    if not isinstance(value, list):
+        raise BadRow("wrong type: history")
+    turns: Messages = []
+    for part in value:
+        if isinstance(part, list) and len(part) == 2:
+            turns += [("user", as_text(part[0], "history")), ("assistant", as_text(part[1], "history"))]
+        else:
+            turns += turns_of(part, "history")
+    if turns and turns[-1][0] != "assistant":
+        raise BadRow("no answer to the last turn: history")
+    return turns
 
 
 def _given(fields: Row) -> tuple[Messages, str]:
@@ -112,7 +185,10 @@ def each_answer(fields: Row) -> list[Row]:
 
 def dialogue(turns: Messages) -> str:
     """The turns as plain text, with marks before what is said, up to the mark of the answer."""
+    return spoken(turns) + "\n\nAssistant:"
+
+
+def spoken(turns: Messages) -> str:
+    """The turns as plain text, with marks before what is said."""
     text = "".join(MARKS[role] + said for role, said in turns)
-    if not turns or turns[0][0] != "system":
-        text = text.removeprefix("\n\n")
-    return text + "\n\nAssistant:"
+    return text if turns and turns[0][0] == "system" else text.removeprefix("\n\n")

@@ -38,6 +38,7 @@ class Corpus:
         self._weights = [1.0] * len(tokens) if weights is None else weights
         self._stores = [TokenStore(folder, split) for folder in tokens]
         rows = [np.load(folder / f"{split}.{phase}.npy") for folder in splits]
+        rows = [part[store.is_usable[part]] for part, store in zip(rows, self._stores, strict=True)]
         self._places = np.array([(i, row) for i, part in enumerate(rows) for row in part], np.int64).reshape(-1, 2)
         if len({store.tokenizer_fingerprint for store in self._stores}) > 1:
             raise UserError(f"{', '.join(map(str, tokens))}: these were made with different tokenizers")
@@ -124,6 +125,10 @@ class Corpus:
     def has_equal_answers(self) -> np.ndarray:
         """Whether two answers of a row are the same ids: [rows] bool."""
         return self._of_rows([store.has_equal_answers for store in self._stores]).astype(bool)
+
+    def is_seen(self) -> np.ndarray:
+        """Whether the prompt or the group of an unseen row is among the training rows too: [rows] bool."""
+        return self._of_rows([store.is_seen for store in self._stores]).astype(bool)
 
     def _of_rows(self, tables: list[np.ndarray]) -> np.ndarray:
         values = np.empty(len(self), dtype=np.int64)

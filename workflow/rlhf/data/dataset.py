@@ -12,14 +12,15 @@ import datasets
 import numpy as np
 
 from rlhf.config.specification import ResolvedDataset
-from rlhf.data.example import Example, Row, UnreadableRow
+from rlhf.data.example import TIE, Example, Row, UnreadableRow, is_answered
 from rlhf.data.examples import examples
-from rlhf.data.mappings import mapped_source, row_format
+from rlhf.data.mappings import largest_bad_share, mapped_source, row_format
 from rlhf.data.partition import numbered, partition
 from rlhf.data.sources import load_rows
 from rlhf.data.texts import own_spans
 from rlhf.errors import UserError
 from rlhf.files import write_json
+from rlhf.records.dataset import REPORT, CachedSplit, DatasetReport, found, named
 from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
@@ -36,10 +37,10 @@ FEATURES = datasets.Features(
         "turns": datasets.Value("string"),
         "own": datasets.List(datasets.List(datasets.Value("int32"))),  # see `rlhf.data.texts.own_spans`
         "group": datasets.Value("string"),  # rows of one stay together in every split
+        "seen": datasets.Value("bool"),  # an unseen row whose prompt or group is trained on too
         "row": datasets.Value("int64"),
     }
 )
-SHOWN_ROWS = 10
 HOLDOUT_SEED = 0
 LOG_EVERY = 100_000
 
@@ -47,7 +48,7 @@ LOG_EVERY = 100_000
 def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     """Write `arrow/` (splits `train` and `eval`) and `report.json` into `output`.
 
-    The report counts unusable rows by reason and names the first row numbers of each; it holds no text.
+    The report counts ties, and unusable rows by reason, and names the first row numbers of each; it holds no text.
 
     Args:
         settings: where the rows come from, and how they are read.
@@ -60,28 +61,41 @@ def cache_dataset(settings: ResolvedDataset, output: Path, place: str) -> None:
     """
     source = mapped_source(settings, place)
     rows = load_rows(source, f"{place}.source")
-    kept, report = _read(rows.train, settings, place)
-    if rows.eval is None:
-        train, unseen = _hold_out(kept, source.eval_share, place)
-        reports = {"train": {**report, "rows_kept": len(train)}, "eval": {"rows_kept": len(unseen), "held_out": True}}
+    reports: dict[str, CachedSplit] = {}
+    only_unseen = rows.eval if settings.evaluation_only else None
+    train, reports["train"] = _read(rows.train if only_unseen is None else only_unseen, settings, place)
+    if settings.evaluation_only:
+        unseen = train  # the split gives no phase a training row
+        reports["eval"] = {"rows_kept": len(unseen), "evaluation_only": True}
+    elif rows.eval is None:
+        train, unseen = _hold_out(train, source.eval_share, place)
+        reports["train"]["rows_kept"] = len(train)
+        reports["eval"] = {"rows_kept": len(unseen), "held_out": True}
     else:
-        train = kept
-        unseen, eval_report = _read(rows.eval, settings, place)
-        reports = {"train": report, "eval": eval_report}
+        unseen, reports["eval"] = _read(rows.eval, settings, place)
     splits = {"train": train, "eval": unseen}
-    groups = {row["group"] for row in train}
+    if not settings.evaluation_only:
+        _mark_seen(train, unseen)
     for name, part in splits.items():
-        reports[name] |= _describe(part)
-    seen = sum(row["group"] in groups for row in unseen)
+        reports[name].update(_describe(part))
+    seen = sum(row["seen"] for row in unseen)
     if seen:
-        logger.warning("%s: %d of %d unseen rows are of groups that are trained on", place, seen, len(unseen))
+        logger.warning("%s: prompts or groups of %d of %d unseen rows are trained on too", place, seen, len(unseen))
     reports["eval"]["seen_in_train"] = seen
+    report: DatasetReport = {
+        "schema_version": 2,
+        "fingerprint": _fingerprint(splits),
+        "rows_read": sum(part.get("rows_read", 0) for part in reports.values()),
+        "rows_unusable": sum(rows["count"] for part in reports.values() for rows in part.get("bad_rows", {}).values()),
+        "max_bad_share": largest_bad_share(settings),
+        "splits": reports,
+    }
+    if rows.published is not None:
+        report["source"] = vars(rows.published)
     with atomic_directory(output) as folder:
         table = {name: datasets.Dataset.from_list(part, features=FEATURES) for name, part in splits.items()}
         datasets.DatasetDict(table).save_to_disk(folder / "arrow")
-        write_json(
-            folder / "report.json", {"schema_version": 1, "fingerprint": _fingerprint(splits), "splits": reports}
-        )
+        write_json(folder / REPORT, report)
 
 
 def load_cached(path: Path, split: str) -> datasets.Dataset:
@@ -97,13 +111,13 @@ def load_cached(path: Path, split: str) -> datasets.Dataset:
 def cached_texts(path: Path) -> Iterator[str]:
     """Every training text of a cached dataset, for a new tokenizer."""
     for row in load_cached(path, "train"):
-        yield from (row["prompt"], row["chosen"], *row["rejected"])
+        yield from (row["prompt"], *([row["chosen"]] if is_answered(row) else []), *row["rejected"])
 
 
 def _read(
     rows: Iterable[Row | UnreadableRow], settings: ResolvedDataset, place: str
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Usable rows, and the report of the others."""
+) -> tuple[list[dict[str, Any]], CachedSplit]:
+    """Usable rows, and the report of the others. Ties are left out, but do not count as unusable."""
     kept: list[dict[str, Any]] = []
     bad: dict[str, list[int]] = {}
     openings: dict[int, str] = {}  # prompt of the first answer of each row
@@ -111,40 +125,40 @@ def _read(
         if isinstance(result, Example):
             own = own_spans([result.prompt, result.chosen, *result.rejected])
             group = _group(result, number, openings.setdefault(number, result.prompt), settings)
-            kept.append({**vars(result), "own": own, "group": group, "row": number})
+            kept.append({**vars(result), "own": own, "group": group, "seen": False, "row": number})
         else:
             bad.setdefault(result, []).append(number)
-    count = len(openings) + sum(map(len, bad.values()))
+    ties = bad.pop(TIE, [])
+    count = len(openings) + len(ties) + sum(map(len, bad.values()))
     if not count:
         raise UserError(f"{place}: the source holds no row")
     share = sum(map(len, bad.values())) / count
-    reasons = "; ".join(f"{len(numbers)} x {reason}" for reason, numbers in sorted(bad.items()))
-    logger.info("%s: %d rows, %d usable%s", place, count, len(openings), f" ({reasons})" if reasons else "")
-    if share > settings.max_bad_share:
-        first = {reason: sorted(numbers)[:SHOWN_ROWS] for reason, numbers in bad.items()}
+    bad_rows = {reason: found(numbers) for reason, numbers in bad.items()}
+    reasons = named(bad_rows)
+    left_out = named(bad_rows | ({TIE: found(ties)} if ties else {}))
+    logger.info("%s: %d rows, %d usable%s", place, count, len(openings), f": {left_out}" if left_out else "")
+    allowed = largest_bad_share(settings)
+    if share > allowed:
         raise UserError(
             f"{place}: {share:.1%} of {count} rows are unusable, {place}.max_bad_share allows "
-            f"{settings.max_bad_share:.1%}: {reasons}. First rows: {first}. Check shape and columns"
+            f"{allowed:.1%}: {reasons}. Check shape and columns"
         )
     if not kept:
-        raise UserError(f"{place}: no usable row is left of {count}: {reasons}")
-    report = {
+        raise UserError(f"{place}: no usable row is left of {count}: {left_out}")
+    return kept, {
         "rows_read": count,
         "rows_kept": len(kept),
         "bad_share": share,
-        "bad_rows": {
-            reason: {"count": len(numbers), "first_rows": sorted(numbers)[:SHOWN_ROWS]}
-            for reason, numbers in bad.items()
-        },
+        "bad_rows": bad_rows,
+        "ties": found(ties),
     }
-    return kept, report
 
 
 def _group(example: Example, number: int, opening: str, settings: ResolvedDataset) -> str:
     """What a row stays together with; the answers of a conversation, by its opening, which equal prompts share."""
     if example.group is not None:
         return f"group {example.group}"
-    return f"row {number}" if settings.keep_together == "row" else f"prompt {opening}"
+    return _alone(number) if settings.keep_together == "row" else f"prompt {opening}"
 
 
 def _logged(rows: Iterable[Row | UnreadableRow], place: str) -> Iterator[Row | UnreadableRow]:
@@ -169,15 +183,33 @@ def _hold_out(
     return [rows[row] for row in train], [rows[row] for row in unseen]
 
 
-def _describe(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _mark_seen(train: list[dict[str, Any]], unseen: list[dict[str, Any]]) -> None:
+    """Mark the unseen rows of which the prompt, or the group that rows stay together by, is among the training rows."""
+    known = {(key, row[key]) for row in train for key in _keys(row)}
+    for row in unseen:
+        row["seen"] = any((key, row[key]) in known for key in _keys(row))
+
+
+def _keys(row: dict[str, Any]) -> tuple[str, ...]:
+    """By what a row is known; the group of a row alone is its number, which says nothing of a row of another source."""
+    return ("prompt",) if row["group"] == _alone(row["row"]) else ("prompt", "group")
+
+
+def _alone(number: int) -> str:
+    return f"row {number}"
+
+
+def _describe(rows: list[dict[str, Any]]) -> CachedSplit:
     """Counts and lengths that a reader wants to know of usable rows."""
     prompts = [row["prompt"] for row in rows]
-    texts = {field: [row[field] for row in rows] for field in ("prompt", "chosen")}
+    texts = {"prompt": prompts, "chosen": [row["chosen"] for row in rows if is_answered(row)]}
     texts["rejected"] = [answer for row in rows for answer in row["rejected"]]
     return {
+        "groups": len({row["group"] for row in rows}),
         "without_rejected": sum(not row["rejected"] for row in rows),
+        "without_answer": sum(not is_answered(row) for row in rows),
         "with_margin": sum(row["ratings"] is not None for row in rows),
-        "most_answers": 1 + max(len(row["rejected"]) for row in rows),
+        "most_answers": max(is_answered(row) + len(row["rejected"]) for row in rows),
         "repeated_prompts": len(prompts) - len(set(prompts)),
         "non_ascii_rows": sum(not "".join((row["prompt"], row["chosen"], *row["rejected"])).isascii() for row in rows),
         "characters": {
@@ -192,5 +224,6 @@ def _fingerprint(splits: dict[str, list[dict[str, Any]]]) -> str:
     digest = hashlib.sha256()
     for name, rows in splits.items():
         for row in rows:
-            digest.update(json.dumps([name, row], sort_keys=True).encode())
+            content = {key: value for key, value in row.items() if key != "seen"}  # which follows from the others
+            digest.update(json.dumps([name, content], sort_keys=True).encode())
     return "sha256:" + digest.hexdigest()

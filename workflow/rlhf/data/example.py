@@ -11,6 +11,8 @@ from typing import Any
 from rlhf.data.texts import Formatted, formatted
 
 LARGEST_NUMBER = 3.4e38  # of single precision, in which ratings are stored
+UNANSWERED = -1  # rank of what stands in the place of an answer, where a prompt has none
+TIE = "tie"  # the reason of rows whose answers are equally good: nothing is wrong with them, but nothing to be learnt
 Row = dict[str, Any]
 Messages = list[tuple[str, str]]
 
@@ -24,7 +26,7 @@ class Example:
         chosen: the best answer.
         rejected: the others, better ones first; empty where there is none.
         subset: part of the dataset it belongs to, if the data names one.
-        ranks: of chosen and rejected answers; 0 is best, equal ranks are ties.
+        ranks: of chosen and rejected answers; 0 is best, equal ranks are ties; `UNANSWERED` alone: `chosen` is none.
         ratings: of the same answers, where the data measures by how much one is better: differences are margins.
         turns: the prompt for a chat template, as JSON, where one will write it.
         group: what its row has in common with others that are to stay with it, where the data names that.
@@ -40,6 +42,11 @@ class Example:
     group: str | None = None
 
 
+def is_answered(row: Row) -> bool:
+    """Whether a row of a cached dataset has an answer, and not only something in its place."""
+    return list(row["ranks"]) != [UNANSWERED]
+
+
 class BadRow(Exception):
     """A row that cannot be used; the argument is the reason, under which it is counted."""
 
@@ -53,16 +60,36 @@ class UnreadableRow:
 
 @dataclass(frozen=True)
 class Formats:
-    """Templates of prompt and answer, a pattern removed from answers, and whether a chat template follows."""
+    """How texts are made.
+
+    Attributes:
+        prompt, answer: templates, or None for the shape's own.
+        remove: patterns that are deleted from answers, one after the other.
+        chat: whether a chat template follows.
+        replace: what is replaced in prompts, and by what, one after the other.
+    """
 
     prompt: str | None
     answer: str | None
-    remove: str | None
+    remove: tuple[str, ...] = ()
     chat: bool = False
+    replace: tuple[tuple[str, str], ...] = ()
 
-    def format_prompt(self, default: str, **fields: str) -> Formatted:
-        """The prompt text; the default is that of the shape."""
-        return formatted(self.prompt or default, **fields)
+    def format_prompt(self, default: str, before: str = "", **fields: str) -> Formatted:
+        """The prompt text.
+
+        Args:
+            default: template of the shape.
+            before: what was said before it.
+            fields: of the template.
+        """
+        template = ("{before}\n\n" if before else "") + (self.prompt or default)
+        return formatted(template, before=before, **{name: self._replaced(text) for name, text in fields.items()})
+
+    def _replaced(self, text: str) -> str:
+        for old, new in self.replace:
+            text = text.replace(old, new)
+        return text
 
     def format_answer(self, answer: Any, role: str, default: str = "{answer}") -> Formatted:
         """The answer text.
@@ -76,8 +103,8 @@ class Formats:
             BadRow: the answer is no text, or empty.
         """
         answer = as_text(answer, role)
-        if self.remove:
-            answer = re.sub(self.remove, "", answer)
+        for pattern in self.remove:
+            answer = re.sub(pattern, "", answer)
         if not answer.strip():
             raise BadRow(f"empty answer: {role}")
         return formatted(self.answer or ("{answer}" if self.chat else default), answer=answer)
@@ -104,7 +131,7 @@ def checked(example: Example) -> Example:
     if not example.prompt.strip():
         raise BadRow("empty prompt")
     answers = (example.chosen, *example.rejected)
-    if not all(map(_is_unicode, (example.prompt, *answers, example.subset or ""))):
+    if not all(map(_is_unicode, (example.prompt, *answers, example.subset or "", example.group or ""))):
         raise BadRow("broken Unicode")
     if len(set(answers)) < len(answers):
         raise BadRow("identical pair" if len(answers) == 2 else "identical answers")
@@ -139,12 +166,12 @@ def in_order(
         rated: whether differences of grades say by how much an answer is better.
 
     Raises:
-        BadRow: there are several answers, and all of one grade.
+        BadRow: `TIE`: there are several answers, and all of one grade.
     """
     order = sorted(range(len(answers)), key=lambda place: -grades[place])
     levels = sorted(set(grades), reverse=True)
     if len(answers) > len(levels) == 1:
-        raise BadRow("tie")
+        raise BadRow(TIE)
     best, *others = (answers[place] for place in order)
     ranks = tuple(levels.index(grades[place]) for place in order)
     ratings = tuple(grades[place] for place in order) if rated else None

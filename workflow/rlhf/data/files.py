@@ -6,9 +6,10 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 csv.field_size_limit(2**31 - 1)  # of its default, 128 KiB, a long answer is refused
 
+TRIED_LINES = 20  # to see whether a file is one of JSON lines
 FORMATS = ("json", "jsonl", "csv", "tsv", "parquet")
 # Longer marks first: that of UTF-32 begins with that of UTF-16.
+UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -82,12 +85,17 @@ def _json(stream: IO[str]) -> Iterator[Any]:
     try:
         value = json.loads(text)
     except ValueError:
-        first = next((line for line in text.splitlines() if line.strip()), "")
-        if not isinstance(_parsed(first), dict):
+        if not _has_row_on_each_line(text):
             raise
-        yield from _json_lines(io.StringIO(text))
+        yield from _rows_on_lines(io.StringIO(text))
         return
     yield from _listed(value)
+
+
+def _has_row_on_each_line(text: str) -> bool:
+    """Whether most of the first lines are objects of their own: any of them may be damaged."""
+    first = [_parsed(line) for line in text.splitlines()[:TRIED_LINES] if line.strip()]
+    return 2 * sum(isinstance(row, dict) for row in first) >= max(1, len(first))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -110,15 +118,19 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _json_lines(stream: IO[str]) -> Iterator[Any]:
-    """A row on each line; a list that begins the file is taken whole."""
-    for number, line in enumerate(stream):
-        if not line.strip():
-            continue
-        if number == 0 and line.lstrip().startswith("["):
-            yield from _listed(json.loads(line + stream.read()))
-            return
-        row = _parsed(line)
-        yield UnreadableRow("line is no JSON") if row is None else row
+    """A row on each line, or one list or object as in a file of JSON where a list begins the file."""
+    first = stream.readline()
+    if first.lstrip().startswith("["):
+        yield from _json(io.StringIO(first + stream.read()))
+    else:
+        yield from _rows_on_lines(itertools.chain([first], stream))
+
+
+def _rows_on_lines(lines: Iterable[str]) -> Iterator[Any]:
+    for line in lines:
+        if line.strip():
+            row = _parsed(line)
+            yield UnreadableRow("line is no JSON") if row is None else row
 
 
 def _parsed(line: str) -> Any:
@@ -188,4 +200,25 @@ def _records(reader: Records) -> Iterator[Row | UnreadableRow]:
 
 def _parquet(path: Path, zipped: bool) -> Iterator[Row]:
     source: Any = pa.BufferReader(gzip.decompress(path.read_bytes())) if zipped else path
-    yield from pa.parquet.read_table(source).to_pylist()
+    yield from table_rows(pa.parquet.read_table(source))
+
+
+class UnreadableCell:
+    """In the place of a value that a table does not hold in a readable form: of the wrong type for every role."""
+
+
+def table_rows(table: pa.Table) -> list[Row]:
+    """The rows of a table; a value that cannot be read, such as a text that is no UTF-8, costs its own row at most."""
+    try:
+        rows: list[Row] = table.to_pylist()
+        return rows
+    except UNREADABLE:
+        columns = [[_cell(value) for value in table.column(name)] for name in table.column_names]
+        return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UNREADABLE:
+        return UnreadableCell()

@@ -1,35 +1,19 @@
-"""Ready mappings for public datasets: what the configuration leaves unset comes from here.
-
-Formats and splits follow DeepSpeed-Chat's dataset classes (`dschat/utils/data/raw_datasets.py`): what these put into a
-text, spaces too, is in the formats here, and nothing is put in elsewhere.
-"""
+"""Ready mappings for public datasets: what the configuration leaves unset comes from `rlhf.data.published`."""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 
 from rlhf.config.sources import DatasetSource
 from rlhf.config.specification import ResolvedDataset
+from rlhf.data.published import KNOWN, MISNAMED, PARTS, RENAMED, UNKNOWN, ReadyMapping
 from rlhf.errors import UserError
+from rlhf.runtime.logging import get_logger
 
-_HUMAN = " Human: {prompt} Assistant:"
-_SPACED = " {answer}"
+logger = get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class ReadyMapping:
-    """What is known of a public dataset; entries are those of the configuration.
-
-    Attributes:
-        remove: a pattern deleted from answers.
-    """
-
-    shape: str
-    eval_split: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    prompt_format: str | None = None
-    answer_format: str | None = None
-    remove: str | None = None
+PLACES = ("revision", "name", "data_dir", "train_split", "eval_split")
 
 
 @dataclass(frozen=True)
@@ -40,101 +24,94 @@ class RowFormat:
         shape: one of `rlhf.data.shapes.SHAPES`.
         columns: role -> column, where it is not the shape's own.
         prompt_format, answer_format: templates, or None for the shape's own.
-        remove: a pattern deleted from answers.
+        remove: patterns that are deleted from answers, one after the other.
         turns: prompts are kept as the turns of a chat, which need no `Human:` and `Assistant:`.
         each_turn: every assistant turn of a conversation is an answer, not the last one alone.
+        replace: what is replaced in prompts, and by what, one after the other.
     """
 
     shape: str
     columns: dict[str, str] = field(default_factory=dict)
     prompt_format: str | None = None
     answer_format: str | None = None
-    remove: str | None = None
+    remove: tuple[str, ...] = ()
     turns: bool = False
     each_turn: bool = False
-
-
-KNOWN: dict[str, ReadyMapping] = {
-    "Dahoas/rm-static": ReadyMapping(shape="pairs", eval_split="test"),
-    "Dahoas/full-hh-rlhf": ReadyMapping(shape="pairs", eval_split="test"),
-    "Dahoas/synthetic-instruct-gptj-pairwise": ReadyMapping(shape="pairs", prompt_format=_HUMAN, answer_format=_SPACED),
-    "yitingxie/rlhf-reward-datasets": ReadyMapping(
-        shape="pairs",
-        eval_split="test",
-        prompt_format="{prompt}Assistant:",
-        columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
-        remove="(?s)^.*Assistant:",  # which the prompt has then
-    ),
-    "Anthropic/hh-rlhf": ReadyMapping(shape="dialogues", eval_split="test"),
-    "openai/webgpt_comparisons": ReadyMapping(
-        shape="comparisons",
-        columns={
-            "prompt": "question.full_text",
-            "answer_0": "answer_0",
-            "answer_1": "answer_1",
-            "score_0": "score_0",
-            "score_1": "score_1",
-        },
-        prompt_format=_HUMAN,
-        answer_format=_SPACED,
-        remove=r"\[\d+(?:, ?\d+)*\]",
-    ),
-    "stanfordnlp/SHP": ReadyMapping(
-        shape="comparisons",
-        eval_split="validation",
-        columns={
-            "prompt": "history",
-            "answer_0": "human_ref_B",
-            "answer_1": "human_ref_A",
-            # labels is 1 where A is preferred
-            "score_1": "labels",
-        },
-        prompt_format=_HUMAN,
-        answer_format=_SPACED,
-    ),
-    "pvduy/sharegpt_alpaca_oa_vicuna_format": ReadyMapping(
-        shape="instructions",
-        eval_split="test",
-        columns={"instruction": "prompt", "output": "label"},
-        prompt_format="{instruction}",
-        answer_format=_SPACED,
-    ),
-}
-UNKNOWN = ReadyMapping("pairs")
+    replace: tuple[tuple[str, str], ...] = ()
 
 
 def row_format(settings: ResolvedDataset) -> RowFormat:
-    """How a dataset's rows are read, with the ready mapping of a known hub dataset in the place of what is unset."""
+    """How a dataset's rows are read, with the ready mapping of a known hub dataset in the place of what is unset.
+
+    A shape that is set and is not the mapping's takes its columns and formats from the configuration alone.
+    """
     known = _mapping(settings)
-    formats = UNKNOWN if settings.turns else known
+    if settings.shape not in (None, known.shape):
+        known = UNKNOWN
+    prompt_format, answer_format = (UNKNOWN if settings.turns else known).formats
     return RowFormat(
         shape=settings.shape or known.shape,
         columns=known.columns | settings.columns,
-        prompt_format=settings.prompt_format or formats.prompt_format,
-        answer_format=settings.answer_format or formats.answer_format,
+        prompt_format=settings.prompt_format or prompt_format,
+        answer_format=settings.answer_format or answer_format,
         remove=known.remove,
         turns=bool(settings.turns),
         each_turn=settings.assistant_turns == "each",
+        replace=known.replace,
     )
 
 
 def mapped_source(settings: ResolvedDataset, place: str) -> DatasetSource:
-    """Where a dataset comes from, with the unseen split of a known hub dataset where none is given.
+    """Where a dataset comes from: its name of today, and what is known of it in the place of what is unset.
 
     Args:
         settings: of the dataset.
         place: its configuration path, for messages.
 
     Raises:
-        UserError: a share to hold out is given for a dataset of which unseen rows are known.
+        UserError: a share to hold out is given for a dataset of which unseen rows are known, a benchmark would be
+            trained on, or the name of a known dataset lacks its owner.
     """
-    source, known = settings.source, _mapping(settings).eval_split
-    if known is not None and source.sets("eval_share"):
+    source, known = settings.source, _mapping(settings)
+    _require_owner(source.hub, f"{place}.source.hub")
+    if known.eval_split is not None and source.sets("eval_share"):
         raise UserError(
-            f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known!r}; leave it out"
+            f"{place}.source.eval_share: no effect on {source.hub}: its unseen rows are split {known.eval_split!r}; "
+            "leave it out"
         )
-    return source.model_copy(update={"eval_split": source.eval_split or known})
+    if known.benchmark and not settings.evaluation_only:
+        raise UserError(
+            f"{place}: {source.hub} is a benchmark, and its rows would be trained on; set {place}.evaluation_only: true"
+        )
+    changes = {key: getattr(known, key) for key in PLACES if not source.sets(key)}
+    if source.hub in RENAMED:
+        changes["hub"] = RENAMED[source.hub]
+        logger.warning("%s: the hub calls it %s now; write that", source.hub, changes["hub"])
+    return source.model_copy(update={key: value for key, value in changes.items() if value is not None})
+
+
+def largest_bad_share(settings: ResolvedDataset) -> float:
+    """Largest share of unusable rows: the configuration's, or what a known dataset needs where that is unset."""
+    known = _mapping(settings).max_bad_share
+    default = type(settings).model_fields["max_bad_share"].default
+    return known if known is not None and settings.max_bad_share == default else settings.max_bad_share
 
 
 def _mapping(settings: ResolvedDataset) -> ReadyMapping:
-    return KNOWN.get(settings.source.hub or "", UNKNOWN)
+    hub = settings.source.hub or ""
+    hub = RENAMED.get(hub, hub)
+    for part in (settings.source.data_dir, settings.source.name):
+        if part is not None and (hub, part) in PARTS:
+            return PARTS[hub, part]
+    return KNOWN.get(hub, UNKNOWN)
+
+
+def _require_owner(hub: str | None, place: str) -> None:
+    """Refuse a known dataset's name without its owner; of others, the hub knows whether they have one."""
+    if hub is None or "/" in hub or hub in RENAMED:
+        return
+    by_last_part = {name.split("/")[1].lower(): name for name in KNOWN} | MISNAMED
+    near = difflib.get_close_matches(hub.lower(), by_last_part, n=1, cutoff=0.8)
+    if near:
+        name = by_last_part[near[0]]
+        raise UserError(f"{place}: {hub!r}: a dataset's name on the hub begins with its owner; write {name}")

@@ -5,26 +5,49 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from rlhf import hub
 from rlhf.causes import FOREIGN, cause
 from rlhf.config.sources import DatasetSource, matching
 from rlhf.data.example import Row, UnreadableRow
-from rlhf.data.files import read_file
+from rlhf.data.files import UNREADABLE, read_file, table_rows
 from rlhf.errors import UserError
 from rlhf.functions import load_function, own_errors, require_arguments
+from rlhf.runtime.transfer import bytes_logged
+
+
+@dataclass(frozen=True)
+class Published:
+    """A hub's dataset: its name, the revision that was asked for, the commit that this was, the licence on its card."""
+
+    hub: str
+    revision: str | None
+    commit: str
+    license: str | None
+
+
+BATCH = 1000
+# What a path turns out to be -> keys that do not apply to it; a folder as a hub has it takes all of them.
+INAPPLICABLE = {
+    "file": ("name", "data_dir", "train_split", "eval_split"),
+    "saved folder": ("name", "data_dir"),
+    "saved folder with one split": ("name", "data_dir", "train_split", "eval_split"),
+}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows for training, and unseen rows where the source separates them."""
+    """Rows for training, unseen rows where the source separates them, and what a hub says of them."""
 
     train: Iterable[Row | UnreadableRow]
     eval: Iterable[Row | UnreadableRow] | None = None
+    published: Published | None = None
 
 
 def load_rows(source: DatasetSource, place: str) -> Rows:
@@ -41,7 +64,7 @@ def load_rows(source: DatasetSource, place: str) -> Rows:
     if source.first_rows is None:
         return rows
     unseen = None if rows.eval is None else itertools.islice(rows.eval, source.first_rows)
-    return Rows(itertools.islice(rows.train, source.first_rows), unseen)
+    return Rows(itertools.islice(rows.train, source.first_rows), unseen, rows.published)
 
 
 def _all_rows(source: DatasetSource, place: str) -> Rows:
@@ -64,20 +87,52 @@ def _from_paths(paths: list[str], source: DatasetSource, place: str) -> Rows:
     return Rows(list(train), list(itertools.chain.from_iterable(unseen)) if unseen else None)
 
 
-def _from_hub(hub: str, source: DatasetSource, place: str) -> Rows:
-    if Path(hub).exists():  # `load_dataset` would take that, and no hash of it is in the ID
-        raise UserError(f"{place}.hub: there is a local {hub!r}; give it as {place}.path, or move it")
-
-    def load(split: str) -> Iterable[Row]:
-        rows: Iterable[Row] = datasets.load_dataset(
-            hub, source.name, data_dir=source.data_dir, revision=source.revision, split=split
-        )
-        return rows
-
+def _from_hub(name: str, source: DatasetSource, place: str) -> Rows:
+    if Path(name).exists():  # `load_dataset` would take that, and no hash of it is in the ID
+        raise UserError(f"{place}.hub: there is a local {name!r}; give it as {place}.path, or move it")
     try:
-        return Rows(load(source.train_split), load(source.eval_split) if source.eval_split else None)
-    except FOREIGN as error:
-        raise UserError(f"{place}.hub: {hub!r} cannot be loaded: {cause(error)}") from None
+        found = hub.find(name, source.revision, "dataset")
+        with bytes_logged(found.storage, f"{name}: fetched"), _without_asking(not found.reached):
+            train = _split(found, source, source.train_split)
+            unseen = _split(found, source, source.eval_split) if source.eval_split else None
+        hub.remember(found, source.revision)
+    except (*FOREIGN, UserError) as error:
+        raise UserError(f"{place}.hub: {name!r} cannot be loaded: {cause(error)}") from None
+    return Rows(
+        _table_rows(train),
+        None if unseen is None else _table_rows(unseen),
+        Published(name, source.revision, found.commit, hub.licence(found.snapshot / "README.md")),
+    )
+
+
+def _split(found: hub.Found, source: DatasetSource, split: str) -> datasets.Dataset:
+    """One split of a hub's dataset, of the commit that was found and no other."""
+    rows = datasets.load_dataset(
+        found.now,
+        source.name,
+        data_dir=source.data_dir,
+        revision=found.commit,
+        split=split,
+        verification_mode="no_checks",  # of counts in its card, which are often those of an earlier commit
+    )
+    made_of = {part for file in rows.cache_files for part in Path(file["filename"]).parts if hub.COMMIT.fullmatch(part)}
+    if made_of - {found.commit}:  # without the hub the library takes the newest that it finds
+        raise UserError(
+            f"without the hub `datasets` takes the newest rows of its cache, those of commit {made_of.pop()}, in the "
+            f"place of those of {found.commit}; run it where the hub can be reached"
+        )
+    return rows
+
+
+@contextmanager
+def _without_asking(offline: bool) -> Iterator[None]:
+    """Let `datasets` take what is in its cache at once: of a hub that does not answer it would ask for minutes."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _from_generator(reference: str, arguments: dict[str, Any], place: str) -> Iterator[Row]:
@@ -102,10 +157,15 @@ def _from_path(name: str, source: DatasetSource, place: str) -> Rows:
     if path.is_dir():
         saved = any((path / file).exists() for file in ("dataset_dict.json", "state.json"))
         return (_from_saved_folder if saved else _from_plain_folder)(path, source, place)
-    for key in ("name", "data_dir", "train_split", "eval_split"):
-        if source.sets(key):
-            raise UserError(f"{place}.{key}: has no effect on the file {name!r}; leave it out")
+    _require_effect(source, "file", name, place)
     return Rows(_nonempty([path], place))
+
+
+def _require_effect(source: DatasetSource, kind: str, name: str, place: str) -> None:
+    """Refuse a key that does not apply to what a path has turned out to be."""
+    for key in INAPPLICABLE[kind]:
+        if source.sets(key):
+            raise UserError(f"{place}.{key}: has no effect on the {kind} {name!r}; leave it out")
 
 
 def _nonempty(files: list[Path], place: str) -> list[Row | UnreadableRow]:
@@ -146,13 +206,24 @@ def _from_saved_folder(path: Path, source: DatasetSource, place: str) -> Rows:
     except FOREIGN as error:
         raise UserError(f"{place}.path: {str(path)!r} is not readable: {cause(error)}") from None
     if isinstance(saved, datasets.Dataset):
-        if source.sets("eval_split") or source.sets("train_split"):
-            raise UserError(
-                f"{place}: {str(path)!r} has one split without a name; leave out train_split and eval_split"
-            )
-        return Rows(saved)
+        _require_effect(source, "saved folder with one split", str(path), place)
+        return Rows(_table_rows(saved))
+    _require_effect(source, "saved folder", str(path), place)
     _require_splits(source, saved, path, place)
-    return Rows(saved[source.train_split], saved[source.eval_split] if source.eval_split else None)
+    unseen = _table_rows(saved[source.eval_split]) if source.eval_split else None
+    return Rows(_table_rows(saved[source.train_split]), unseen)
+
+
+def _table_rows(rows: datasets.Dataset) -> Iterator[Row]:
+    """Rows as the library reads them, or value by value where it cannot read some of them."""
+    for start in range(0, len(rows), BATCH):
+        places = slice(start, start + BATCH)
+        try:
+            columns = rows[places]
+            found = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        except UNREADABLE:
+            found = table_rows(rows.with_format("arrow")[places])
+        yield from found
 
 
 def _require_own_files(path: Path, place: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,63 +12,56 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.encoding import Encoded, Encoder
+from rlhf.data.example import is_answered
 from rlhf.data.texts import Piece, Row, Writer, Written, joined
 from rlhf.errors import UserError
+from rlhf.records.dataset import Bin, Check, Found, Lengths, ShownRow, TokensSplit, found, named
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
 
 CHECKED_ROWS = 200
 SHOWN_ROWS = 3
-FIRST_ROWS = 10
+MOST_BINS = 20
 
 
-class Found(TypedDict):
-    """Rows of which something is true, and the numbers of the first ones."""
-
-    count: int
-    first_rows: list[int]
-
-
-class SplitReport(TypedDict):
-    """What the texts of a split are like.
-
-    Attributes:
-        rows: of the split.
-        border_tokens: a token spans the border of prompt and answer; it is among the answer's ids.
-        unseparated: neither the prompt ends nor an answer begins with white space or a sign.
-        equal_answers: two answers are the same ids; nothing can be learnt from which one is better.
-        spelled_special_tokens: data spells out special tokens, which stay characters.
-        spelled: these tokens.
-    """
-
-    rows: int
-    border_tokens: Found
-    unseparated: Found
-    equal_answers: Found
-    spelled_special_tokens: Found
-    spelled: list[str]
-
-
-def split_report(ids: datasets.Dataset) -> SplitReport:
-    """The report of a split's rows, from the columns `spanning`, `unseparated`, `equal`, `spelled` and `row`."""
-    spelled = [set(tokens) for tokens in ids["spelled"]]
+def split_report(ids: datasets.Dataset, bad: Mapping[str, Found]) -> TokensSplit:
+    """The report of a split's rows, from the columns of their ids; those of `bad` rows have none."""
+    usable = ids.select([place for place, reason in enumerate(ids["refused"]) if reason is None])
+    spelled = [set(tokens) for tokens in usable["spelled"]]
+    texts = {
+        "prompt": [len(prompt) for prompt in usable["prompt"]],
+        "answer": [length for row in usable if row["answered"] for length in row["lengths"]],
+    }
     return {
-        "rows": len(ids),
-        "border_tokens": _found(ids["row"], ids["spanning"]),
-        "unseparated": _found(ids["row"], ids["unseparated"]),
-        "equal_answers": _found(ids["row"], ids["equal"]),
-        "spelled_special_tokens": _found(ids["row"], map(bool, spelled)),
+        "rows": len(usable),
+        "bad_rows": dict(bad),
+        "lengths": {name: lengths_of(np.array(lengths)) for name, lengths in texts.items() if lengths},
+        "border_tokens": _where(usable["row"], usable["spanning"]),
+        "unseparated": _where(usable["row"], usable["unseparated"]),
+        "equal_answers": _where(usable["row"], usable["equal"]),
+        "spelled_special_tokens": _where(usable["row"], map(bool, spelled)),
         "spelled": sorted(set().union(*spelled)),
     }
 
 
-def _found(rows: Any, mask: Any) -> Found:
-    numbers = [int(row) for row, found in zip(rows, mask, strict=True) if found]
-    return {"count": len(numbers), "first_rows": sorted(numbers)[:FIRST_ROWS]}
+def lengths_of(tokens: np.ndarray) -> Lengths:
+    """What a report says of lengths in tokens, [texts] int64, at least one: a histogram with bins of one width."""
+    low, high = int(tokens.min()), int(tokens.max())
+    width = -(-(high - low + 1) // MOST_BINS)
+    counts = np.bincount((tokens - low) // width).tolist()
+    bins: list[Bin] = [
+        {"from": low + place * width, "to": low + (place + 1) * width - 1, "count": count}
+        for place, count in enumerate(counts)
+    ]
+    return {"mean": float(tokens.mean()), "p95": float(np.percentile(tokens, 95)), "max": high, "bins": bins}
 
 
-def log_report(report: SplitReport, split: str) -> None:
+def _where(rows: Iterable[int], mask: Iterable[bool]) -> Found:
+    return found(int(row) for row, true in zip(rows, mask, strict=True) if true)
+
+
+def log_report(report: TokensSplit, split: str) -> None:
     """Warn of what a user may not have meant, with what to do."""
     hints = {
         "border_tokens": "a token spans the border of prompt and answer, and is trained as part of the answer; the "
@@ -81,16 +75,13 @@ def log_report(report: SplitReport, split: str) -> None:
     }
     counts: dict[str, Any] = dict(report)
     for name, hint in hints.items():
-        found: Found = counts[name]
-        if found["count"]:
+        rows: Found = counts[name]
+        if rows["count"]:
             logger.warning(
-                "%d of %d %s rows: %s (first rows: %s)",
-                found["count"],
-                report["rows"],
-                split,
-                hint,
-                found["first_rows"],
+                "%d of %d %s rows: %s (first rows: %s)", rows["count"], report["rows"], split, hint, rows["first_rows"]
             )
+    if report["bad_rows"]:
+        logger.warning("%s rows that are left out: %s", split, named(report["bad_rows"]))
 
 
 def is_unseparated(row: Written) -> bool:
@@ -125,16 +116,16 @@ class TextCheck:
         self._file.no_truncation()
         self._file.no_padding()
 
-    def report(self, texts: datasets.Dataset, name: str) -> dict[str, Any]:
+    def report(self, texts: datasets.Dataset, name: str) -> tuple[Check, list[ShownRow]]:
         """Check a sample of rows, and show the first of them.
 
         Args:
-            texts: of a cached dataset.
+            texts: of a cached dataset, all of which can be written.
             name: of the dataset, for messages.
 
         Returns:
-            `check`: how many rows and answers were compared, how many of these have the same ids in the file, how many
-            give back their text when decoded; `examples`: some rows as text and ids.
+            How many rows and answers were compared, how many of these have the same ids in the file, how many give back
+            their text when decoded; and some rows as text and ids.
 
         Raises:
             UserError: an answer has other ids than the file gives for its text.
@@ -142,7 +133,7 @@ class TextCheck:
         places = np.unique(np.linspace(0, len(texts) - 1, min(CHECKED_ROWS, len(texts))).astype(int))
         rows = [dict(row) for row in texts.select(places)]
         written = [self._writer.write(row) for row in rows]
-        check = {"rows": len(rows), "answers": 0, "compared": 0, "decoded_as_given": 0}
+        check: Check = {"rows": len(rows), "answers": 0, "compared": 0, "decoded_as_given": 0}
         encoded = self._encoder.encode(written)
         for row, text, ids in zip(rows, written, encoded, strict=True):
             for number, answer in enumerate(ids.answers):
@@ -156,7 +147,7 @@ class TextCheck:
                     check["compared"] += 1
                     self._require_same(given, [*ids.prompt, *answer], f"{name}: row {row['row']}")
         shown = zip(rows[:SHOWN_ROWS], written, encoded, strict=False)
-        return {"check": check, "examples": [self._shown(row, text, ids) for row, text, ids in shown]}
+        return check, [self._shown(row, text, ids) for row, text, ids in shown]
 
     def _special(self, text: Written, number: int) -> bool:
         """Whether a text has special tokens, of which the file cannot tell whether they are data."""
@@ -175,13 +166,14 @@ class TextCheck:
         text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
-    def _shown(self, row: Row, text: Written, ids: Encoded) -> dict[str, Any]:
+    def _shown(self, row: Row, text: Written, ids: Encoded) -> ShownRow:
+        answer, answer_ids = (joined(text.answers[0].text), ids.answers[0]) if is_answered(row) else ("", [])
         return {
             "row": row["row"],
             "prompt": joined(text.prompt),
-            "answer": joined(text.answers[0].text),
+            "answer": answer,
             "prompt_ids": ids.prompt,
-            "answer_ids": ids.answers[0],
+            "answer_ids": answer_ids,
             "prompt_tokens": self._tokenizer.convert_ids_to_tokens(ids.prompt),
-            "answer_tokens": self._tokenizer.convert_ids_to_tokens(ids.answers[0]),
+            "answer_tokens": self._tokenizer.convert_ids_to_tokens(answer_ids),
         }

@@ -14,14 +14,17 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.causes import FOREIGN, cause
-from rlhf.data.chat import OF_TOKENIZER, writer_of
+from rlhf.config.sources import OF_TOKENIZER
+from rlhf.data.chat import RefusedRow, writer_of
 from rlhf.data.dataset import load_cached
-from rlhf.data.encoding import Encoder
+from rlhf.data.encoding import Encoded, Encoder
+from rlhf.data.example import is_answered
 from rlhf.data.questions import Question, question
-from rlhf.data.text_check import SplitReport, TextCheck, is_unseparated, log_report, spelled_tokens, split_report
-from rlhf.data.texts import Writer
+from rlhf.data.text_check import TextCheck, is_unseparated, log_report, spelled_tokens, split_report
+from rlhf.data.texts import Writer, Written
 from rlhf.errors import UserError
 from rlhf.files import read_json, sha256_file, write_json
+from rlhf.records.dataset import REPORT, Found, TokensReport, TokensSplit, found, named, read_dataset_report
 from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 
@@ -41,8 +44,11 @@ ENCODED = datasets.Features(
         "spelled": datasets.List(datasets.Value("string")),
         "unseparated": datasets.Value("bool"),
         "equal": datasets.Value("bool"),
+        "answered": datasets.Value("bool"),
+        "refused": datasets.Value("string"),  # why a row has no ids
     }
 )
+NO_PROMPT = "prompt without a token"
 
 
 class TokenStore:
@@ -54,6 +60,8 @@ class TokenStore:
 
     Attributes:
         has_equal_answers: whether two answers of a row are the same ids, though not the same text, [rows] bool.
+        is_usable: whether a row has ids: its text could be written, [rows] bool.
+        is_seen: whether the prompt or the group of an unseen row is among the training rows too, [rows] bool.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -72,6 +80,8 @@ class TokenStore:
         self._answers: np.ndarray = np.load(folder / f"{split}.answers.npy")
         self._answer_offsets = np.load(folder / f"{split}.answers.offsets.npy")
         self.has_equal_answers: np.ndarray = np.load(folder / f"{split}.equal.npy")
+        self.is_usable: np.ndarray = np.load(folder / f"{split}.usable.npy")
+        self.is_seen: np.ndarray = np.load(folder / f"{split}.seen.npy")
         self._subset_names: list[str] = facts["subsets"][split]
         self._subsets = np.load(folder / f"{split}.subset.npy")
         self._question_offsets = np.load(folder / f"{split}.question.offsets.npy")
@@ -133,7 +143,8 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
     """Ids of each row's text, cut where the prompt ends; `report.json` shows and checks them.
 
     The text is what formats or a chat template made of the row: prompt, answer and EOS, tokenised together. Special
-    tokens that a format or template writes are special tokens, those that data spells out are ordinary characters.
+    tokens that a format or template writes are special tokens, those that data spells out are ordinary characters. A
+    row that a chat template refuses, or whose prompt has no token, has no ids: it is counted, and no phase sees it.
 
     Args:
         dataset: resources/datasets/<id>/.
@@ -144,7 +155,8 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
 
     Raises:
         UserError: there is no fast tokenizer, its padding and EOS ids are missing or equal, a chat template cannot be
-            used (see `rlhf.data.chat`), or the ids are not those of the tokenizer's own file.
+            used (see `rlhf.data.chat`), the ids are not those of the tokenizer's own file, or more rows have none than
+            the dataset's `max_bad_share` allows.
     """
     tokenizer = _load_tokenizer(model)
     writer, encoder = writer_of(tokenizer, chat_template), Encoder(tokenizer)
@@ -153,36 +165,44 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
     rows: dict[str, int] = {}
     statistics: dict[str, Any] = {}
     subsets: dict[str, list[str]] = {}
-    reports: dict[str, SplitReport] = {}
+    reports: dict[str, TokensSplit] = {}
+    of_rows = {split: load_cached(dataset, split) for split in SPLITS}
+    encoded = {
+        split: texts.map(
+            partial(_encode, writer=writer, encoder=encoder),
+            batched=True,
+            batch_size=BATCH,
+            num_proc=workers if workers > 1 else None,
+            remove_columns=texts.column_names,
+            features=ENCODED,
+            keep_in_memory=True,
+            desc=f"tokenising {split}",
+        )
+        for split, texts in of_rows.items()
+    }
+    bad = _refused(encoded, dataset)
     with atomic_directory(output) as folder:
-        for split in SPLITS:
-            texts = load_cached(dataset, split)
-            ids = texts.map(
-                partial(_encode, writer=writer, encoder=encoder),
-                batched=True,
-                batch_size=BATCH,
-                num_proc=workers if workers > 1 else None,
-                remove_columns=texts.column_names,
-                features=ENCODED,
-                keep_in_memory=True,
-                desc=f"tokenising {split}",
-            )
+        for split, ids in encoded.items():
+            texts = of_rows[split]
             rows[split] = len(ids)
             statistics[split] = {field: _store(ids, field, folder / f"{split}.{field}", dtype) for field in FIELDS}
             _store_answers(ids, texts, folder / f"{split}.answers")
             _store_questions(ids["question"], folder / f"{split}.question")
             np.save(folder / f"{split}.equal.npy", np.array(ids["equal"], dtype=bool))
+            np.save(folder / f"{split}.usable.npy", np.array([reason is None for reason in ids["refused"]]))
+            np.save(folder / f"{split}.seen.npy", np.array(texts["seen"], dtype=bool))
             subsets[split] = _store_subsets(texts, folder / f"{split}.subset.npy")
-            reports[split] = split_report(ids)
-        check = TextCheck(tokenizer, model, writer, encoder)
-        sample = load_cached(dataset, "train")
-        write_json(
-            folder / "report.json", {"schema_version": 1, "splits": reports, **check.report(sample, str(dataset))}
+            reports[split] = split_report(ids, bad[split])
+        usable = np.flatnonzero(np.load(folder / "train.usable.npy"))
+        check, shown = TextCheck(tokenizer, model, writer, encoder).report(
+            of_rows["train"].select(usable), str(dataset)
         )
+        report: TokensReport = {"schema_version": 2, "splits": reports, "check": check, "examples": shown}
+        write_json(folder / REPORT, report)
         write_json(
             folder / "tokens.json",
             {
-                "schema_version": 3,
+                "schema_version": 4,
                 "dtype": dtype,
                 "rows": rows,
                 "subsets": subsets,
@@ -195,8 +215,8 @@ def tokenize(dataset: Path, model: Path, output: Path, workers: int = 1, chat_te
             },
         )
     logger.info("%s: %s", output, ", ".join(f"{count} {split} rows" for split, count in rows.items()))
-    for split, report in reports.items():
-        log_report(report, split)
+    for split, found_texts in reports.items():
+        log_report(found_texts, split)
 
 
 def are_chats(tokens: Sequence[Path]) -> bool:
@@ -229,33 +249,93 @@ def _load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
 def _encode(batch: dict[str, list[Any]], writer: Writer, encoder: Encoder) -> dict[str, list[Any]]:
     """Ids of prompt and chosen, of all rejected answers in one, the length of each answer, and what reports count."""
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    written = [writer.write(row) for row in rows]
-    encoded = encoder.encode(written)
+    written = [_written(row, writer) for row in rows]
+    texts = [text for text in written if not isinstance(text, str)]
+    encoded = iter(encoder.encode(texts))
+    made = [
+        _without_ids(row, text) if isinstance(text, str) else _with_ids(row, text, next(encoded), encoder)
+        for row, text in zip(rows, written, strict=True)
+    ]
+    return {column: [row[column] for row in made] for column in ENCODED}
+
+
+def _written(row: dict[str, Any], writer: Writer) -> Written | str:
+    """The text of a row, or the reason why there is none."""
+    try:
+        return writer.write(row)
+    except RefusedRow as error:
+        return error.reason
+
+
+def _with_ids(row: dict[str, Any], text: Written, ids: Encoded, encoder: Encoder) -> dict[str, Any]:
+    if not ids.prompt:
+        return _without_ids(row, NO_PROMPT)
     return {
-        "prompt": [row.prompt for row in encoded],
-        "chosen": [row.answers[0] for row in encoded],
-        "rejected": [[token for answer in row.answers[1:] for token in answer] for row in encoded],
-        "lengths": [[len(answer) for answer in row.answers] for row in encoded],
-        "question": [question(row, text, ids.spanning) for row, text, ids in zip(rows, written, encoded, strict=True)],
-        "row": batch["row"],
-        "spanning": [bool(row.spanning) for row in encoded],
-        "spelled": [spelled_tokens(row, encoder) for row in written],
-        "unseparated": [is_unseparated(row) for row in written],
-        "equal": [len(set(map(tuple, row.answers))) < len(row.answers) for row in encoded],
+        "prompt": ids.prompt,
+        "chosen": ids.answers[0],
+        "rejected": [token for answer in ids.answers[1:] for token in answer],
+        "lengths": [len(answer) for answer in ids.answers],
+        "question": question(row, text, ids.spanning),
+        "row": row["row"],
+        "spanning": bool(ids.spanning),
+        "spelled": spelled_tokens(text, encoder),
+        "unseparated": is_answered(row) and is_unseparated(text),
+        "answered": is_answered(row),
+        "equal": len(set(map(tuple, ids.answers))) < len(ids.answers),
+        "refused": None,
     }
+
+
+def _without_ids(row: dict[str, Any], reason: str) -> dict[str, Any]:
+    nothing = {"prompt": [], "chosen": [], "rejected": [], "lengths": [0] * len(row["ranks"]), "question": ""}
+    counted = {"spanning": False, "spelled": [], "unseparated": False, "equal": False, "answered": False}
+    return {**nothing, **counted, "row": row["row"], "refused": reason}
+
+
+def _refused(encoded: dict[str, datasets.Dataset], dataset: Path) -> dict[str, dict[str, Found]]:
+    """For each split, the rows without ids by the reason.
+
+    Raises:
+        UserError: there are too many of them, with those that the dataset's cache has left out, or nothing else.
+    """
+    bad: dict[str, dict[str, Found]] = {}
+    for split, ids in encoded.items():
+        numbers: dict[str, list[int]] = {}
+        for row, reason in zip(ids["row"], ids["refused"], strict=True):
+            if reason is not None:
+                numbers.setdefault(reason, []).append(row)
+        bad[split] = {reason: found(rows) for reason, rows in numbers.items()}
+    lost = sum(rows["count"] for reasons in bad.values() for rows in reasons.values())
+    if not lost:
+        return bad
+    said = "; ".join(f"{split}: {named(reasons)}" for split, reasons in bad.items() if reasons)
+    report = read_dataset_report(dataset)
+    # With `assistant_turns: each` a row of the source can be several ones here.
+    examples = sum(map(len, encoded.values())) + report["rows_unusable"]
+    share = (lost + report["rows_unusable"]) / examples
+    if share > report["max_bad_share"]:
+        raise UserError(
+            f"{dataset}: {share:.1%} of {examples} rows are unusable, max_bad_share of the dataset allows "
+            f"{report['max_bad_share']:.1%}; no ids are there for {said}"
+        )
+    for split, ids in encoded.items():
+        if all(reason is not None for reason in ids["refused"]):
+            raise UserError(f"{dataset}: no usable {split} row is left: {said}")
+    return bad
 
 
 def _store(ids: datasets.Dataset, field: str, path: Path, dtype: str) -> dict[str, float]:
     """Write one field; returns the statistics of its lengths."""
     column = [np.asarray(row, dtype=dtype) for row in ids[field]]
+    usable = np.array([reason is None for reason in ids["refused"]])
     lengths = np.array([len(row) for row in column], dtype=np.int64)
     offsets = np.concatenate([[0], lengths.cumsum()])
     np.concatenate([np.empty(0, dtype), *column]).tofile(path.with_name(path.name + ".bin"))
     np.save(path.with_name(path.name + ".offsets.npy"), offsets)
     return {
         "tokens": int(lengths.sum()),
-        "mean": float(lengths.mean()),
-        "p95": float(np.percentile(lengths, 95)),
+        "mean": float(lengths[usable].mean()),
+        "p95": float(np.percentile(lengths[usable], 95)),
         "max": int(lengths.max()),
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.specification import ResolvedAnswers, ResolvedBaseline
 from rlhf.data.corpus import Corpus
 from rlhf.evaluation.found import ANSWERS, NUMBERS, arrays
 from rlhf.evaluation.frame import AnswersEvaluation, Model, require_same_prompts, unseen_prompts
@@ -52,7 +53,7 @@ class JudgedSamples:
         return sample
 
 
-def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
+def sample_baseline(evaluation: AnswersEvaluation[ResolvedBaseline], sft: Path, reward: Path) -> None:
     """Sample the SFT model: for each unseen prompt one answer that the policy is compared with, and `best_of_n` more.
 
     From those the best by the reward model is chosen, which is what PPO has to beat at equal KL.
@@ -71,13 +72,16 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
     shape = (len(chosen), count + 1)
     score = judged.score.reshape(shape)
     gold = None if judged.gold is None else judged.gold.reshape(shape)
-    prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen])
+    prompts = decode(tokenizer, [corpus.prompt(row) for row in chosen], special=True)
+    seen = corpus.is_seen()[chosen]
     lines: list[BaselineSample] = []
     for place, prompt in enumerate(prompts):
         answers = [judged.sample(place * (count + 1) + number) for number in range(count + 1)]
-        lines.append({"row": int(chosen[place]), "prompt": prompt, "answers": answers})
+        known = bool(seen[place])
+        lines.append({"row": int(chosen[place]), "prompt": prompt, "seen_in_train": known, "answers": answers})
     result: BaselineEvaluation = {
         "prompts": len(chosen),
+        "seen_in_train": int(seen.sum()),
         "n": count,
         "score_mean": float(score[:, 0].mean()),
         "score_std": float(score[:, 0].std()),
@@ -89,7 +93,9 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
     evaluation.write(result, lines)
 
 
-def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward: Path, baseline: Path) -> None:
+def evaluate_ppo(
+    evaluation: AnswersEvaluation[ResolvedAnswers], policy: Path, sft: Path, reward: Path, baseline: Path
+) -> None:
     """Answers of the policy against the SFT model's first answers to the same prompts.
 
     Args:
@@ -118,6 +124,7 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     rate, rate_error = score_win_rate(own, first)
     result: PpoEvaluation = {
         "prompts": len(chosen),
+        "seen_in_train": int(corpus.is_seen()[chosen].sum()),
         "win_rate": rate,
         "win_rate_se": rate_error,
         "score_mean": float(judged.score.mean()),
@@ -158,21 +165,32 @@ def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
     pair: SamplePair = {
         "row": row["row"],
         "prompt": row["prompt"],
+        "seen_in_train": row["seen_in_train"],
         "sft": sft["text"],
         "policy": policy["text"],
         "sft_score": sft["score"],
         "policy_score": policy["score"],
+        "sft_length": sft["length"],
+        "policy_length": policy["length"],
+        "sft_finished": sft["finished"],
+        "policy_finished": policy["finished"],
     }
     if "gold" in policy:
         pair["sft_gold"], pair["policy_gold"] = sft["gold"], policy["gold"]
     return pair
 
 
-def _sample(evaluation: AnswersEvaluation, model: Model, corpus: Corpus, rows: np.ndarray, purpose: str) -> Samples:
+def _sample(
+    evaluation: AnswersEvaluation[ResolvedAnswers],
+    model: Model,
+    corpus: Corpus,
+    rows: np.ndarray,
+    purpose: str,
+) -> Samples:
     """An answer to the prompt of each row; one that stands several times gets as many answers."""
-    settings, seed = evaluation.settings, evaluation.spec.seed
+    settings = evaluation.settings
     prompts = [corpus.prompt(row) for row in rows]
-    seeds = [derive_seed(seed, purpose, place) for place in range(len(rows))]
+    seeds = [derive_seed(evaluation.seed, purpose, place) for place in range(len(rows))]
     limits = (evaluation.batch_size, settings.max_answer_seq_len, settings.temperature)
 
     def sampled(model: nn.Module, remember: Remember[Answer]) -> list[Answer]:
@@ -182,7 +200,7 @@ def _sample(evaluation: AnswersEvaluation, model: Model, corpus: Corpus, rows: n
 
 
 def _logprobs(
-    evaluation: AnswersEvaluation, model: Model, samples: Samples, corpus: Corpus, name: str
+    evaluation: AnswersEvaluation[ResolvedAnswers], model: Model, samples: Samples, corpus: Corpus, name: str
 ) -> list[np.ndarray]:
     """Log-probabilities of the answers' tokens under a model, [length] float32 each."""
     shares, temperature = samples.shares(evaluation.batch_size), evaluation.settings.temperature
@@ -194,7 +212,11 @@ def _logprobs(
 
 
 def _judge(
-    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+    evaluation: AnswersEvaluation[ResolvedAnswers],
+    samples: Samples,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
 ) -> JudgedSamples:
     """What the reward model in a folder and the gold reward say of answers; `tokenizer` made their ids."""
     positions, own = getattr(load_config(folder), "max_position_embeddings", None), load_tokenizer(folder)

@@ -19,6 +19,7 @@ from rlhf.config.specification import (
     ResolvedAnswers,
     ResolvedRewardEvaluation,
     ResolvedSftEvaluation,
+    SeededSpecification,
 )
 from rlhf.data.corpus import Corpus
 from rlhf.errors import Interrupted, UserError
@@ -26,6 +27,7 @@ from rlhf.evaluation.found import Codec, Found
 from rlhf.memory.measure import memory_report
 from rlhf.models.loading import load_policy, load_reward
 from rlhf.models.scores import TokenScorer
+from rlhf.ppo.prompts import keep_prompts
 from rlhf.records.evaluation import EvaluationRecord, Measured, write_evaluation
 from rlhf.records.memory import write_memory
 from rlhf.records.samples import BaselineSample, SamplePair, write_samples
@@ -34,7 +36,7 @@ from rlhf.runtime.manifest import code_hash, placement
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import Remember, agreed, all_gather, on_cpu, rank, require_dtype, together
 from rlhf.training.inference import empty_cache, evaluation_config, for_inference, release
-from rlhf.training.job import Job
+from rlhf.training.job import Job, StagePaths
 
 logger = get_logger(__name__)
 
@@ -177,10 +179,23 @@ class Evaluation(Job[SettingsT, Section, PlannedEvaluation]):
 
 SftStage = Evaluation[ResolvedSftEvaluation]
 RewardStage = Evaluation[ResolvedRewardEvaluation]
-AnswersEvaluation = Evaluation[ResolvedAnswers]
+AnswersT = TypeVar("AnswersT", bound=ResolvedAnswers, covariant=True)
 
 
-def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
+class AnswersEvaluation(Evaluation[AnswersT]):
+    """An evaluation stage that draws answers.
+
+    Args:
+        spec: the stage's specification.
+        paths: where it reads and writes.
+    """
+
+    def __init__(self, spec: SeededSpecification[AnswersT, Section, PlannedEvaluation], paths: StagePaths) -> None:
+        super().__init__(spec, paths)
+        self.seed = spec.seed
+
+
+def unseen_prompts(evaluation: AnswersEvaluation[ResolvedAnswers]) -> tuple[Corpus, np.ndarray]:
     """The unseen prompts to answer: a seeded choice among those that are short enough, every dataset with its share.
 
     Returns:
@@ -191,9 +206,8 @@ def unseen_prompts(evaluation: AnswersEvaluation) -> tuple[Corpus, np.ndarray]:
     """
     settings = evaluation.settings
     corpus = evaluation.paths.corpus("eval", "ppo")
-    fits = corpus.lengths("prompt") <= settings.max_prompt_seq_len
-    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
-    chosen = corpus.sample(settings.prompts, derive_seed(evaluation.spec.seed, "unseen prompts"))
+    dropped = keep_prompts(corpus, settings.max_prompt_seq_len)
+    chosen = corpus.sample(settings.prompts, derive_seed(evaluation.seed, "unseen prompts"))
     logger.info("%d of %d unseen prompts; %d are too long", len(chosen), len(corpus), dropped)
     return corpus, chosen
 

@@ -108,8 +108,16 @@ def mean_and_error(values: npt.ArrayLike) -> tuple[float, float | None]:
     return float(sample.mean()), float(sample.std(ddof=1) / math.sqrt(sample.size))
 
 
-def mean_interval(values: Sequence[float] | FloatArray, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(
+    values: Sequence[float] | FloatArray, confidence: float = CONFIDENCE, within: tuple[float, float] | None = None
+) -> Interval:
     """Mean over seeds with the Student t confidence interval of the mean.
+
+    Args:
+        values: one of each seed.
+        confidence: coverage, between 0 and 1.
+        within: lowest and highest value that a mean can have, as 0 and 1 of a share: the interval keeps what lies
+            between them, and covers the mean as often.
 
     Raises:
         ValueError: `values` is empty.
@@ -123,7 +131,8 @@ def mean_interval(values: Sequence[float] | FloatArray, confidence: float = CONF
     if error is None:
         return Interval(mean, None, None, None)
     half = float(t.ppf(0.5 + confidence / 2, sample.size - 1)) * error
-    return Interval(mean, float(sample.std(ddof=1)), mean - half, mean + half)
+    lowest, highest = within or (-math.inf, math.inf)
+    return Interval(mean, float(sample.std(ddof=1)), max(lowest, mean - half), min(highest, mean + half))
 
 
 def best_of_n(scores: npt.ArrayLike, values: npt.ArrayLike, n: int) -> float:

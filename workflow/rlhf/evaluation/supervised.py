@@ -55,6 +55,7 @@ def evaluate_sft(evaluation: SftStage, model_folder: Path) -> None:
             "tokens": int(corpus.lengths("chosen").sum()),
             "rows": len(corpus),
             "rows_too_long": dropped.too_long,
+            "seen_in_train": int(corpus.is_seen().sum()),
         }
     )
 
@@ -76,6 +77,7 @@ def evaluate_reward(evaluation: RewardStage, model_folder: Path) -> None:
         **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
         "rows_too_long": dropped.too_long,
         "rows_of_equal_answers": dropped.equal,
+        "seen_in_train": int(corpus.is_seen().sum()),
     }
     evaluation.write(result)
 

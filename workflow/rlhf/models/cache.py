@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.file_download import REGEX_COMMIT_HASH
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME
 
+from rlhf import hub
 from rlhf.causes import FOREIGN, cause
 from rlhf.config.requirements import Requirement, require
 from rlhf.config.sources import ModelSettings, ModelSource
 from rlhf.errors import UserError, first_line
-from rlhf.files import sha256_tree, write_json
-from rlhf.models.folders import (
-    ADAPTER,
-    adapter_error,
-    indexed,
-    of_another_head,
-    published_file,
-    require_model_folder,
-)
+from rlhf.files import sha256_file, sha256_tree, write_json
+from rlhf.models.folders import require_model_folder
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.lora import linear_modules
-from rlhf.models.merged import FILE, MergedAdapters, fits, read_merged, write_merged
+from rlhf.models.merged import MergedAdapters, fits, read_merged, write_merged
+from rlhf.models.origin import CODE, Origin, find_origin, is_text
+from rlhf.models.published import PublishedModel, read_published
+from rlhf.models.storing import store_weights
 from rlhf.models.tokenizers import changed_rules, load_as_published, settle_special_tokens, train_tokenizer
-from rlhf.records.manifest import MANIFEST, ModelManifest
+from rlhf.records.manifest import MANIFEST, ModelManifest, ModelOrigin
 from rlhf.runtime.folders import atomic_directory
 from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import seed_everything
+from rlhf.runtime.transfer import bytes_logged
 
 logger = get_logger(__name__)
 
@@ -65,23 +56,65 @@ def cache_model(
             requirement is not met.
     """
     if settings.source == "scratch":
-        model, tokenizer = _from_scratch(settings, texts or (), place)
+        _cache_from_scratch(settings, output, place, requirements, texts or ())
     else:
-        model, tokenizer = _from_source(settings.source, settings.trust_remote_code, place)
+        _cache_from_source(settings, settings.source, output, place, requirements)
+
+
+def _cache_from_scratch(
+    settings: ModelSettings, output: Path, place: str, requirements: Iterable[Requirement], texts: Iterable[str]
+) -> None:
+    model, tokenizer = _from_scratch(settings, texts, place)
+    facts = _settled(model, tokenizer, settings, place, requirements)
+    with atomic_directory(output) as folder:
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        _require_same_when_loaded(folder / "model", place)
+        write_json(folder / MANIFEST, {**facts, "outputs": sha256_tree(folder)})
+
+
+def _cache_from_source(
+    settings: ModelSettings, source: ModelSource, output: Path, place: str, requirements: Iterable[Requirement]
+) -> None:
+    key, name = f"{place}.source.{'hub' if source.hub else 'path'}", source.hub or str(source.path)
+    origin = find_origin(source, key, settings.trust_remote_code)
+    published, tokenizer = _read(origin, name, key, settings.trust_remote_code)
+    facts = _settled(published.model, tokenizer, settings, place, requirements)
+    adapters = _merged_adapters(published)
+    with atomic_directory(output) as folder:
+        model = folder / "model"
+        model.mkdir()
+        with bytes_logged(folder, f"{place}: written", _size(published)):
+            same = store_weights(published, model, f"{key}: {name!r}")
+        if adapters:
+            write_merged(model, adapters)
+        _save_the_rest(published, tokenizer, model, settings.trust_remote_code)
+        _require_same_when_loaded(model, place)
+        outputs = sha256_tree(folder)
+        files = {
+            file: outputs[f"model/{same[file]}"] if file in same else sha256_file(origin.folder / file)
+            for file in _read_files(published)
+        }
+        record = _record(origin, published, files)
+        write_json(folder / MANIFEST, {**facts, "source": record, "precision": published.precision, "outputs": outputs})
+    _say_precision(published, place)
+
+
+def _settled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ModelSettings,
+    place: str,
+    requirements: Iterable[Requirement],
+) -> ModelManifest:
+    """Give model and tokenizer their special tokens, check what is asked of them, and say what they are."""
     settle_special_tokens(tokenizer, model, settings.eos_token, settings.pad_token, place)
     _warn_of_ids_without_token(model, tokenizer, place)
     facts = _facts(model, tokenizer)
     require(facts, requirements, place)
-    adapters = {} if settings.source == "scratch" else _merged_adapters(model, settings.source)
-    with atomic_directory(output) as folder:
-        model.save_pretrained(folder / "model")
-        if adapters:
-            write_merged(folder / "model", adapters)
-        tokenizer.save_pretrained(folder / "model")
-        _require_same_when_loaded(folder / "model", place)
-        write_json(folder / MANIFEST, {**facts, **_commit(settings.source), "outputs": sha256_tree(folder)})
     parameters, tokens = f"{facts['parameters']:,}", facts["vocabulary"]
     logger.info("%s: %s with %s parameters, %s tokens", place, facts["model_type"], parameters, tokens)
+    return facts
 
 
 def _require_same_when_loaded(model: Path, place: str) -> None:
@@ -122,17 +155,6 @@ def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelM
     }
 
 
-def _commit(source: ModelSource | str) -> dict[str, str]:
-    """The commit of a hub that a model's files are of, as the name of their folder in the cache of the hub's client."""
-    if isinstance(source, str) or source.hub is None:
-        return {}
-    file = published_file(source.hub, CONFIG_NAME, _where(source))
-    known = (
-        file is not None and file.parent.parent.name == "snapshots" and REGEX_COMMIT_HASH.fullmatch(file.parent.name)
-    )
-    return {"commit": file.parent.name} if file is not None and known else {}
-
-
 def _from_scratch(
     settings: ModelSettings, texts: Iterable[str], place: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -167,102 +189,79 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _from_source(
-    source: ModelSource, trust_remote_code: bool, place: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    name = source.hub or str(source.path)
-    key = f"{place}.source.{'hub' if source.hub else 'path'}"
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **_where(source)}
-    if source.hub and Path(name).exists():  # transformers would take that, and no hash of it is in the ID
-        raise UserError(f"{key}: there is a local file or folder {name!r}; give it as {place}.source.path, or move it")
-    if source.path and Path(name).is_dir():
-        require_model_folder(Path(name), key)
+def _read(
+    origin: Origin, name: str, key: str, trust_remote_code: bool
+) -> tuple[PublishedModel, PreTrainedTokenizerBase]:
+    """A source's model by its headers, and its tokenizer."""
+    weights = require_model_folder(origin.folder, key, name)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
-        tokenizer = load_as_published(name, options, key)
+        tokenizer = load_as_published(origin.folder, options, key, name)
     except FOREIGN as error:
         raise UserError(f"{key}: no usable tokenizer in {name!r}: {cause(error)}") from None
+    tokenizer.name_or_path = name  # it is saved, and a cache's folder says something of a person or machine
     try:
-        _require_whole_safetensors(name, key, options)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype="auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below
-            **options,
-        )
+        published = read_published(origin.folder, weights, trust_remote_code, key, name)
     except FOREIGN as error:
         raise UserError(f"{key}: no usable model in {name!r}: {cause(error)}") from None
-    _require_all_parts(model, loading, f"{key}: {name!r}")
-    # Its sampling defaults are not ours, and transformers refuses to save inconsistent ones.
-    model.generation_config = GenerationConfig()
-    return model, tokenizer
+    if weights.pickled:
+        logger.info("%s: %r is pickled; torch's restricted loader reads it, and it is kept as safetensors", key, name)
+    return published, tokenizer
 
 
-def _require_all_parts(model: PreTrainedModel, loading: dict[str, Any], name: str) -> None:
-    """Refuse a model that is read with other parts than it was published with.
-
-    Raises:
-        UserError: weights are missing, of another shape, or would be dropped.
-    """
-    lacking = {*loading["missing_keys"], *(str(item[0]) for item in loading["mismatched_keys"])}
-    dropped = {key for key in loading["unexpected_keys"] if _last_two(key) not in _computed(model)}
-    architectures = model.config.architectures or []
-    other = of_another_head(dropped, architectures) if lacking or dropped else None
-    if other:
-        raise UserError(
-            f"{name} would lose its head: {other}; training starts from a language model: give the one that it was "
-            "made from"
-        )
-    if lacking:
-        raise UserError(f"{name} lacks weights of a causal language model: {', '.join(sorted(lacking)[:5])}")
-    if dropped:
-        raise UserError(
-            f"{name} has weights that {type(model).__name__} has no place for, and that would be dropped: "
-            f"{', '.join(sorted(dropped)[:5])}; if they are not needed, load it with transformers and save it again"
-        )
+def _save_the_rest(
+    published: PublishedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool
+) -> None:
+    """What a model folder has beside weights."""
+    model = published.model
+    model.config.dtype = next(iter(published.precision))
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in published.folder.glob(CODE) if trust_remote_code else ():
+        shutil.copyfile(file, folder / file.name)
 
 
-def _computed(model: PreTrainedModel) -> set[str]:
-    """Ends of the names of tensors that the model computes by itself, and that old files hold: masks, frequencies."""
-    return {_last_two(name) for name, _ in model.named_buffers()}
+def _size(published: PublishedModel) -> int:
+    return sum((published.folder / file).stat().st_size for file in published.weights.files)
 
 
-def _last_two(name: str) -> str:
-    return ".".join(name.split(".")[-2:])
+def _read_files(published: PublishedModel) -> list[str]:
+    """The files that were read: of weights, those that count; and what lies beside them."""
+    texts = {file.name for file in published.folder.iterdir() if is_text(file.name)}
+    texts -= {WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_INDEX_NAME} - {published.weights.index}
+    return sorted(texts | {*published.weights.files})
 
 
-def _require_whole_safetensors(name: str, key: str, options: dict[str, Any]) -> None:
-    """Refuse what makes transformers read other files than weights as safetensors of this model.
-
-    Raises:
-        UserError: it is an adapter, which loads another model, or an index names a pickle or a file elsewhere.
-    """
-    if published_file(name, ADAPTER, options) is not None:
-        raise adapter_error(f"{key}: {name!r}")
-    index = published_file(name, SAFE_WEIGHTS_INDEX_NAME, options)
-    if index is not None:
-        indexed(index, f"{key}: {name!r}")
+def _record(origin: Origin, published: PublishedModel, files: dict[str, str]) -> ModelOrigin:
+    return {
+        "hub": origin.hub,
+        "revision": origin.revision,
+        "commit": origin.commit,
+        "license": hub.licence(origin.folder / "README.md"),
+        "weights": "pickled" if published.weights.pickled else "safetensors",
+        "files": files,
+    }
 
 
-def _where(source: ModelSource) -> dict[str, Any]:
-    """How transformers finds a source's files."""
-    return {"local_files_only": source.hub is None} | ({"revision": source.revision} if source.hub else {})
+def _say_precision(published: PublishedModel, place: str) -> None:
+    stored = " and ".join(published.precision)
+    logger.info("%s: weights are kept as they are stored, in %s", place, stored)
 
 
-def _merged_adapters(model: PreTrainedModel, source: ModelSource) -> MergedAdapters:
+def _merged_adapters(published: PublishedModel) -> MergedAdapters:
     """The adapters that an earlier run merged into a source, for training that goes on in half precision.
 
     Those of weights that are other than that run left them, because the vocabulary grew or the folder was converted,
     would give another model and are left out.
     """
-    file = published_file(source.hub or str(source.path), FILE, _where(source))
-    adapters = read_merged(file.parents[1]) if file is not None else {}
-    layers = dict(model.named_modules())
+    adapters = read_merged(published.folder)
+    layers = dict(published.model.named_modules())
+    types = {published.names[key]: tensor.dtype for key, tensor in published.tensors.items()}
     kept = {
         name: changes
         for name, changes in adapters.items()
-        if name in layers and fits(layers[name], changes) and layers[name].weight.dtype == torch.float32
+        if name in layers and fits(layers[name], changes) and types.get(f"{name}.weight") == torch.float32
     }
     if len(kept) < len(adapters):
         logger.warning(

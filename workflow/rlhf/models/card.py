@@ -41,6 +41,12 @@ of the policy itself.
 - Pretrained model: `{{ base.hub }}`{% if base.revision %} at revision `{{ base.revision }}`{% endif %}
 
 {% endif %}
+{% if base.get("license") %}
+- Licence of the pretrained model, as its card states it: {{ base.license }}
+{% endif %}
+{% if base.get("precision") %}
+- The pretrained model's weights are stored in {{ base.precision | join(" and ") }}
+{% endif %}
 - Starts from: {{ base.stage }} {{ base.id }}
 {% if rewarded_by %}
 - Reward model: reward {{ rewarded_by }}
@@ -53,13 +59,18 @@ of the policy itself.
 | dataset | rows to SFT, reward, PPO | seed of the split | split |
 |---|---|---|---|
 {% for part in datasets %}
-| {{ part.get("hub") or part.get("dataset") or "" }} | {{ part.get("data_split", "") }} | \
+| {{ part.get("hub") or part.get("dataset") or "" }}\
+{{ " (commit " + part.commit[:12] + ")" if part.get("commit") }} | {{ part.get("data_split", "") }} | \
 {{ part.get("split_seed", "") }} | {{ part.split }} |
 {% endfor %}
 
 {% for name, count in rows.items() %}
-- {{ count }} rows {{ purposes[name] }}
+- {{ count }} {{ purposes[name] }}
 {% endfor %}
+{% if seen %}
+
+**Not all of the unseen rows are unseen**: the prompts or groups of {{ seen }} of them are trained on too.
+{% endif %}
 
 ## Results
 
@@ -172,7 +183,12 @@ REWARD_USAGE = (
     "`config.json` are those of unseen answers in training: with them, scores have mean 0 and deviation 1. Only scores "
     "of answers to the same prompt can be compared."
 )
-PURPOSES = {"train": "trained on", "eval": "unseen in training, to evaluate"}
+PURPOSES = {
+    "train": "rows trained on{given}",
+    "eval": "rows unseen in training, to evaluate",
+    "mixed": "rows of SFT data mixed into its steps",
+}
+PROMPTS = "prompts trained on{given}, with {answers} sampled answers"
 EXPLANATIONS = {
     "sft": "Loss is in nats per token.",
     "reward": "Loss is in nats per pair; accuracy is the share of pairs whose preferred answer scores higher.",
@@ -214,7 +230,9 @@ def model_card(
     trained = settings.actor if isinstance(settings, PpoSettings) else settings
     base = manifest["lineage"]["base_model"]
     title, description = STAGES[kind]
-    columns, results = _results(metrics)
+    seen = manifest.get("seen_in_train", 0)
+    among = f" ({seen} of {manifest['rows']['eval']} trained on too)" if seen else ""
+    columns, results = _results(metrics, f"unseen rows{among}")
     template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
     return template.render(
         **{key: manifest[key] for key in ("id", "seed", "rows", "dtype", "world_size", "device", "code", "packages")},
@@ -230,7 +248,8 @@ def model_card(
         snippet=snippet(kind == "reward", chat),
         usage=REWARD_USAGE if kind == "reward" else POLICY_USAGE,
         limits=LIMITS[kind],
-        purposes=PURPOSES,
+        purposes=_purposes(manifest),
+        seen=seen,
         lora_dim=trained.lora_dim,
         more_trained=not trained.only_optimize_lora,
         has_adapter=has_adapter,
@@ -240,6 +259,14 @@ def model_card(
         settings=settings,
         settings_yaml=_yaml(stage.identity()["settings"]),
     )
+
+
+def _purposes(manifest: Manifest) -> dict[str, str]:
+    """What the rows of each kind were for, and of how many those that training has used are."""
+    given, answers = manifest.get("rows_given"), manifest.get("answers")
+    among = f", of {given} that it was given" if given is not None and given != manifest["rows"]["train"] else ""
+    train = PURPOSES["train"] if answers is None else PROMPTS
+    return PURPOSES | {"train": train.format(given=among, answers=answers)}
 
 
 def _front_matter(kind: str, hub: str | None, license: str) -> dict[str, Any]:
@@ -253,10 +280,10 @@ def _front_matter(kind: str, hub: str | None, license: str) -> dict[str, Any]:
     }
 
 
-def _results(metrics: list[MetricsLine]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the last training step and the last evaluation."""
+def _results(metrics: list[MetricsLine], unseen: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the last training step and the last evaluation, which is of the `unseen` rows."""
     last = {line.phase: line for line in metrics}
-    labels: dict[Phase, str] = {"train": "last training step", "eval": "unseen rows"}
+    labels: dict[Phase, str] = {"train": "last training step", "eval": unseen}
     lines = [(label, last[phase]) for phase, label in labels.items() if phase in last]
     columns = list(dict.fromkeys(name for _, line in lines for name in line.values if name not in HIDDEN))
     cells = [

@@ -1,61 +1,54 @@
-"""What a local model folder holds, seen before a library reads it: files of another kind are named as what they are."""
+"""What a model's folder or repository holds, seen before a library reads it: what it is, where it is something else."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rlhf.errors import UserError
+from rlhf.files import peek
+from rlhf.models.weights import KINDS, WeightFiles, weight_files
 
 ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # How a zip file, which `torch.save` writes, and a bare pickle begin.
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def published_file(name: str, part: str, options: dict[str, Any]) -> Path | None:
-    """A file of a model's source, or None where it has none.
+def require_model_files(names: Collection[str], key: str, model: str) -> None:
+    """Refuse a folder or repository in which transformers would find another model, or none, by its files' names.
 
     Args:
-        name: hub name or folder.
-        part: name of the file.
-        options: of `from_pretrained`: `local_files_only` and, for a hub, `revision`.
-    """
-    where = {key: options[key] for key in ("local_files_only", "revision") if key in options}
-    found = cached_file(name, part, **where, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
-def require_model_folder(folder: Path, key: str) -> None:
-    """Refuse a local folder in which transformers would find another model, or none.
-
-    Args:
-        folder: it exists.
+        names: of the files there.
         key: configuration key that names it, for messages.
+        model: what it is called there.
 
     Raises:
-        UserError: it has pointers of git-lfs, an adapter's configuration, weights of another kind or no whole ones, or
-            no tokenizer.
+        UserError: it has an adapter's configuration, weights of another kind or none, or no tokenizer.
     """
-    name = f"{key}: {str(folder)!r}"
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        if _begins(file, (POINTER,)):
+    name = f"{key}: {model!r}"
+    weights = any(one in names for kind in KINDS for one in kind)
+    if ADAPTER in names:
+        if not weights:
             raise UserError(
-                f"{name}: {file.name} is a pointer of git-lfs, not the file itself; run `git lfs pull` in the folder, "
-                "or download the files"
+                f"{name} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that"
             )
-    _require_no_adapter(folder, name)
-    unusable = _unusable(folder, name)
-    if unusable is not None:
-        raise UserError(f"{key}: no usable model in {str(folder)!r}: {unusable}")
-    if not any((folder / file).exists() for file in VOCABULARY_FILES):
+        raise UserError(
+            f"{name} has {ADAPTER} beside whole weights, and transformers would load the adapter on another model; if "
+            f"the adapter is merged into these weights, remove {ADAPTER}; else merge it (`merge_and_unload` of peft)"
+        )
+    if not weights:
+        raise UserError(f"{key}: no usable model in {model!r}: {_instead(names)}")
+    if CONFIG_NAME not in names:
+        raise UserError(
+            f"{key}: no usable model in {model!r}: it has no {CONFIG_NAME}; give a folder written by save_pretrained"
+        )
+    if not any(file in names for file in VOCABULARY_FILES):
         # transformers would make up an empty tokenizer of the model's family
         raise UserError(
             f"{name} has no tokenizer ({', '.join(VOCABULARY_FILES)}); give a folder written by save_pretrained, of "
@@ -63,91 +56,87 @@ def require_model_folder(folder: Path, key: str) -> None:
         )
 
 
-def _require_no_adapter(folder: Path, name: str) -> None:
-    if not (folder / ADAPTER).exists():
-        return
-    if _weights(folder, name):
-        raise UserError(
-            f"{name} has {ADAPTER} beside whole weights, and transformers would load the adapter on another model; if "
-            f"the adapter is merged into these weights, remove {ADAPTER}; else merge it (`merge_and_unload` of peft)"
-        )
-    raise adapter_error(name)
-
-
-def adapter_error(name: str) -> UserError:
-    """The refusal of an adapter without its model.
+def require_model_folder(folder: Path, key: str, model: str) -> WeightFiles:
+    """The weight files of a folder, after what can be said against it without reading them has been looked for.
 
     Args:
-        name: of the source, with its configuration key.
+        folder: it exists.
+        key: configuration key that names it, for messages.
+        model: what it is called there.
+
+    Raises:
+        UserError: as `require_model_files`; or it has pointers of git-lfs, lacks weight files, or is quantised.
     """
-    return UserError(f"{name} is an adapter; merge it into its model (`merge_and_unload` of peft), and save that")
+    names = {file.name for file in folder.iterdir() if file.is_file() or file.is_symlink()}
+    for file in sorted(folder / name for name in names):
+        if _begins(file, (POINTER,)):
+            raise UserError(
+                f"{key}: {model!r}: {file.name} is a pointer of git-lfs, not the file itself; run `git lfs pull` in "
+                "the folder, or download the files"
+            )
+    require_model_files(names, key, model)
+    found = weight_files(names, lambda name: folder / name, f"{key}: {model!r}")
+    assert found is not None  # there are weights
+    unusable = _unusable(folder, found)
+    if unusable is not None:
+        raise UserError(f"{key}: no usable model in {model!r}: {unusable}")
+    return found
 
 
-def _unusable(folder: Path, name: str) -> str | None:
-    """Why a folder's model cannot be read, or None."""
-    weights = _weights(folder, name)
-    if not weights:
-        return _instead(folder)
-    for file in weights:
-        if _begins(folder / file, PICKLES):
-            return f"{file} is no safetensors file but a pickle; {_PICKLED_REMEDY}"
-    missing = [file for file in weights if not (folder / file).exists()]
+def _unusable(folder: Path, weights: WeightFiles) -> str | None:
+    """Why a folder's weights cannot be used, or None."""
+    for file in weights.files:
+        if not weights.pickled and _begins(folder / file, PICKLES):
+            return (
+                f"{file} is no safetensors file but a pickle; download it again, or name it as one: pytorch_model.bin"
+            )
+    missing = [file for file in weights.files if not (folder / file).exists()]
     if missing:
         return (
-            f"{SAFE_WEIGHTS_INDEX_NAME} names {missing[0]}, which is not there ({len(missing)} of {len(weights)} files "
-            "are missing); copy or download the rest"
+            f"{weights.index or 'the model'} names {missing[0]}, which is not there ({len(missing)} of "
+            f"{len(weights.files)} files are missing); copy or download the rest"
         )
-    if not (folder / CONFIG_NAME).exists():
-        return f"it has no {CONFIG_NAME}; give a folder written by save_pretrained"
+    quantised: Any = (peek(folder / CONFIG_NAME) or {}).get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        return (
+            f"it is quantised ({method}), and such weights cannot be trained; give the model that it was made from, or "
+            "an unquantised copy (`dequantize()` of transformers, where it has that for the method)"
+        )
     return None
 
 
-_PICKLED_REMEDY = (
-    "pickled weights (.bin) are never read: where you trust them, load them with transformers and save them again, "
-    "with weights as safetensors"
-)
-
-
-def _instead(folder: Path) -> str:
-    """What a folder without weights as safetensors has in their place."""
-    quantised = sorted(file.name for file in folder.glob("*.gguf"))
-    if quantised:
+def _instead(names: Collection[str]) -> str:
+    """What a folder without weights that are read has in their place."""
+    if quantised := _ending(names, ".gguf"):
         return (
             f"{quantised[0]} is of llama.cpp (GGUF); load it with transformers (`from_pretrained(..., gguf_file="
             f"{quantised[0]!r})`, which needs the package gguf), and save model and tokenizer by save_pretrained"
         )
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
-    if pickled:
-        return f"{pickled[0]} is all it has for weights; {_PICKLED_REMEDY}"
+    if own := sorted(name for name in names if re.fullmatch(r"consolidated\..*(pth|safetensors)", name)):
+        return (
+            f"{own[0]} is in its authors' own format; take the repository with the weights of transformers (often "
+            "named -hf), or convert it (`convert_llama_weights_to_hf.py`, `convert_mistral_weights_to_hf.py` of "
+            "transformers)"
+        )
+    for single, index, ending in KINDS:
+        if shards := sorted(name for name in names if re.fullmatch(rf".+-\d+-of-\d+\.{ending}", name)):
+            return f"{shards[0]} lacks the index of its parts, {index}, or {single} in their place; download it too"
+    if pickled := _ending(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        return (
+            f"{pickled[0]} is all it has for weights, and it is not known by this name what it holds; a state_dict "
+            "saved by torch is read as pytorch_model.bin"
+        )
+    if other := _ending(names, ".h5", ".msgpack", ".ot"):
+        return (
+            f"{other[0]} is of another framework; load it with transformers 4 (`from_tf=True`, `from_flax=True`), and "
+            "save model and tokenizer by save_pretrained"
+        )
     return f"it has no weights ({SAFE_WEIGHTS_NAME}, or {SAFE_WEIGHTS_INDEX_NAME} and its files)"
 
 
-def _weights(folder: Path, name: str) -> list[str]:
-    """Names of the weight files that transformers would read; those of an index need not be there."""
-    if (folder / SAFE_WEIGHTS_NAME).exists():
-        return [SAFE_WEIGHTS_NAME]
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    return indexed(index, name) if index.exists() else []
-
-
-def indexed(index: Path, name: str) -> list[str]:
-    """The weight files that an index names, in their order.
-
-    Args:
-        index: model.safetensors.index.json.
-        name: of the model, with its configuration key, for messages.
-
-    Raises:
-        UserError: the index cannot be read, or names a pickle or a file elsewhere.
-    """
-    try:
-        files = sorted({str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: {index.name} is damaged ({type(error).__name__}: {error}); copy it again") from None
-    for file in files:
-        if not re.fullmatch(r"[^/\\]+\.safetensors", file):
-            raise UserError(f"{name}: the index names {file!r}, which is no safetensors file beside it")
-    return files
+def _ending(names: Collection[str], *endings: str) -> list[str]:
+    return sorted(name for name in names if name.endswith(endings))
 
 
 def _begins(file: Path, marks: Iterable[bytes]) -> bool:

@@ -13,10 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.sources import TokenizerSettings
 from rlhf.errors import UserError
-from rlhf.models.folders import published_file
 from rlhf.models.pieces import tokenizer_of_pieces
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.seeds import seed_everything
 
 logger = get_logger(__name__)
 
@@ -52,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> PreTra
     )
 
 
-def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrainedTokenizerBase:
+def load_as_published(folder: Path, options: dict[str, Any], place: str, name: str) -> PreTrainedTokenizerBase:
     """A tokenizer that gives the ids which its tokenizer.json gives, or without one its sentencepiece model.
 
     The class that tokenizer_config.json names may put its own rules in the place of those of the file: `LlamaTokenizer`
@@ -60,22 +58,23 @@ def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrai
     programs read too.
 
     Args:
-        name: hub name or folder.
+        folder: with its files.
         options: of `from_pretrained`.
         place: configuration path of the source, for messages.
+        name: of the source.
 
     Raises:
         UserError: nothing gives the ids of the file, or the tokenizer has no such file and cannot be made one.
     """
 
     def find(part: str) -> Path | None:
-        return published_file(name, part, options)
+        return folder / part if (folder / part).exists() else None
 
     file = find("tokenizer.json")
     made = tokenizer_of_pieces(find, f"{place}: {name!r}") if file is None else None
     if made is not None:
         return made
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
     if not tokenizer.is_fast:
         raise UserError(
             f"{place}: {name!r} has a {type(tokenizer).__name__}, which has no tokenizer.json (no fast one) and "
@@ -91,9 +90,9 @@ def load_as_published(name: str, options: dict[str, Any], place: str) -> PreTrai
         place,
         type(tokenizer).__name__,
         ", ".join(changed),
-        file,
+        file.name,
     )
-    plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name, **options)
+    plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, **options)
     changed = changed_rules(plain, file)
     if changed:
         raise UserError(f"{place}: {name!r}: loading the tokenizer changes {', '.join(changed)} of its tokenizer.json")
@@ -120,11 +119,11 @@ def settle_special_tokens(
     """Give tokenizer and model an EOS token and a different padding token.
 
     A padding token equal to EOS would mask EOS out of the loss, so that stopping is never trained. A missing one is
-    added, with a row in the embedding.
+    added, with a row in the embedding: what the row holds is for whoever writes the weights to say.
 
     Args:
         tokenizer: changed in place.
-        model: its embedding and configuration are changed in place.
+        model: its embedding and configuration are changed in place; it may be without storage.
         eos_token: token from the configuration that replaces the tokenizer's EOS, or None.
         pad_token: token from the configuration that replaces the tokenizer's padding, or None.
         place: configuration path of the model, for messages.
@@ -143,8 +142,7 @@ def settle_special_tokens(
     elif tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        seed_everything(0)  # the new row is random
-        model.resize_token_embeddings(len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for config in (model.config, model.generation_config):
         if config is not None:
             config.eos_token_id = tokenizer.eos_token_id
@@ -157,8 +155,14 @@ def _known(tokenizer: PreTrainedTokenizerBase, token: str, key: str) -> str:
     return token
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray]) -> list[str]:
-    """Texts of id sequences, special tokens left out."""
+def decode(tokenizer: PreTrainedTokenizerBase, sequences: list[np.ndarray], special: bool = False) -> list[str]:
+    """Texts of id sequences.
+
+    Args:
+        tokenizer: which made the ids.
+        sequences: id arrays.
+        special: whether special tokens are written too, such as the marks of a chat's turns; else they are left out.
+    """
     ids = [sequence.tolist() for sequence in sequences]
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=not special)
     return texts

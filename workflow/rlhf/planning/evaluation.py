@@ -9,7 +9,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from rlhf.config.specification import ResolvedAnswers, ResolvedRewardEvaluation, ResolvedSftEvaluation
+from rlhf.config.specification import (
+    ResolvedAnswers,
+    ResolvedBaseline,
+    ResolvedRewardEvaluation,
+    ResolvedSftEvaluation,
+)
 from rlhf.config.stages import EvaluateExecution
 from rlhf.memory.blueprint import Blueprint, EarlierAdapters
 from rlhf.memory.dryrun import DryRun, Program
@@ -37,8 +42,8 @@ class _Stage:
         """Sequences, or groups of answers, that a process computes at once."""
         size = self.execution.per_device_eval_batch_size
         if isinstance(self.settings, ResolvedAnswers):
-            answers = self.settings.prompts * (self.settings.best_of_n + 1)
-            return micro_batch_shape(answers, self.execution, size)[0]
+            each = self.settings.best_of_n + 1 if isinstance(self.settings, ResolvedBaseline) else 1
+            return micro_batch_shape(self.settings.prompts * each, self.execution, size)[0]
         return size
 
     def loaded(self, role: str, blueprint: Blueprint) -> Resident:

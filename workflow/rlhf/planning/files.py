@@ -64,9 +64,9 @@ def plan_from_files(
     plan: StagePlan = {"id": stage.id, **found}
     write_plan(output, plan)
     logger.info("%s %s: %s, %s", stage.stage, stage.id, plan["verdict"], plan["decision"])
-    logger.info("  expected_allocated: %s bytes", plan["expected_allocated"])
-    logger.info("  expected_device: %s bytes", plan["expected_device"])
-    logger.info("  upper_device: %s bytes", plan["upper_device"])
+    for name in ("expected_allocated", "expected_device", "upper_device"):
+        if plan[name] is not None:  # on the CPU there is no device
+            logger.info("  %s: %d bytes", name, plan[name])
     for entry in (*plan["adaptations"], *plan["advice"]):
         logger.info("  %s saves %d bytes (%s)", entry["name"], entry["saves"], entry["cost"])
     if plan["remedy"]:

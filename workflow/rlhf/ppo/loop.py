@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from rlhf.data.batching import shuffled_rows
 from rlhf.data.corpus import Corpus
-from rlhf.errors import UserError
 from rlhf.functions import Judge
 from rlhf.ppo.checks import require_same_distribution, sampling_error
 from rlhf.ppo.experience import judge_samples, make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.kl import KlController
 from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.models import PpoModels, load_models
+from rlhf.ppo.prompts import keep_mixed, keep_prompts, planned_iterations, trained_iterations
 from rlhf.ppo.rollout import generate
 from rlhf.ppo.samples import Partition, Samples
 from rlhf.ppo.scoring import score_samples
@@ -69,7 +69,7 @@ class Ppo:
         self._models, self._prompts, self._judge = models, prompts, judge
         self._iterations = iterations
         self._mix, self._average = mix, average
-        self._order = shuffled_rows(prompts, derive_seed(stage.seed, "prompts"))
+        self._order = self._all_prompts()
         self._kl = KlController(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
         faults = FaultCounter(stage.paths.state, settings.dtype, settings.on_nonfinite)
         self._update = PpoUpdate(models.actor, models.critic, settings, prompts.pad_token_id, faults, mix, average)
@@ -91,6 +91,22 @@ class Ppo:
                 metrics.record(iteration + 1, "train", **measured, **speed)
             checkpoints.finish()
             metrics.require_complete(self._iterations)
+
+    def data_facts(self) -> Facts:
+        """What the manifest says of the rows that all iterations have used."""
+        settings = self._settings
+        drawn = self._iterations * settings.prompts_per_rollout
+        rows = {"train": len(set(itertools.islice(self._all_prompts(), drawn)))}
+        return {
+            "rows": rows if self._mix is None else {**rows, "mixed": self._mix.rows_seen()},
+            "rows_given": len(self._prompts),
+            "rows_per_epoch": self._prompts.rows_per_epoch,
+            "answers": drawn * settings.answers_per_prompt,
+        }
+
+    def _all_prompts(self) -> Iterator[int]:
+        """Rows of the prompts in the order of the rollouts, without end."""
+        return shuffled_rows(self._prompts, derive_seed(self._stage.seed, "prompts"))
 
     def _parts(self, metrics: StageMetrics) -> dict[str, CheckpointPart]:
         """What changes from one iteration to the next, and so must be in a checkpoint, beside what `_state` holds."""
@@ -220,29 +236,27 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
     settings = stage.settings
     prompts = stage.paths.corpus("train", "ppo", settings.data_weights)
     total = len(prompts)
-    fits = prompts.lengths("prompt") <= settings.max_prompt_seq_len
-    dropped = prompts.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
+    dropped = keep_prompts(prompts, settings.max_prompt_seq_len)
     logger.info("%d of %d prompts; %d are too long", len(prompts), total, dropped)
-    iterations = settings.iterations or max(
-        1, settings.num_train_epochs * prompts.rows_per_epoch // settings.prompts_per_rollout
-    )
+    iterations = planned_iterations(settings, prompts)
     trained = trained_iterations(iterations, settings.critic_warmup_iterations)
     with stage.memory.phase("load"):
         steps = settings.ppo_epochs * settings.minibatches
         models = load_models(stage, sft, reward, prompts, trained * steps, iterations * steps)
     decay = settings.ema_decay
     average = WeightAverage(models.policy, decay) if decay is not None else None
-    Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge).run()
+    ppo = Ppo(stage, models, prompts, iterations, _pretraining_mix(stage), average, judge)
+    ppo.run()
+    data = ppo.data_facts()
     delivery = policy_delivery(models.actor.module, settings.dtype, ended_prompts(prompts))
     if average is not None:
         with average.in_place():
-            rows = {"train": len(prompts)}
-            stage.save(models.policy, models.adapted, models.tokenizer, delivery, averaged=True, rows=rows)
+            stage.save(models.policy, models.adapted, models.tokenizer, delivery, averaged=True, **data)
     inputs = {"tokenizer": prompts.tokenizer_fingerprint}
     trainers = {"actor": models.actor, "critic": models.critic}
     facts: Facts = {
         "training": {role: trainer.facts() for role, trainer in trainers.items() if trainer is not None},
-        "rows": {"train": len(prompts)},
+        **data,
         "steps": {"planned": iterations, "done": iterations},
         "sampling": {  # no key for what would cut off the distribution
             "temperature": settings.temperature,
@@ -260,28 +274,12 @@ def ended_prompts(prompts: Corpus) -> Iterator[tuple[np.ndarray, int]]:
         yield np.append(prompts.prompt(row), prompts.eos_token_id), 1
 
 
-def trained_iterations(iterations: int, critic_warmup: int) -> int:
-    """Iterations in which the policy trains; its learning-rate schedule spans their steps, so that it reaches its end.
-
-    Raises:
-        UserError: there are none, because the value model warms up in all of them.
-    """
-    if critic_warmup >= iterations:
-        raise UserError(
-            f"ppo.critic_warmup_iterations: {critic_warmup} of {iterations} iterations train the value model alone, so "
-            "the policy would never train; lower it, or raise ppo.iterations (or ppo.num_train_epochs)"
-        )
-    return iterations - critic_warmup
-
-
 def _pretraining_mix(stage: PpoStage) -> PretrainingMix | None:
     settings = stage.settings
     if settings.ptx_coefficient == 0:
         return None
     corpus = stage.paths.corpus("train", "sft", settings.data_weights)
-    limit = settings.max_prompt_seq_len + settings.max_answer_seq_len
-    fits = corpus.lengths("prompt") + corpus.lengths("chosen") <= limit
-    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len + max_answer_seq_len: {limit}")
+    dropped = keep_mixed(corpus, settings)
     logger.info("SFT rows mixed in: %d; %d are too long", len(corpus), dropped)
     size = stage.execution.per_device_training_batch_size
     return PretrainingMix(corpus, settings.ptx_coefficient, settings.ptx_rows_per_step, size, stage.seed)

@@ -45,13 +45,19 @@ class PretrainingMix:
         self._rows_per_step = rows_per_step
         self._objective = AnswerLikelihood()
         self._lengths = self._objective.lengths(corpus)
-        self._order = shuffled_rows(corpus, derive_seed(seed, "ptx"))
+        self._seed = derive_seed(seed, "ptx")
+        self._order = shuffled_rows(corpus, self._seed)
         self.drawn = 0  # batches so far
 
     def skip(self, batches: int) -> None:
         """Go on behind the batches that were drawn before a checkpoint."""
         self._order = itertools.islice(self._order, batches * self._rows_per_step, None)
         self.drawn = batches
+
+    def rows_seen(self) -> int:
+        """How many different rows were drawn so far."""
+        order = shuffled_rows(self._corpus, self._seed)
+        return len(set(itertools.islice(order, self.drawn * self._rows_per_step)))
 
     def next_batch(self) -> MixedBatch:
         """Draw the rows of the next optimizer step; all processes draw the same."""

@@ -12,7 +12,7 @@ import deepspeed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.config.stages import PpoSettings, Role
+from rlhf.config.stages import Role, adapters_off
 from rlhf.data.corpus import Corpus
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
@@ -90,7 +90,7 @@ def load_models(
     tokenizer, reward_tokenizer = load_tokenizer(sft), load_tokenizer(reward)
     scorer = _token_scorer(stage, load_reward(reward, dtype, 0.0, _frozen_config(stage, "critic")))
     reference = None
-    if not adapters_off(settings):
+    if not adapters_off(settings, stage.execution):
         reference = _frozen(stage, load_policy(sft, dtype, 0.0, _frozen_config(stage, "actor")), "actor")
     critic = None
     if settings.advantage_estimator == "gae":
@@ -121,15 +121,6 @@ def ppo_engine(stage: PpoStage, role: Role) -> EngineSettings:
         gradient_checkpointing=execution.gradient_checkpointing(role),
         overrides=execution.deepspeed_config,
     )
-
-
-def adapters_off(settings: PpoSettings) -> bool:
-    """Whether the reference is the policy with its adapters off, and not a second model.
-
-    It can be where adapters alone train: without them the policy is then the SFT model still.
-    """
-    only_adapters = settings.actor.lora_dim > 0 and settings.actor.only_optimize_lora
-    return settings.reference != "separate" and only_adapters
 
 
 def _token_scorer(stage: PpoStage, model: PreTrainedModel) -> TokenScorer:

@@ -2,12 +2,15 @@
 
 An entry that was not measured (no gold reward, one prompt only, another version of the code) is absent. A function that
 measures may give None for it: it is left out when the file is written.
+
+`seen_in_train` counts the rows, or prompts, of which the prompt or the group is among the training rows too: where it
+is not 0, the numbers are not of unseen data alone.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from rlhf.files import JsonObject, peek, read_object, write_json
 
@@ -33,6 +36,7 @@ class SftEvaluation(TypedDict, total=False):
     tokens: int
     rows: int
     rows_too_long: int
+    seen_in_train: int
 
 
 class Accuracy(TypedDict, total=False):
@@ -91,6 +95,7 @@ class RewardEvaluation(Accuracy, GoldAgreement, total=False):
     """Of the reward model; scores and margins are normalised as the model says, probabilities are not."""
 
     prompts: int
+    seen_in_train: int
     rows_too_long: int
     rows_of_equal_answers: int  # as tokens, though not as text
     longer_accuracy: float
@@ -121,6 +126,7 @@ class BaselineEvaluation(TypedDict, total=False):
     """Of answers of the SFT model."""
 
     prompts: int
+    seen_in_train: int
     n: int
     score_mean: float
     score_std: float
@@ -134,6 +140,7 @@ class PpoEvaluation(TypedDict, total=False):
     """Of the policy's answers against the SFT model's to the same prompts; `_se`: standard error over prompts."""
 
     prompts: int
+    seen_in_train: int
     win_rate: float
     win_rate_se: float | None
     score_mean: float
@@ -171,6 +178,23 @@ def peek_evaluation(folder: Path) -> EvaluationRecord | None:
     """What was measured, where a stage may be made meanwhile: None where it is not there, empty where it is damaged."""
     evaluation: EvaluationRecord | None = peek(folder / EVALUATION)
     return evaluation
+
+
+class Overlap(NamedTuple):
+    """How many of the rows that a number was measured on are trained on too."""
+
+    seen: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.seen} of {self.rows}"
+
+
+def overlap(evaluation: EvaluationRecord | None) -> Overlap | None:
+    """The overlap of what was measured with the training rows; None where there is none, or where it is not known."""
+    found: EvaluationRecord = evaluation or {}
+    seen = found.get("seen_in_train")
+    return Overlap(seen, found.get("rows") or found.get("prompts", 0)) if seen else None
 
 
 def write_evaluation(folder: Path, evaluation: EvaluationRecord) -> None:

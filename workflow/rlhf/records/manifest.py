@@ -6,7 +6,7 @@ It is written last, with the hashes of all other files, so that a stage with a m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from rlhf.errors import UserError
 from rlhf.files import JsonObject, peek, read_object, sha256_file, write_json
@@ -29,6 +29,8 @@ class BaseModel(TypedDict):
         path: its folder, relative to the project.
         hub: name on a hub of the pretrained model that it comes from.
         revision: commit of that model, or what the configuration names; None where neither is known.
+        license: of the pretrained model, as its card states it; absent where it states none.
+        precision: types in which its weights are stored, the most frequent first; absent where they are not known.
     """
 
     stage: str
@@ -36,6 +38,8 @@ class BaseModel(TypedDict):
     path: str
     hub: str | None
     revision: str | None
+    license: NotRequired[str]
+    precision: NotRequired[list[str]]
 
 
 class DataSource(TypedDict, total=False):
@@ -44,6 +48,8 @@ class DataSource(TypedDict, total=False):
     split: str
     dataset: str
     hub: str | None
+    commit: str
+    license: str
     data_split: str
     split_seed: int
 
@@ -127,7 +133,12 @@ class Facts(EngineFacts, total=False):
         devices: model and UUID of the GPU of each process, in the order of ranks; absent on the CPU.
         merge: model folder -> what it would lose in half precision.
         training: role (`actor`, `critic`) -> facts of its engine, for a stage that trains two models.
-        rows: split -> number of rows used.
+        rows: `train`, `eval`, and `mixed` for SFT rows in PPO -> number of different rows that were used.
+        rows_given: rows for the phase that are short enough; by `data_weights`, or by the number of steps, not all of
+            them need be used.
+        rows_per_epoch: rows that an epoch of PPO has, by `data_weights`.
+        answers: that PPO has sampled and trained on.
+        seen_in_train: rows of `eval` of which the prompt or the group is among the training rows too.
     """
 
     attempts: int
@@ -139,6 +150,10 @@ class Facts(EngineFacts, total=False):
     lineage: Lineage
     training: dict[str, EngineFacts]
     rows: dict[str, int]
+    rows_given: int
+    rows_per_epoch: int
+    answers: int
+    seen_in_train: int
     steps: Steps
     sampling: Sampling
     delivered: dict[str, JsonObject]
@@ -173,15 +188,36 @@ class Manifest(Facts, Placement, total=False):
     wall_seconds: float
 
 
+class ModelOrigin(TypedDict):
+    """Where a cached model comes from.
+
+    Attributes:
+        hub: name on a hub; None for a folder.
+        revision: as the configuration asks for it; None: the newest.
+        commit: that the files are of; None where nobody knows.
+        license: as the model's card states it.
+        weights: `safetensors` or `pickled`.
+        files: published file -> its hash.
+    """
+
+    hub: str | None
+    revision: str | None
+    commit: str | None
+    license: str | None
+    weights: str
+    files: dict[str, str]
+
+
 class ModelManifest(TypedDict, total=False):
     """The manifest of a cached model: what others need to know of it without loading it.
 
     Attributes:
+        source: where it comes from; absent for a model from scratch.
+        precision: type in which its weights are stored -> how many numbers.
         model_type: transformers' name of the family.
         parameters, vocabulary: their numbers.
         max_positions: longest sequence in tokens; None where there is no limit.
         linear_modules: names of the modules that LoRA patterns are compared with.
-        commit: of a hub, that its files are of.
         outputs: file, relative to the folder -> its hash.
     """
 
@@ -193,7 +229,8 @@ class ModelManifest(TypedDict, total=False):
     pad_token: str
     max_positions: int | None
     linear_modules: list[str]
-    commit: str
+    source: ModelOrigin
+    precision: dict[str, int]
     outputs: dict[str, str]
 
 

@@ -29,10 +29,13 @@ class BaselineSample(TypedDict):
 
     Attributes:
         row: of the prompt in the corpus.
+        prompt: as the model reads it, special tokens too.
+        seen_in_train: whether the prompt, or the group of its row, is among the training rows too.
     """
 
     row: int
     prompt: str
+    seen_in_train: bool
     answers: list[AnswerSample]
 
 
@@ -46,7 +49,13 @@ class _Pair(TypedDict):
 
 
 class SamplePair(_Pair, total=False):
-    """An answer of the SFT model and one of the policy to the same prompt."""
+    """An answer of the SFT model and one of the policy to the same prompt: tokens, and whether it ended with EOS."""
+
+    seen_in_train: bool
+    sft_length: int
+    policy_length: int
+    sft_finished: bool
+    policy_finished: bool
 
     sft_gold: float
     policy_gold: float

@@ -13,7 +13,7 @@ from rlhf.files import JsonObject
 from rlhf.phases import EVALUATIONS, PHASES, RULES
 from rlhf.records.benchmark import Benchmark, read_benchmark
 from rlhf.records.checks import ChecksReport, read_checks
-from rlhf.records.evaluation import EvaluationRecord, read_evaluation
+from rlhf.records.evaluation import EvaluationRecord, Overlap, overlap, read_evaluation
 from rlhf.records.experiment import ExperimentRun, Provenance, RunStages, StageCode, StageId
 from rlhf.records.manifest import MANIFEST, Manifest, read_manifest
 from rlhf.records.memory import MEMORY, MemoryReport, ProcessMemory, read_memory
@@ -148,6 +148,12 @@ def _read_stage(root: Path, kind: str, identifier: str) -> StageFiles:
         checks=read_checks(root / "results/check_ppo" / identifier / "checks.json") if kind == "ppo" else None,
         metrics=read_metrics(folder / METRICS) if trained else [],
     )
+
+
+def largest_overlap(experiment: Experiment, runs: Iterable[ExperimentRun], stage: str) -> Overlap | None:
+    """What of the data of an evaluation is trained on too, of the run of the largest share; None where nothing is."""
+    found = [overlap(files.evaluation) for files in experiment.of_runs(runs, stage)]
+    return max(filter(None, found), key=lambda one: one.seen / one.rows, default=None)
 
 
 def provenance(experiment: Experiment, code_hash: str) -> Provenance:

@@ -17,7 +17,7 @@ from rlhf.evaluation.statistics import FloatArray
 from rlhf.phases import PHASES
 from rlhf.records.experiment import ExperimentRun
 from rlhf.records.metrics import Phase
-from rlhf.reporting.collect import Experiment, StageFiles
+from rlhf.reporting.collect import Experiment, StageFiles, largest_overlap
 from rlhf.reporting.style import NEUTRAL, SETTINGS, colours, empty_figure, legend_below, panels, to_svg
 
 Judgement = Literal["score", "gold"]
@@ -144,8 +144,16 @@ def _curve_legend(experiment: Experiment, points: list[Group], shared: bool) -> 
         handles.append(Line2D([], [], color="grey", linewidth=0.7, alpha=0.6, label="single seeds (thick: mean)"))
     stages = [stage for stage in experiment.stages.values() if stage.kind in PHASES]
     if any(line.phase == "eval" for stage in stages for line in stage.metrics):
-        handles.append(Line2D([], [], color="grey", linestyle="--", marker="o", markersize=3.5, label="unseen data"))
+        label = f"unseen data{trained_on(experiment, 'evaluate_sft', 'evaluate_reward')}"
+        handles.append(Line2D([], [], color="grey", linestyle="--", marker="o", markersize=3.5, label=label))
     return handles
+
+
+def trained_on(experiment: Experiment, *stages: str) -> str:
+    """What a legend says of unseen data that is not unseen; nothing where all of it is."""
+    found = [largest_overlap(experiment, experiment.runs, stage) for stage in stages]
+    shown = " and ".join(dict.fromkeys(str(one) for one in found if one is not None))
+    return f" ({shown} trained on)" if shown else ""
 
 
 def reward_vs_kl(experiment: Experiment) -> str:
@@ -169,7 +177,7 @@ def reward_vs_kl(experiment: Experiment) -> str:
                 _draw_trajectory(axis, experiment.of_runs(group.runs, "ppo"), key, group.colour)
                 _draw_final(axis, experiment.of_runs(group.runs, "evaluate_ppo"), key, group.colour)
             axis.set(title=label, xlabel=r"$\sqrt{\mathrm{KL}}$ to the SFT model (nats$^{1/2}$)", ylabel=label.lower())
-        legend_below(figure, _kl_legend(points), columns=2 * len(judges))
+        legend_below(figure, _kl_legend(experiment, points), columns=2 * len(judges))
         return to_svg(figure)
 
 
@@ -218,7 +226,7 @@ def _draw_final(axis: Axes, stages: list[StageFiles], key: Judgement, colour: An
     )
 
 
-def _kl_legend(points: list[Group]) -> list[Line2D]:
+def _kl_legend(experiment: Experiment, points: list[Group]) -> list[Line2D]:
     handles = [Line2D([], [], color=group.colour, label=group.label) for group in points]
     diamond: dict[str, Any] = {
         "color": "grey",
@@ -229,6 +237,6 @@ def _kl_legend(points: list[Group]) -> list[Line2D]:
     }
     return [
         *handles,
-        Line2D([], [], label="final policy, unseen prompts", **diamond),
+        Line2D([], [], label=f"final policy, unseen prompts{trained_on(experiment, 'evaluate_ppo')}", **diamond),
         Line2D([], [], color=NEUTRAL, linestyle=":", marker=".", label="best of n SFT answers"),
     ]

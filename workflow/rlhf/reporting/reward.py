@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from rlhf.records.evaluation import EvaluationRecord
+from rlhf.records.evaluation import EvaluationRecord, overlap
 from rlhf.reporting.collect import Experiment, StageFiles
-from rlhf.reporting.plots import Curve, Group, groups, groups_of_stage
+from rlhf.reporting.plots import Curve, Group, groups, groups_of_stage, trained_on
 from rlhf.reporting.style import NEUTRAL, SETTINGS, empty_figure, legend_below, panels, to_svg
 from rlhf.reporting.tables import Column, Row, number
 
@@ -21,6 +21,7 @@ REWARD_COLUMNS = (
     Column("part", "pairs of"),
     Column("value", "value", free_text=True),
     Column("pairs", "pairs"),
+    Column("seen", "prompts trained on"),
     Column("tie_share", "ties", number(3)),
     Column("accuracy", "accuracy", number(3)),
     Column("accuracy_low", "from", number(3)),
@@ -39,7 +40,7 @@ REWARD_NOTE = (
 def reward_rows(experiment: Experiment) -> list[Row]:
     """Rows of each reward model's evaluation: all pairs, subsets, the longer answer, bins of the length difference."""
     stages = [stage for stage in experiment.in_order() if stage.kind == "evaluate_reward"]
-    return [{"id": stage.id, **row} for stage in stages for row in _parts(stage)]
+    return [{"id": stage.id, "seen": overlap(stage.evaluation), **row} for stage in stages for row in _parts(stage)]
 
 
 def _parts(stage: StageFiles) -> Iterator[Row]:
@@ -125,7 +126,7 @@ def reward_model(experiment: Experiment) -> str:
             ylabel="accuracy (share of pairs)",
             ylim=(0, 1.02),
         )
-        legend_below(figure, _legend(drawn), columns=4)
+        legend_below(figure, _legend(drawn, trained_on(experiment, "evaluate_reward")), columns=4)
         return to_svg(figure)
 
 
@@ -165,8 +166,9 @@ def _draw(axis: Axes, seeds: list[list[Bin]], group: Group) -> None:
     axis.plot(curve.x, curve.y, color=group.colour, marker="o", markersize=3.5)
 
 
-def _legend(drawn: list[Group]) -> list[Line2D]:
+def _legend(drawn: list[Group], seen: str) -> list[Line2D]:
     handles = [Line2D([], [], color=group.colour, marker="o", markersize=3.5, label=group.label) for group in drawn]
     spread = "single seeds (thick: all)" if any(len(group.runs) > 1 for group in drawn) else "95 % interval"
     handles.append(Line2D([], [], color="grey", linewidth=0.7, alpha=0.6, label=spread))
+    handles += [Line2D([], [], linestyle="", label=f"unseen pairs{seen}")] if seen else []
     return [*handles, Line2D([], [], color=NEUTRAL, linestyle=":", label="perfect calibration; chance")]

@@ -15,6 +15,7 @@ from rlhf.reporting.check_tables import (
     warnings_text,
 )
 from rlhf.reporting.collect import Experiment, provenance
+from rlhf.reporting.data import DATA_COLUMNS, Data, data_html, data_markdown, data_of, data_rows, lengths_figure
 from rlhf.reporting.memory import (
     COMPARISON_COLUMNS,
     COMPARISON_CSV,
@@ -29,7 +30,9 @@ from rlhf.reporting.quality import (
     quality_note,
     quality_table,
     run_columns,
+    run_keys,
     run_rows,
+    run_table,
     samples_html,
     samples_markdown,
 )
@@ -54,6 +57,7 @@ DESCRIPTIONS = {
     "reward_parts": "accuracy of the reward models over all pairs, by subset and by length",
     "resources": "time, memory and speed of each stage",
     "efficiency": "GPUs, memory and time that each stage asked for and used",
+    "data": "the datasets: rows of each phase, groups, overlap, lengths, what was left out, rows as they are trained",
     "memory": "predicted against measured memory of each training stage and phase",
     "samples": "answers of the SFT model and the policy side by side",
 }
@@ -61,6 +65,7 @@ FIGURES = {
     "learning_curves.svg": "Training metrics of the phases",
     "reward_vs_kl.svg": "Score and gold reward against the distance from the SFT model",
     "reward_model.svg": "Calibration of the reward model, and its accuracy by length difference",
+    "lengths.svg": "Lengths of the training rows' prompts and answers",
     "memory.svg": "Predicted and measured peak memory of each phase",
 }
 ONLY_WITH = {  # table or figure -> the phase without which it has no content
@@ -85,9 +90,13 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
     Returns:
         File name -> text.
     """
-    links = provenance(experiment, code_hash)
+    links, data = provenance(experiment, code_hash), data_of(experiment)
     return {
         **_tables(experiment),
+        "data.csv": to_csv(data_rows(data), [column.key for column in DATA_COLUMNS]),
+        "data.md": f"# Data of {experiment.name}\n\n{data_markdown(data, '##')}",
+        "data.html": data_html(data, f"Data of {experiment.name}"),
+        "lengths.svg": lengths_figure(data),
         "samples.md": samples_markdown(experiment, samples),
         "samples.html": samples_html(experiment, samples),
         "learning_curves.svg": learning_curves(experiment),
@@ -95,12 +104,12 @@ def summarise(experiment: Experiment, code_hash: str, output: Path, samples: int
         "reward_model.svg": reward_model(experiment),
         "memory.svg": memory(experiment),
         STAGES: provenance_text(links),
-        "index.md": _index(experiment, links, output),
+        "index.md": _index(experiment, data, links, output),
     }
 
 
 def _tables(experiment: Experiment) -> dict[str, str]:
-    runs, run_heads = run_rows(experiment), run_columns(experiment)
+    runs, run_heads = run_table(experiment), run_columns(experiment)
     quality, quality_heads = quality_table(experiment)
     resources, checks = resource_rows(experiment), check_table(experiment)
     rewards = reward_rows(experiment)
@@ -109,7 +118,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     name = experiment.name
     check_note, reward_note = experiment.note("ppo", CHECK_NOTE), experiment.note("reward", REWARD_NOTE)
     return {
-        "runs.csv": to_csv(runs, [column.key for column in run_heads]),
+        "runs.csv": to_csv(run_rows(experiment), run_keys(experiment)),
         "runs.md": to_markdown(runs, run_heads),
         "runs.html": to_html(runs, run_heads, f"Runs of {name}"),
         "quality.csv": quality_csv(experiment),
@@ -134,7 +143,7 @@ def _tables(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def _index(experiment: Experiment, links: Provenance, output: Path) -> str:
+def _index(experiment: Experiment, data: list[Data], links: Provenance, output: Path) -> str:
     """The page to start from: where models, tables and figures are."""
     rows, columns = quality_table(experiment)
     models = _models(experiment)
@@ -142,6 +151,7 @@ def _index(experiment: Experiment, links: Provenance, output: Path) -> str:
         f"# {experiment.name}\n",
         f"## Quality\n\n{to_markdown(rows, columns)}\n{quality_note(experiment)}\n",
         *([f"## Checks\n\n{warnings_text(experiment)}"] if experiment.has("ppo") else []),
+        f"## Data\n\n{data_markdown(data, '###')}",
         f"## Memory\n\n{memory_text(experiment)}",
         "## Models\n\nHugging Face folders (safetensors and tokenizer) that any tool can load.\n",
         *_merge_text(experiment),

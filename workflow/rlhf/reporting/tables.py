@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+TEXT_LIMIT = 400  # characters of a text that is shown
 Row = dict[str, Any]  # key of a column -> cell; an absent cell is empty
 
 
@@ -44,10 +45,38 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) ->
     return text + "\n"
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: a table under a heading, and what is said of it."""
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    columns: Sequence[Column]
+    note: str = ""
+
+
 def to_html(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str, note: str = "") -> str:
     """A self-contained HTML page with the same table, for Snakemake's report."""
-    with pd.option_context("display.max_colwidth", None):
-        table = _shown(rows, columns).to_html(index=False, border=0, justify="left")
+    return _html_page(title, f"<p>{html.escape(note)}</p>\n{_html_table(rows, columns)}")
+
+
+def to_html_page(sections: Sequence[Section], title: str) -> str:
+    """A self-contained HTML page with several tables."""
+    parts = [
+        f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.note)}</p>\n"
+        + (_html_table(part.rows, part.columns) if part.rows else "")
+        for part in sections
+    ]
+    return _html_page(title, "\n".join(parts))
+
+
+def _html_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    shown = _shown(rows, columns)
+    lines = [_html_row("th", shown.columns), *(_html_row("td", cells) for cells in shown.itertuples(index=False))]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _html_page(title: str, body: str) -> str:
     style = (
         "body{font:14px sans-serif;margin:1.5em;color:#222}table{border-collapse:collapse}"
         "th,td{padding:.35em .7em;text-align:left;vertical-align:top;border-bottom:1px solid #ddd;white-space:pre-wrap}"
@@ -55,9 +84,13 @@ def to_html(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title:
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>\n"
-        f"{table}</body></html>\n"
+        f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
     )
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+    """A row of a table; line breaks of a cell stay, as the style of the page shows them."""
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def escape_markdown(text: str, free_text: bool = False) -> str:
@@ -73,6 +106,16 @@ def _shown(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pd.D
     used = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
     cells = [["" if row.get(c.key) is None else c.show(row[c.key]) for c in used] for row in rows]
     return pd.DataFrame(cells, columns=[column.title for column in used], dtype=object)
+
+
+def beginning(text: str) -> str:
+    """A text, or its beginning where it is long."""
+    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1].rstrip() + "…"
+
+
+def end(text: str) -> str:
+    """A text, or its end where it is long."""
+    return text if len(text) <= TEXT_LIMIT else "…" + text[1 - TEXT_LIMIT :].lstrip()
 
 
 def number(decimals: int) -> Callable[[float], str]:

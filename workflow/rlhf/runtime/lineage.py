@@ -16,7 +16,8 @@ from rlhf.config.specification import (
     SplitSpecification,
     TrainingUpstream,
 )
-from rlhf.records.manifest import MANIFEST, BaseModel, DataSource, Lineage, read_model_manifest
+from rlhf.files import peek
+from rlhf.records.manifest import MANIFEST, BaseModel, DataSource, Lineage, ModelManifest
 
 RESULTS = Path("results")
 
@@ -36,14 +37,24 @@ def lineage(upstream: TrainingUpstream, results: Path = RESULTS) -> Lineage:
     """
     kind, identifier = upstream.start
     folder = "resources/models" if kind == "model" else "results/sft"
-    hub, revision = _base_on_hub(results, kind, identifier)
     base: BaseModel = {
         "stage": kind,
         "id": identifier,
         "path": f"{folder}/{identifier}/model",
-        "hub": hub,
-        "revision": revision,
+        "hub": None,
+        "revision": None,
     }
+    model = _base(results, kind, identifier)
+    if model is not None:
+        spec, manifest = model
+        source = manifest.get("source")
+        base["hub"] = _hub(spec.settings.source)
+        if base["hub"] and not isinstance(spec.settings.source, str):
+            base["revision"] = (source["commit"] if source else None) or spec.settings.source.revision
+        if source and source["license"]:
+            base["license"] = source["license"]
+        if precision := manifest.get("precision"):
+            base["precision"] = sorted(precision, key=lambda name: -precision[name])
     return {"base_model": base, "datasets": [_dataset(results, split) for split in upstream.split]}
 
 
@@ -57,18 +68,16 @@ def adapter_base(model: BaseModel) -> tuple[str, str | None]:
     return model["path"], None
 
 
-def _base_on_hub(results: Path, kind: str, identifier: str) -> tuple[str | None, str | None]:
-    """Name and revision of the pretrained model on a hub, as far as they are known."""
+def _base(results: Path, kind: str, identifier: str) -> tuple[ModelSpecification, ModelManifest] | None:
+    """The specification of the published model below a stage, and what its manifest says, empty where it is away."""
     if kind == "sft":
         sft = _spec(Specification[ResolvedSft, SftUpstream], results, kind, identifier)
-        return _base_on_hub(results, "model", sft.upstream.model) if sft else (None, None)
+        return _base(results, "model", sft.upstream.model) if sft else None
     model = _spec(ModelSpecification, results, kind, identifier)
-    hub = _hub(model.settings.source) if model else None
-    if model is None or hub is None or isinstance(model.settings.source, str):
-        return None, None
-    manifest = results.parent / "resources/models" / identifier / MANIFEST
-    commit = read_model_manifest(manifest).get("commit") if manifest.exists() else None
-    return hub, commit or model.settings.source.revision
+    if model is None:
+        return None
+    manifest: ModelManifest | None = peek(results.parent / "resources/models" / identifier / MANIFEST)
+    return model, {} if manifest is None else manifest
 
 
 def _dataset(results: Path, split: str) -> DataSource:
@@ -83,7 +92,19 @@ def _dataset(results: Path, split: str) -> DataSource:
         "split_seed": spec.settings.split_seed,
         "dataset": identifier,
         "hub": _hub(dataset.settings.source) if dataset else None,
+        **_published(results.parent / "resources/datasets" / identifier / "report.json"),
     }
+
+
+def _published(report: Path) -> DataSource:
+    """The commit and the licence of a hub's dataset, as far as its report has them."""
+    source: dict[str, str | None] = (peek(report) or {}).get("source", {})
+    known: DataSource = {}
+    if commit := source.get("commit"):
+        known["commit"] = commit
+    if licence := source.get("license"):
+        known["license"] = licence
+    return known
 
 
 def _hub(source: ModelSource | DatasetSource | str) -> str | None:

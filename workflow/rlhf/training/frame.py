@@ -111,6 +111,12 @@ def train_supervised(stage: SupervisedStage, trainer: Trainer, objective: Object
     train, unseen = corpora.train, corpora.unseen
     steps = total_steps(train, stage.settings)
     with stage.memory.phase("train"), stage.metrics(steps) as metrics:
-        progress = SupervisedTraining(stage, trainer, objective, train, unseen, metrics).run()
-    rows = {"train": len(train), "eval": len(unseen)}
-    return {"rows": rows, "steps": progress.summary(steps), **cast(Facts, trainer.facts())}
+        training = SupervisedTraining(stage, trainer, objective, train, unseen, metrics)
+        progress = training.run()
+    return {
+        "rows": {"train": training.rows_seen(), "eval": len(unseen)},
+        "rows_given": len(train),
+        "seen_in_train": int(unseen.is_seen().sum()),
+        "steps": progress.summary(steps),
+        **cast(Facts, trainer.facts()),
+    }

@@ -68,7 +68,7 @@ class Job(Generic[SettingsT, UpstreamT, ExecutionT]):
     def __init__(self, spec: JobSpecification[SettingsT, UpstreamT, ExecutionT], paths: StagePaths) -> None:
         require_device(spec.execution.gpus_per_node)
         self.spec, self.paths = spec, paths
-        self.settings, self.execution, self.seed = spec.settings, spec.execution, spec.seed
+        self.settings, self.execution = spec.settings, spec.execution
         self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)
         self.interruption = Interruption(slurm_seconds_left(self.execution.runtime), starters())
         self._lease = StateLease(paths.state)
@@ -86,7 +86,8 @@ class Job(Generic[SettingsT, UpstreamT, ExecutionT]):
             barrier()
             stack.enter_context(self.interruption.listening())
             self._surroundings = stack.pop_all()
-        seed_everything(self.seed)
+        if self.spec.seed is not None:
+            seed_everything(self.spec.seed)
         logger.info("%s %s, code %s", self.spec.stage, self.spec.id, code_hash()[:15])
         for key, value in self.spec.identity()["settings"].items():
             logger.info("  %s: %s", key, value)

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.specification import (
-    JobSpecification,
     PlannedPpo,
     PlannedReward,
     PlannedSft,
@@ -19,6 +18,7 @@ from rlhf.config.specification import (
     ResolvedPpo,
     ResolvedReward,
     ResolvedSft,
+    SeededSpecification,
     TrainingSettings,
     TrainingUpstream,
 )
@@ -58,12 +58,15 @@ class TrainingStage(Job[SettingsT, TrainingUpstream, ExecutionT], Generic[Settin
         paths: where it reads and writes.
     """
 
+    spec: SeededSpecification[SettingsT, TrainingUpstream, ExecutionT]
+
     def __init__(
         self,
-        spec: JobSpecification[SettingsT, TrainingUpstream, ExecutionT],
+        spec: SeededSpecification[SettingsT, TrainingUpstream, ExecutionT],
         paths: StagePaths,
     ) -> None:
         super().__init__(spec, paths)
+        self.seed = spec.seed
         self._checkpoints: Checkpoints | None = None
         self._merge: dict[str, Merge] = {}  # of each model folder, for the manifest
         self._delivered: dict[str, JsonObject] = {}

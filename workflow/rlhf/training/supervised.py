@@ -150,6 +150,14 @@ class SupervisedTraining:
             self._best.put()
         return progress
 
+    def rows_seen(self) -> int:
+        """How many different rows the steps so far were made of, of those that an epoch's share may leave out."""
+        seen = np.zeros(len(self._lengths), dtype=bool)
+        for epoch in range(-(-self._progress.step // self._epoch_steps)):
+            for batch in self._batches(epoch)[: self._progress.step - epoch * self._epoch_steps]:
+                seen[batch] = True
+        return int(seen.sum())
+
     def _evaluation_is_due(self) -> bool:
         step, interval = self._progress.step, self._settings.eval_interval
         return step % self._epoch_steps == 0 or bool(interval and step % interval == 0)
