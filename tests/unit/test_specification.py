@@ -40,10 +40,10 @@ IDS = {
     "sft": "gpt2-scratch-s1-650687d8",
     "reward": "gpt2-scratch-s1-33b5c51a",
     "ppo": "gpt2-scratch-s1-94d2eae6",
-    "evaluate_sft": "gpt2-scratch-s1-fd71d095",
-    "evaluate_reward": "gpt2-scratch-s1-4a63b1b8",
-    "baseline": "gpt2-scratch-s1-02820b32",
-    "evaluate_ppo": "gpt2-scratch-s1-0aa1126d",
+    "evaluate_sft": "gpt2-scratch-s1-f2050d8b",
+    "evaluate_reward": "gpt2-scratch-s1-f7ce534f",
+    "baseline": "gpt2-scratch-s1-df71b7b5",
+    "evaluate_ppo": "gpt2-scratch-s1-dc932ae9",
 }
 SPLIT, TOKENS = "reviews-9af1a72d", "reviews-gpt2-scratch-5c58c7cd"
 
