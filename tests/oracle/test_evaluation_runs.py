@@ -235,7 +235,7 @@ def stopping(patch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: setattr(running[-1].interruption, "reason", "SIGTERM")
 
 
-@pytest.mark.parametrize("execution", [RUNS["whole"]])
+@pytest.mark.parametrize("execution", RUNS.values(), ids=list(RUNS))
 @pytest.mark.parametrize("kind", ["baseline", "evaluate_ppo"])
 def test_one_model_is_held_at_a_time(
     trained: Trained,  # noqa: F811

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from typing import Any
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
 from rlhf.config.stages import EvaluateExecution, Optimization
@@ -62,12 +64,20 @@ def plain(model: nn.Module) -> Any:
 def release(model: nn.Module) -> None:
     """Take what DeepSpeed has hung on a model off it, so that it goes with the last reference to it.
 
-    ZeRO-3 (deepspeed 0.19.8) never takes a model from its stack of modules, where the engine puts it.
+    ZeRO-3 (deepspeed 0.19.8) never takes a model from its stack of modules, where the engine puts it. It remembers too,
+    for all engines together, which parameters to release after which module, and so holds the modules.
     """
     if isinstance(model, deepspeed.DeepSpeedEngine):
         model.destroy()
         own, stack = set(model.module.modules()), parameter_offload.FWD_MODULE_STACK
         stack[:] = [module for module in stack if module not in own]
+        _remembered().cache_clear()
+
+
+def _remembered() -> Any:
+    """The cache of the class, in the method that its decorator wraps."""
+    wrapper = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    return inspect.getclosurevars(wrapper).nonlocals["func"]
 
 
 def empty_cache() -> None:
