@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def repo_root() -> Path:
     return ROOT
 
 
-ENGINES: list[Any] = []  # of DeepSpeed, made in this process since the last test
+# Of DeepSpeed, made in this process since the last test; held by nothing here, as what frees one early is tested.
+ENGINES: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +67,7 @@ def group() -> Iterator[None]:
 
     def initialize(*args: Any, **kwargs: Any) -> Any:
         made = original(*args, **kwargs)
-        ENGINES.append(made[0])
+        ENGINES.add(made[0])
         return made
 
     original, deepspeed.initialize = deepspeed.initialize, initialize

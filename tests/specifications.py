@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from rlhf.config import Stage
 from rlhf.config.expand import deep_merge
 from rlhf.config.section import Section
-from rlhf.config.specification import JOBS, AnyJob
+from rlhf.config.specification import JOBS, LoadingSpecification
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -18,12 +18,15 @@ UPSTREAM: dict[str, dict[str, Any]] = {
     "evaluate_sft": {"sft": "s-00000000"},
     "evaluate_reward": {"reward": "r-00000000"},
 }
+SEEDLESS = ("evaluate_sft", "evaluate_reward")
 RESOLVED: dict[str, dict[str, Any]] = {
     "sft": {"data_weights": [1.0]},
     "reward": {"data_weights": [1.0]},
     "ppo": {"data_weights": [1.0], "gold_reward": None},
-    "evaluate_sft": {"max_seq_len": 512},
-    "evaluate_reward": {"max_seq_len": 512, "gold_reward": None},
+    "evaluate_sft": {"max_seq_len": 512, "dtype": "fp32"},
+    "evaluate_reward": {"max_seq_len": 512, "dtype": "fp32", "gold_reward": None},
+    "baseline": {"dtype": "fp32", "gold_reward": None},
+    "evaluate_ppo": {"dtype": "fp32", "gold_reward": None},
 }
 
 
@@ -47,12 +50,12 @@ def specification(
         upstream: roles and IDs; `tokens` and `split` are empty unless named.
         fields: `id`, `seed`.
     """
-    made: AnyJob = JOBS[kind].model_validate(
+    made: LoadingSpecification = JOBS[kind].model_validate(
         {
             "schema_version": 1,
             "stage": kind,
             "id": f"x-{kind.replace('_', '-')}-00000000",
-            "seed": 1,
+            "seed": None if kind in SEEDLESS else 1,
             **fields,
             "settings": {**RESOLVED[kind], **(settings or {})},
             "upstream": {**(UPSTREAM[kind] if upstream is None else upstream), **_data(upstream or {})},
@@ -68,7 +71,7 @@ def specification_of(
     """The specification of a stage of a plan, with other settings."""
     content = deep_merge(stage.spec(), {"settings": settings or {}})
     how = deep_merge(stage.job.model_dump(mode="json"), execution or {})
-    made: AnyJob = JOBS[stage.kind].model_validate({**content, "execution": how})
+    made: LoadingSpecification = JOBS[stage.kind].model_validate({**content, "execution": how})
     return made
 
 

@@ -20,7 +20,7 @@ SUMMARY = (
     *("resources.html", "efficiency.html", "data.html", "lengths.svg"),
 )
 TRAINED = ("model/", "metrics.jsonl", "memory.json", "manifest.json")
-EVALUATED = ("evaluation.json", "samples.jsonl")
+EVALUATED = ("evaluation.json", "memory.json", "samples.jsonl")
 MADE = {
     "cache_dataset": ("arrow/", "report.json"),
     "cache_model": ("model/", "manifest.json"),

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ import yaml
 from safetensors.torch import load_file
 
 from rlhf.config import resolve
-from rlhf.config.expand import deep_merge
+from rlhf.config.effects import experiment_without_effect, leave_out
+from rlhf.config.expand import deep_merge, expand
+from rlhf.config.stages import PpoSettings, RewardSettings, SftSettings
 from rlhf.ppo.update import PpoUpdate
 from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
@@ -126,8 +128,9 @@ class Outcome:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the stage as spec.yaml has them."""
-        return self.spec["settings"]
+        """The settings of the stage: those of spec.yaml, over the defaults of what has no effect and is not written."""
+        defaults = {"sft": SftSettings, "reward": RewardSettings, "ppo": PpoSettings}.get(self.spec["stage"])
+        return deep_merge({} if defaults is None else defaults().model_dump(mode="json"), self.spec["settings"])
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -173,9 +176,32 @@ def make_data(folder: Path, train: list[Row], unseen: list[Row], tokenizer: Path
 
 
 def run(
-    kind: str, output: Path, data: Sequence[Data], experiment: dict[str, Any], seed: int = 7, **folders: Path
+    kind: str,
+    output: Path,
+    data: Sequence[Data],
+    experiment: dict[str, Any],
+    seed: int = 7,
+    idle: dict[str, Any] | None = None,
+    **folders: Path,
 ) -> Outcome:
-    """Run a stage of an experiment with one seed.
+    """Run a stage of an experiment with one seed; the arguments are those of `command`."""
+    with pytest.MonkeyPatch.context() as patch:
+        witness = Witness.of(patch)
+        script, arguments = command(kind, output, data, experiment, seed, idle, **folders)
+        call(script, **arguments)
+    return Outcome(output, yaml.safe_load((output / "spec.yaml").read_text()), witness)
+
+
+def command(
+    kind: str,
+    output: Path,
+    data: Sequence[Data],
+    experiment: dict[str, Any],
+    seed: int = 7,
+    idle: dict[str, Any] | None = None,
+    **folders: Path,
+) -> tuple[str, dict[str, Any]]:
+    """The script of a stage of an experiment with one seed, and its arguments.
 
     Args:
         kind: of the stage, as `ppo` or `evaluate_ppo`.
@@ -183,6 +209,7 @@ def run(
         data: datasets.
         experiment: settings as under `experiments.NAME`, with those of `execution` among them.
         seed: of the stage.
+        idle: settings that are written though they have no effect.
         folders: further arguments of the script, such as `sft`.
     """
     source = {"path": "train.jsonl"}
@@ -190,7 +217,7 @@ def run(
     stage = _only(stages, kind)
     output.mkdir(parents=True, exist_ok=True)
     arguments: dict[str, Any] = {
-        "spec": _written(stage, output / "spec.yaml"),
+        "spec": _written(stage, output / "spec.yaml", idle or {}),
         "execution": stage.job.model_dump_json(),
         "tokens": [one.tokens for one in data],
         "split": [one.split for one in data],
@@ -199,21 +226,26 @@ def run(
         **folders,
     }
     script = kind if kind.startswith("evaluate_") else f"sample_{kind}" if kind == "baseline" else f"train_{kind}"
-    with pytest.MonkeyPatch.context() as patch:
-        witness = Witness.of(patch)
-        call(script, **arguments)
-    return Outcome(output, yaml.safe_load((output / "spec.yaml").read_text()), witness)
+    return script, arguments
+
+
+def script_file(script: str) -> str:
+    """Where a script of the workflow is."""
+    return str(ROOT / f"workflow/scripts/{script}.py")
 
 
 def _plan(dataset: dict[str, Any], experiment: dict[str, Any], seed: int, count: int = 1) -> list[tuple[str, Any]]:
-    """The stages of a configuration of this experiment alone, with their kinds."""
+    """The stages of a configuration of this experiment alone, with their kinds; keys without effect are left out."""
     names = [f"data-{number}" for number in range(count)]
     model = {"source": {"path": "model"}}
     base = {"data_path": names, "policy": "model", "reward_model": "model", "seeds": [seed]}
+    own = deep_merge(base, experiment)
+    ((_, settings),) = expand("oracle", own)
+    leave_out(own, experiment_without_effect(settings, own_splits=False))
     config = {
         "datasets": {name: copy.deepcopy(dataset) for name in names},
         "models": {"model": model},
-        "experiments": {"oracle": deep_merge(base, experiment)},
+        "experiments": {"oracle": own},
     }
     plan = resolve(config, lambda path, key: path)
     return [(kind, stage) for (kind, _), stage in plan.stages.items()]
@@ -224,18 +256,24 @@ def _only(stages: list[tuple[str, Any]], kind: str) -> Any:
     return stage
 
 
-def _written(stage: Any, file: Path) -> Path:
-    file.write_text(yaml.safe_dump(stage.spec()))
+def _written(stage: Any, file: Path, settings: dict[str, Any] | None = None) -> Path:
+    file.write_text(yaml.safe_dump(deep_merge(stage.spec(), {"settings": settings or {}})))
     return file
+
+
+def words_of(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments as a command line has them."""
+    return [
+        word
+        for name, value in arguments.items()
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
 
 
 def call(script: str, **arguments: Any) -> None:
     """Run a script of the workflow in this process, which has a process group already."""
-    module = load(str(ROOT / f"workflow/scripts/{script}.py"))
+    module = load(script_file(script))
     module.processes = lambda *_: contextlib.nullcontext()  # type: ignore[attr-defined]
-    words = [script]
-    for name, value in arguments.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", words)
+        patch.setattr(sys, "argv", [script, *words_of(arguments)])
         module.main(module.parse_args())

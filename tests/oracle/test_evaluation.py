@@ -47,6 +47,7 @@ EXPERIMENT: dict[str, Any] = {
         "prompts": PROMPTS,
         "best_of_n": N,
         "seed": 5,
+        "dtype": "fp32",
         "execution": {"per_device_eval_batch_size": 7},
     },
 }

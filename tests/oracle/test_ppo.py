@@ -109,7 +109,10 @@ SCENARIOS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "adapters alone, separate reference, scale 2": (
         "llama",
-        {"actor": LORA | {"only_optimize_lora": True, "lora_alpha": 6.0}, "reference": "separate"},
+        {
+            "actor": LORA | {"only_optimize_lora": True, "lora_alpha": 6.0},
+            "execution": {**BASE["execution"], "reference": "separate"},
+        },
     ),
     "adapters and all else, scale 3": (
         "gpt2",

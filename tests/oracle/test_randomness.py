@@ -41,7 +41,7 @@ SUPERVISED: dict[str, Any] = {
     "lora_module_name": "attn",
     **STILL,
 }
-EVALUATION: dict[str, Any] = {"prompts": 8, "best_of_n": 2}
+EVALUATION: dict[str, Any] = {"prompts": 8, "best_of_n": 2, "dtype": "fp32"}
 # How a stage runs: other batches, checkpoints after each step, recomputed activations.
 OTHERWISE: dict[str, dict[str, Any]] = {
     "ppo": {

@@ -51,8 +51,8 @@ VARIANTS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "sft": (LORA | {"only_optimize_lora": False}, {"zero_stage": 3, "deepspeed_config": PARTITIONED}),
         "reward": (LORA, {"zero_stage": 3, "deepspeed_config": PARTITIONED}),
         "ppo": (
-            {"reference": "separate", "critic": LORA},
-            {"actor_zero_stage": 3, "critic_zero_stage": 3, "deepspeed_config": PARTITIONED},
+            {"critic": LORA},
+            {"reference": "separate", "actor_zero_stage": 3, "critic_zero_stage": 3, "deepspeed_config": PARTITIONED},
         ),
     },
 }

@@ -70,6 +70,21 @@ def test_a_lora_pattern_of_ppo_is_checked_before_sft(tmp_path):
     fails_before_training(tmp_path, config, place, "matches no linear module of models.tiny", "transformer.h.0")
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("ppo.max_prompt_seq_len", "ppo.max_prompt_seq_len: 2 excludes all"),
+        ("reward.max_seq_len", "reward.max_seq_len: 2 excludes all"),
+    ],
+)
+def test_a_limit_that_leaves_nothing_is_known_before_sft(tmp_path, key, said):
+    config = tiny_config()
+    stage, name = key.split(".")
+    config["defaults"][stage][name] = 2
+    fails_before_training(tmp_path, config, said, "rows; raise it")
+    assert not (tmp_path / "logs/reward").exists()
+
+
 def test_sequences_longer_than_the_model_are_refused(tmp_path):
     config = tiny_config()
     config["defaults"]["sft"]["max_seq_len"] = 100

@@ -62,7 +62,12 @@ def jobs_after(finished, key: str, value) -> set[str]:
 
 def test_changing_the_kl_coefficient_reruns_ppo_its_evaluation_and_the_tables(finished):
     jobs = jobs_after(finished, "ppo.kl_coefficient", 0.3)
-    assert jobs == {"plan_memory", "train_ppo", "check_ppo", "evaluate_ppo", "summarise"}
+    assert jobs == {"check_rows", "plan_memory", "train_ppo", "check_ppo", "evaluate_ppo", "summarise"}
+
+
+def test_changing_what_is_sampled_reruns_no_other_evaluation(finished):
+    for key, value in (("evaluation.prompts", 12), ("evaluation.best_of_n", 4), ("evaluation.seed", 5)):
+        assert jobs_after(finished, key, value) == {"sample_baseline", "evaluate_ppo", "summarise"}
 
 
 def test_changing_the_reward_model_leaves_sft_alone(finished):

@@ -46,7 +46,6 @@ class Member:
     """A run that must reproduce the reference of its class."""
 
     execution: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
 
 
@@ -102,11 +101,9 @@ PPO = {
     ),
 }
 PPO_ADAPTERS = {
-    "reference": Member(settings={"reference": "separate"}),
-    "adapters off": Member(settings={"reference": "adapters_off"}),
-    "adapters off, 2 ranks, zero 3": Member(
-        {"actor_zero_stage": 3}, settings={"reference": "adapters_off"}, processes=2
-    ),
+    "reference": Member({"reference": "separate"}),
+    "adapters off": Member({"reference": "adapters_off"}),
+    "adapters off, 2 ranks, zero 3": Member({"actor_zero_stage": 3, "reference": "adapters_off"}, processes=2),
 }
 # Class -> stage, settings that all its members share, members. Without dropout: its masks belong to a micro-batch.
 CLASSES: dict[str, tuple[str, dict[str, Any], dict[str, Member]]] = {
@@ -195,7 +192,7 @@ class Runs:
     def _command(self, name: str, kind: str, settings: dict[str, Any], member: Member) -> list[str]:
         output = self.folder(name, kind)
         output.mkdir()
-        spec = self.spec(kind, settings | member.settings, member.execution)
+        spec = self.spec(kind, settings, member.execution)
         (output / "spec.yaml").write_text(yaml.safe_dump(spec.identity()))
         paths = self.paths(kind, output)
         command = [ROOT / f"workflow/scripts/train_{kind}.py", "--spec", output / "spec.yaml"]

@@ -59,8 +59,13 @@ def run(project: Project, output: Path, spec: PpoSpecification, reward: Path | N
 def variant(finished: Project, group: None, tmp_path: Path):
     """Runs the small PPO stage with changed settings."""
 
-    def changed(actor: dict[str, Any] | None = None, reward: Path | None = None, **settings: Any):
-        spec = ppo_spec(finished, settings=settings | {"actor": actor or {}})
+    def changed(
+        actor: dict[str, Any] | None = None,
+        reward: Path | None = None,
+        execution: dict[str, Any] | None = None,
+        **settings: Any,
+    ):
+        spec = ppo_spec(finished, settings=settings | {"actor": actor or {}}, execution=execution or {})
         return run(finished, tmp_path / f"run-{len(list(tmp_path.iterdir()))}", spec, reward)
 
     return changed
@@ -85,8 +90,8 @@ def test_answers_of_a_prompt_differ(variant):
 def test_the_reference_is_the_policy_with_its_adapters_off(variant):
     """One model less, the same numbers."""
     lora = LORA | {"only_optimize_lora": True}
-    shared = variant(actor=lora, reference="auto")
-    separate = variant(actor=lora, reference="separate")
+    shared = variant(actor=lora, execution={"reference": "auto"})
+    separate = variant(actor=lora, execution={"reference": "separate"})
     assert shared[0]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert shared[-1]["kl"] != 0.0
     for one, other in zip(shared, separate, strict=True):

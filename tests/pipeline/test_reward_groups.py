@@ -91,7 +91,8 @@ def test_the_evaluation_of_groups(data: Path, trained: Path, tmp_path: Path) -> 
     paths = StagePaths([data / "tokens"], [data / "split"], tmp_path, tmp_path / "state")
     settings = {"max_seq_len": SETTINGS["max_seq_len"]}
     spec = specification("evaluate_reward", settings, {"per_device_eval_batch_size": 7})
-    evaluate_reward(Evaluation(spec, paths), trained / "model")
+    with Evaluation(spec, paths) as evaluation:
+        evaluate_reward(evaluation, trained / "model")
     result = read_json(tmp_path / "evaluation.json")
     last = read_jsonl(trained / "metrics.jsonl")[-1]
     assert result["accuracy"] == pytest.approx(last["accuracy"], abs=0.01)

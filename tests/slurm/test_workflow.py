@@ -142,6 +142,9 @@ def test_slurm_accepts_the_largest_recipe(tmp_path: Path, monkeypatch: pytest.Mo
             (tmp_path / "results" / stage.kind / stage.id / ("rows" if stage.kind == "split" else "model")).mkdir(
                 parents=True
             )
+    checked = tmp_path / f"results/check_rows/{kind}/{stages[kind]}/rows.json"
+    checked.parent.mkdir(parents=True)
+    checked.write_text("{}")
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
     real = next(folder for folder in os.environ["PATH"].split(":") if (Path(folder) / "sbatch").exists())

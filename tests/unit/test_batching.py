@@ -4,6 +4,7 @@ import collections
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rlhf.data.batching import MEGA_BATCHES, epoch_batches, micro_batches, pack,
 from rlhf.data.corpus import Corpus
 from rlhf.data.tokens import ANSWER
 from rlhf.errors import UserError
-from rlhf.evaluation.frame import Evaluation, unseen_prompts
+from rlhf.evaluation.frame import unseen_prompts
 from rlhf.files import read_json, write_json
 from rlhf.training.frame import load_corpora
 from rlhf.training.sft import AnswerLikelihood
@@ -342,8 +343,9 @@ def test_prompts_to_answer_are_a_sample_of_all_datasets(tmp_path):
     chosen = {}
     for names, seed in (("ab", 1234), ("ba", 1234), ("ab", 1235)):
         folders = [tmp_path / name for name in names]
-        spec = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=1, prompts=40), seed=seed)
-        corpus, rows = unseen_prompts(Evaluation(spec, StagePaths(folders, folders, tmp_path, tmp_path)))
+        evaluation: Any = SimpleNamespace(settings=SimpleNamespace(max_prompt_seq_len=1, prompts=40), seed=seed)
+        evaluation.paths = StagePaths(folders, folders, tmp_path, tmp_path)
+        corpus, rows = unseen_prompts(evaluation)
         chosen[names, seed] = [(names[dataset], row) for dataset, row in map(corpus.place, rows)]
     found = chosen["ab", 1234]
     assert found == chosen["ba", 1234] != chosen["ab", 1235]

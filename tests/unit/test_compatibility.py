@@ -55,15 +55,20 @@ def leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # The preset
 
 
+# Settings under which every key of the preset has an effect: adapters, and more than one step for each rollout.
+ADAPTERS = {"lora_dim": 8}
+IN_EFFECT = {"sft": ADAPTERS, "reward": ADAPTERS, "ppo": {"minibatches": 2, "actor": ADAPTERS, "critic": ADAPTERS}}
+
+
 def test_every_value_of_the_preset_reaches_its_stage() -> None:
-    resolved = plan(compatibility="deepspeed_chat")
+    resolved = plan(compatibility="deepspeed_chat", **IN_EFFECT)
     for kind, section in PRESET.items():
         settings = leaves(settings_of(resolved, kind))
         assert {key: settings[key] for key in leaves(section)} == leaves(section)
 
 
 def test_constants_of_the_trainer() -> None:
-    ppo = settings_of(plan(compatibility="deepspeed_chat"), "ppo")
+    ppo = settings_of(plan(compatibility="deepspeed_chat", **IN_EFFECT), "ppo")
     constants = ("kl_coefficient", "clip_range", "value_clip_range", "reward_clip", "gamma", "gae_lambda")
     assert [ppo[key] for key in constants] == [0.1, 0.2, 0.2, 5.0, 1.0, 0.95]
     assert not any(
@@ -93,11 +98,11 @@ def test_the_users_keys_win_wherever_they_are_given() -> None:
 
 
 def test_only_the_resulting_values_are_part_of_an_id() -> None:
-    named, written_out = plan(compatibility="deepspeed_chat"), plan(**PRESET)
-    assert named.runs[0].stages == written_out.runs[0].stages
-    own = {"ppo": {"kl_coefficient": 0.05}}
+    named = plan(compatibility="deepspeed_chat", **IN_EFFECT)
+    assert named.runs[0].stages == plan(**deep_merge(PRESET, IN_EFFECT)).runs[0].stages
+    own = deep_merge(IN_EFFECT, {"ppo": {"kl_coefficient": 0.05}})
     assert plan(compatibility="deepspeed_chat", **own).runs[0].stages == plan(**deep_merge(PRESET, own)).runs[0].stages
-    assert plan().runs[0].stages["ppo"] != named.runs[0].stages["ppo"]
+    assert plan(**IN_EFFECT).runs[0].stages["ppo"] != named.runs[0].stages["ppo"]
 
 
 def test_compatibility_can_be_swept() -> None:

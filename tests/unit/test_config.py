@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import yaml
 from rlhf.config import Fingerprints, Plan, dumped, parse, resolve
 from rlhf.config.expand import deep_merge
 from rlhf.config.identity import REVISIONS, slug, stage_id
+from rlhf.config.schema import Configuration
+from rlhf.config.section import ALLOWED
 from rlhf.errors import UserError
 from tests.project import tiny_config
 
@@ -167,7 +171,12 @@ def test_kl_coefficient_changes_ppo_only() -> None:
     [
         ("sft.learning_rate", 1.0e-3, {"sft", "evaluate_sft", "baseline", "ppo", "evaluate_ppo"}),
         ("reward.weight_decay", 0.0, {"reward", "evaluate_reward", "baseline", "ppo", "evaluate_ppo"}),
-        ("evaluation.best_of_n", 8, EVALUATIONS),
+        ("evaluation.best_of_n", 8, {"baseline", "evaluate_ppo"}),
+        ("evaluation.prompts", 8, {"baseline", "evaluate_ppo"}),
+        ("evaluation.seed", 8, {"baseline", "evaluate_ppo"}),
+        ("ppo.temperature", 0.9, {"baseline", "ppo", "evaluate_ppo"}),
+        ("ppo.max_answer_seq_len", 64, {"baseline", "ppo", "evaluate_ppo"}),
+        ("sft.max_seq_len", 256, {"sft", "evaluate_sft", "baseline", "ppo", "evaluate_ppo"}),
         ("data_split", "1,1,1", {"sft", "reward", "ppo", *EVALUATIONS}),
         ("seeds", [7], {"sft", "reward", "ppo", *EVALUATIONS}),
         ("policy", "small", {"policy", "sft", "ppo", "evaluate_sft", "baseline", "evaluate_ppo"}),
@@ -185,7 +194,7 @@ TRAINED = ("sft", "reward", "ppo")
     ("stage", "key", "value"),
     [
         (stage, key, value)
-        for stage in TRAINED
+        for stage in (*TRAINED, "evaluation")
         for key, value in (("gpus_per_node", 8), ("nodes", 2), ("wrapper", ["env"]))
     ]
     + [(stage, key, 9) for stage in (*TRAINED, "evaluation") for key in ("mem_mb", "runtime", "threads")],
@@ -447,7 +456,9 @@ def test_minibatches_must_divide_the_rollout() -> None:
             "actor.num_warmup_steps (8) must be below the 8 steps of 2 iterations",
         ),
         ({"actor": {"num_warmup_steps": 11}}, None),
-        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {"num_warmup_steps": 90}}, None),
+        ({"advantage_estimator": "rloo", "answers_per_prompt": 2, "critic": {}}, None),  # by default 100 steps
+        ({"actor": {"num_warmup_steps": 90, "lr_scheduler_type": "cosine"}}, "actor.num_warmup_steps (90)"),
+        ({"actor": {"lr_scheduler_type": "constant"}}, None),  # it has no warm-up
         ({"iterations": None, "actor": {"num_warmup_steps": 90}}, None),
     ],
 )
@@ -544,6 +555,23 @@ def test_the_order_of_keys_changes_nothing_that_is_written() -> None:
         ({"tiny": {"sft": None}}, "experiments.tiny.sft: it is empty; write `{}`, or keys below it"),
         ({"tiny": {"sft": 3}}, "experiments.tiny.sft: it must be keys with values below it (given: 3)"),
         ({"tiny": {"data_split": "2:4:4"}}, "data_split: write three numbers with commas between them"),
+        (
+            {"tiny": {"data_split": "4,4"}},
+            "data_split: write three numbers with commas between them, for example '2,4,4'",
+        ),
+        (
+            {"tiny": {"sft": {"execution": {"saving": {"max_shard_size": "5 GB"}}}}},
+            "write a number and KB, MB or GB",
+        ),
+        (
+            {"tiny": {"ppo": {"execution": {"saving": {"license": "my own"}}}}},
+            "apache-2.0 (given: 'my own')",
+        ),
+        (
+            {"tiny": {"sft": {"execution": {"gpu_type": "a 100"}}}},
+            "write the cluster's name of it, for example a100",
+        ),
+        ({"tiny": {"sft": {"execution": {"environment": {"A-B": 1}}}}}, "environment.A-B: a variable has letters"),
     ],
 )
 def test_messages_are_in_plain_words(experiments: Any, expected: str) -> None:
@@ -552,6 +580,31 @@ def test_messages_are_in_plain_words(experiments: Any, expected: str) -> None:
     assert "pattern" not in message
     assert "[key]" not in message
     assert "ExperimentSettings" not in message
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """All regular expressions of a JSON schema."""
+    if isinstance(schema, dict):
+        yield from [schema["pattern"]] if isinstance(schema.get("pattern"), str) else []
+        yield from (each for key in ("patternProperties",) for each in schema.get(key, {}))
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else []:
+        yield from patterns(part)
+
+
+def test_every_pattern_of_the_schema_is_said_in_words() -> None:
+    """A text that does not fit gets these words, never the regular expression."""
+    found = set(patterns(Configuration.model_json_schema()))
+    assert len(found) >= 10
+    assert found == ALLOWED.keys()
+    assert not [words for words in ALLOWED.values() if re.search(r"[\\^$]|\(\?|\]\*", words)]
+
+
+@pytest.mark.parametrize("template", ["chatml", "Tokenizer", "{% for message in messages %}{% endfor %}"])
+def test_a_name_is_no_chat_template(template: str) -> None:
+    message = refused(with_value(make_config(), "datasets.pairs.chat_template", template))
+    assert "datasets.pairs.chat_template: " in message and repr(template) in message
+    assert "is taken for a Jinja template" in message and "{{ message.content }}" in message
+    assert "`tokenizer`, the template of the model's tokenizer" in message
 
 
 @pytest.mark.parametrize("section", ["models", "datasets"])

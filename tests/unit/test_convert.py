@@ -289,7 +289,8 @@ def test_average_mix_and_adapters_of_ppo(converted) -> None:
         converted, "--enable_ema --only_optimize_lora --critic_lora_dim 8 --dtype bf16", corpus
     )
     assert (settings.ema_decay, settings.ptx_coefficient, settings.ptx_rows_per_step) == (0.992, 27.8, 32)
-    assert settings.actor.only_optimize_lora and settings.critic.only_optimize_lora
+    assert settings.critic.only_optimize_lora and not settings.actor.only_optimize_lora  # the actor has no adapters
+    assert "ppo.actor.only_optimize_lora is left out, as it has no effect" in text
     assert (settings.critic.lora_dim, settings.dtype) == (8, "bf16")
     assert "not wikitext" in text
 

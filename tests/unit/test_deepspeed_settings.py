@@ -108,7 +108,12 @@ def test_fp16_without_a_gpu_is_refused_before_anything_runs() -> None:
     for stage in ("sft", "reward", "ppo"):
         text = refusal(**{stage: {"dtype": "fp16"}})
         assert f"experiments.tiny.{stage}: dtype fp16 needs a GPU" in text
-        assert plan(**{stage: {"dtype": "fp16", "execution": {"gpus_per_node": 1}}}).runs
+        on_gpus = {"dtype": "fp16", "execution": {"gpus_per_node": 1}}
+        assert plan(**{stage: on_gpus}, evaluation={"dtype": "bf16"}).runs
+        # What is evaluated has the precision of its training unless another one is given.
+        assert f"tiny.evaluation: dtype fp16 (as {stage}.dtype) needs a GPU" in refusal(**{stage: on_gpus})
+        assert plan(**{stage: on_gpus}, evaluation={"execution": {"gpus_per_node": 1}}).runs
+    assert "tiny.evaluation: dtype fp16 needs a GPU" in refusal(evaluation={"dtype": "fp16"})
 
 
 def test_offload_without_zero_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,6 @@ def test_the_benchmark_of_a_trainer_under_srun_is_not_taken_for_the_jobs() -> No
     under_srun, alone = resource_rows(experiment(sft=TRAINED, evaluate_sft=JUDGED))
     assert not {"job_max_rss_mib", "job_cpu_seconds"} & under_srun.keys()
     assert alone["job_max_rss_mib"] == 1000.0
+    submitted = replace(JUDGED, evaluation={**JUDGED.evaluation, "slurm_job_id": "8"})  # type: ignore[typeddict-item]
+    (evaluated,) = resource_rows(experiment(evaluate_sft=submitted))
+    assert not {"job_max_rss_mib", "job_cpu_seconds"} & evaluated.keys()

@@ -24,6 +24,7 @@ from rlhf.config import (
     closing_message,
     cluster_resources,
     failure_message,
+    plans_message,
     require,
     resolve,
 )
@@ -68,10 +69,8 @@ SCRIPT = ["train_sft.py", "--spec", "a b.yaml"]
 IN_JOB = {"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_GPUS": "2", "SRUN_DEBUG": "3"}
 
 
-def started(
-    surroundings: dict[str, str], alone: bool = False, output: str = "results/sft/a", **execution: Any
-) -> Launch:
-    return launch(stage(**execution).execution, SCRIPT, Path(output), surroundings, alone)
+def started(surroundings: dict[str, str], output: str = "results/sft/a", **execution: Any) -> Launch:
+    return launch(stage(**execution).execution, SCRIPT, Path(output), surroundings)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
@@ -83,12 +82,9 @@ ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 @pytest.mark.parametrize("surroundings", [{"PATH": "/bin"}, IN_JOB], ids=["local", "slurm"])
-@pytest.mark.parametrize("alone", [False, True])
-def test_without_gpus_no_device_is_seen_whatever_the_user_and_the_environment_say(
-    surroundings: dict[str, str], alone: bool
-) -> None:
+def test_without_gpus_no_device_is_seen_whatever_the_user_and_the_environment_say(surroundings: dict[str, str]) -> None:
     given = {"CUDA_VISIBLE_DEVICES": "0,1", "DS_ACCELERATOR": "cuda"}
-    for found in (started(surroundings | given, alone), started(surroundings, alone, environment=given)):
+    for found in (started(surroundings | given), started(surroundings, environment=given)):
         assert found.environment.items() >= ON_CPU.items()
     assert take_devices(stage(environment=given).execution, Path("results/sft/a"), surroundings | given) is None
 
@@ -103,10 +99,9 @@ def test_processes_see_the_devices_that_were_taken_in_place_of_the_users() -> No
 
 
 def test_in_a_slurm_job_devices_are_those_of_slurm() -> None:
-    for alone in (False, True):
-        found = started(IN_JOB | {"CUDA_VISIBLE_DEVICES": "3", "RLHF_DEVICES": "x,y"}, alone, gpus_per_node=1)
-        assert (found.environment["CUDA_VISIBLE_DEVICES"], found.environment["DS_ACCELERATOR"]) == ("3", "cuda")
-        assert "RLHF_DEVICES" not in found.environment
+    found = started(IN_JOB | {"CUDA_VISIBLE_DEVICES": "3", "RLHF_DEVICES": "x,y"}, gpus_per_node=1)
+    assert (found.environment["CUDA_VISIBLE_DEVICES"], found.environment["DS_ACCELERATOR"]) == ("3", "cuda")
+    assert "RLHF_DEVICES" not in found.environment
     assert take_devices(stage(gpus_per_node=99).execution, Path("results/sft/a"), IN_JOB) is None
 
 
@@ -176,12 +171,6 @@ def test_a_stage_is_no_member_of_the_process_group_that_snakemake_was_started_in
     assert started(surroundings | group, gpus_per_node=gpus) == started(surroundings, gpus_per_node=gpus)
     given = {"MASTER_PORT": 29500}
     assert started(surroundings | group, environment=given).environment["MASTER_PORT"] == "29500"
-
-
-def test_a_stage_by_itself_stays_in_the_step_it_is_in() -> None:
-    found = started(IN_JOB, alone=True, gpus_per_node=1)
-    assert found.command == [sys.executable, *SCRIPT]
-    assert found.environment.items() >= IN_JOB.items()
 
 
 def test_a_wrapper_stands_in_front_of_the_program_and_inside_the_job_step() -> None:
@@ -262,6 +251,26 @@ def test_the_end_names_every_policy_of_a_finished_experiment_and_nothing_of_othe
 def test_what_was_not_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert closing_message(Plan(runs=RUNS)).strip().startswith("Not made yet: first, second.")
+
+
+def test_plans_that_were_asked_for_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = Plan()
+    files = []
+    for kind, upper, device, verdict in (
+        ("sft", 3 * 2**30, {"name": "a100-40g", "capacity": 40 * 2**30}, "fits"),
+        ("reward", None, None, "not judged"),
+    ):
+        plan.add(Stage(kind, f"{kind}-00000001", Section(), Section()))
+        files.append(Path(f"results/{kind}/{kind}-00000001/memory_plan.json"))
+        files[-1].parent.mkdir(parents=True)
+        content = {"upper_device": upper, "host": {"node": 2**29}, "verdict": verdict, "device": device}
+        files[-1].write_text(json.dumps(content))
+    plan.add(Stage("ppo", "ppo-00000001", Section(), Section()))  # refused: it has no plan
+    assert plans_message(plan).splitlines()[2:] == [
+        f"  sft sft-00000001: up to 3.00 GiB of a GPU, 0.50 GiB of host memory per node; fits (a100-40g)  {files[0]}",
+        f"  reward reward-00000001: 0.50 GiB of host memory per node; not judged  {files[1]}",
+    ]
 
 
 # As Snakemake 9 writes it into its own log.

@@ -41,7 +41,10 @@ DEPENDENCIES: dict[str, set[str]] = {
     "training": {"config", "data", "errors", "files", "memory", "models", "records", "runtime"},
     "ppo": {"config", "data", "errors", "functions", "models", "records", "runtime", "training"},
     "planning": {"config", "data", "errors", "files", "memory", "models", "ppo", "records", "runtime", "training"},
-    "evaluation": {"config", "data", "errors", "functions", "models", "ppo", "records", "runtime", "training"},
+    "evaluation": {
+        *("config", "data", "errors", "files", "functions", "memory"),
+        *("models", "ppo", "records", "runtime", "training"),
+    },
     "reporting": {"config", "errors", "evaluation", "files", "phases", "records", "runtime"},
     "convert": {"config", "data", "errors"},
     "manual": {"config", "data"},

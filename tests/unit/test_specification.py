@@ -37,13 +37,13 @@ CACHED = {
 IDS = {
     "dataset": "reviews-6dfcd0f8",
     "policy": "gpt2-scratch-9a239adf",
-    "sft": "gpt2-scratch-s1-e3b10748",
-    "reward": "gpt2-scratch-s1-6ac2ae70",
-    "ppo": "gpt2-scratch-s1-cfa7eb52",
-    "evaluate_sft": "gpt2-scratch-s1-f338132b",
-    "evaluate_reward": "gpt2-scratch-s1-bb0a3f3b",
-    "baseline": "gpt2-scratch-s1-e052287f",
-    "evaluate_ppo": "gpt2-scratch-s1-198e075f",
+    "sft": "gpt2-scratch-s1-650687d8",
+    "reward": "gpt2-scratch-s1-33b5c51a",
+    "ppo": "gpt2-scratch-s1-94d2eae6",
+    "evaluate_sft": "gpt2-scratch-s1-f2050d8b",
+    "evaluate_reward": "gpt2-scratch-s1-f7ce534f",
+    "baseline": "gpt2-scratch-s1-df71b7b5",
+    "evaluate_ppo": "gpt2-scratch-s1-dc932ae9",
 }
 SPLIT, TOKENS = "reviews-9af1a72d", "reviews-gpt2-scratch-5c58c7cd"
 

@@ -37,6 +37,7 @@ def test_the_default_shares_stages_between_settings(tmp_path):
         "train_reward": 2,
         "train_ppo": 4,
         "check_ppo": 4,
+        "check_rows": 2 + 2,  # before each SFT and each reward model
         "evaluate_sft": 2,
         "evaluate_reward": 2,
         "sample_baseline": 2,
@@ -49,8 +50,9 @@ def test_the_default_shares_stages_between_settings(tmp_path):
 def test_memory_plans_need_models_and_no_training(tmp_path, default):
     default["defaults"]["memory"] = {"gpu": "l4", "on_misfit": "refuse"}
     jobs = dry_run(tmp_path, write_config(tmp_path, default), "--cores", "1", "memory_plans")
-    assert jobs["plan_memory"] == 2 + 2 + 4
+    assert jobs["plan_memory"] == (2 + 2 + 4) + (2 + 2 + 2 + 4)  # training, evaluation
     assert jobs["cache_model"] == 1
+    assert "check_rows" not in jobs
     assert not [rule for rule in jobs if rule.startswith(("train", "tokenize"))]
 
 

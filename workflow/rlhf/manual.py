@@ -44,6 +44,9 @@ experiments:         # by name: what differs from the defaults
   other phase reads than one left out may stand in `defaults`, for other experiments; elsewhere they are refused.
 - Batch sizes are global (`global_batch_size`, `prompts_per_rollout`); what `execution` says (GPUs, micro-batches, ZeRO,
   offload) changes how a stage runs, not its result beyond rounding, and never causes a rerun.
+- A key without effect under the others is refused with the reason (`learning_rate` where `only_optimize_lora` trains
+  adapters alone, `ppo.critic` with `rloo`, `clip_range` in fp32 where a rollout gives one step). In `defaults` and
+  `sweep` it is enough that one run uses it; the others neither depend on it nor run again for it.
 - An unknown key is refused with the nearest valid name. Write `1.0e-5`: YAML reads `1e-5` as text.
 - Paths are relative to the working directory. An edited file reruns what depends on it, also where size and time of
   modification stayed the same; a touched one does not. Only a file system that keeps no time of change hides an edit.

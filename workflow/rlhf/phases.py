@@ -8,6 +8,10 @@ PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 # Phase -> those whose models it starts from, whatever its settings.
 STARTS_FROM: dict[str, tuple[PhaseName, ...]] = {"ppo": ("sft", "reward")}
 
+# What measures trained models, and all stages that load a model: each has a memory plan.
+EVALUATIONS = ("evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo")
+PLANNED = (*PHASES, *EVALUATIONS)
+
 # Kind of stage -> its rule, upstream first. A kind is called by what it makes, or as its rule where that is an
 # evaluation; it is hashed in every ID and names the folder below results/, so it stays.
 RULES = {

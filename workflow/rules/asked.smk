@@ -50,6 +50,12 @@ def require_made(reason: str = AFTER_A_RUN) -> None:
         raise WorkflowError(f"not made, though asked for: {', '.join(missing[:3])}{more}. {reason}")
 
 
+def said_at_the_end() -> str:
+    """Where things are: the memory plans, where these were asked for alone, else models and tables."""
+    asked_for = {rule.name for rule in workflow.dag.targetrules}
+    return plans_message(PLAN) if asked_for == {"memory_plans"} else closing_message(PLAN)
+
+
 class IdleEnd(logging.Filter):
     """Makes the same check where Snakemake (9.27) runs no hooks: when it says that there is nothing to be done."""
 

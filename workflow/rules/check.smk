@@ -1,4 +1,19 @@
-"""Every PPO run against the table of inequalities: an experiment's tables are made of runs that hold them."""
+"""Checks: of the rows of a run before anything is trained on them, and of every PPO run by the table of inequalities."""
+
+
+rule check_rows:
+    input:
+        spec=ancient(same_runs("results/{kind}/{id}/spec.yaml")),
+        tokens=ancient(data_of_same_runs("tokens", "results/tokens/{}")),
+        split=ancient(data_of_same_runs("split", "results/split/{}/rows")),
+    output:
+        rows="results/check_rows/{kind}/{id}/rows.json",
+    log:
+        "logs/check_rows/{kind}/{id}.log",
+    localrule: True
+    shell:
+        "exec python {SCRIPTS:q}/check_rows.py --spec {input.spec:q} --tokens {input.tokens:q} --split {input.split:q}"
+        " --output {output.rows:q} > {log:q} 2>&1"
 
 
 rule check_ppo:

@@ -13,7 +13,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from rlhf.config import (
+    EVALUATIONS,
     PHASES,
+    PLANNED,
     RULES,
     Fingerprints,
     Plan,
@@ -26,6 +28,7 @@ from rlhf.config import (
     failure_message,
     planned_execution,
     planned_memory,
+    plans_message,
     read_facts,
     read_plan,
     remove_recorded_states,
@@ -137,29 +140,42 @@ def shown_samples(wildcards) -> int:
 
 
 def base_models(wildcards) -> list[str]:
-    """Input function: the models that a training stage starts from in the end, the policy's before the reward model's."""
+    """Input function: the models from which those that a stage loads start in the end, in the order of their roles."""
 
-    def base(of: Stage) -> str:
-        kind, id = of.upstream.start
-        return id if kind == "model" else base(stage(kind, id))
+    def base(kind: str, id: str) -> str:
+        return id if kind == "model" else base(*stage(kind, id).upstream.start)
 
-    own = stage(wildcards.kind, wildcards.id)
-    stages = [own]
-    if own.kind == "ppo":
-        stages = [stage("sft", own.upstream.sft), stage("reward", own.upstream.reward)]
-    return [f"resources/models/{base(one)}/model" for one in stages]
+    loaded = stage(wildcards.kind, wildcards.id).upstream.starts
+    return [f"resources/models/{base(*start)}/model" for start in loaded]
 
 
 def upstream_specs(wildcards) -> list[str]:
-    """Input function: the specifications of all training stages that a training stage starts from."""
+    """Input function: the specifications of all training stages from which the models of a stage start."""
 
     def before(of: Stage) -> list[Stage]:
-        starts = [of.upstream.start] + ([("reward", of.upstream.reward)] if of.kind == "ppo" else [])
-        found = [stage(kind, id) for kind, id in starts if kind != "model"]
+        found = [stage(kind, id) for kind, id in of.upstream.starts if kind != "model"]
         return found + [earlier for one in found for earlier in before(one)]
 
     stages = dict.fromkeys((one.kind, one.id) for one in before(stage(wildcards.kind, wildcards.id)))
     return [f"results/{kind}/{id}/spec.yaml" for kind, id in stages]
+
+
+def same_runs(pattern: str) -> Callable:
+    """Input function: `pattern` for the training stages of all runs that a stage is part of."""
+    return lambda wildcards: [
+        pattern.format(kind=one.kind, id=one.id) for one in PLAN.of_same_runs(wildcards.kind, wildcards.id)
+    ]
+
+
+def data_of_same_runs(role: str, pattern: str) -> Callable:
+    """Input function: `pattern` for what has a role, `tokens` or `split`, for these stages."""
+    return lambda wildcards: list(
+        dict.fromkeys(
+            pattern.format(id)
+            for one in PLAN.of_same_runs(wildcards.kind, wildcards.id)
+            for id in getattr(one.upstream, role)
+        )
+    )
 
 
 def results_of(file: str, *kinds: str, folder: str = "{kind}") -> Callable:

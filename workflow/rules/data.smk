@@ -74,11 +74,12 @@ rule tokenize_dataset:
     resources:
         mem_mb=4000,
         runtime=60,
+        place=place("tokens"),
     params:
         dataset=lambda wildcards: f"resources/datasets/{stage('tokens', wildcards.id).upstream.dataset}",
         chat_template=lambda wildcards: stage("tokens", wildcards.id).settings.chat_template or "",
     shell:
-        "exec python {SCRIPTS:q}/tokenize_dataset.py --dataset {params.dataset:q} --model {input.model:q}"
+        "exec python {SCRIPTS:q}/tokenize_dataset.py --dataset {params.dataset:q} --place {resources.place:q} --model {input.model:q}"
         " --chat-template={params.chat_template:q} --output {output.tokens:q} --workers {threads} > {log:q} 2>&1"
 
 

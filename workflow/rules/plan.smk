@@ -1,4 +1,4 @@
-"""Memory of the training stages before they run: `snakemake memory_plans`."""
+"""Memory of the stages that load models, before they run: `snakemake memory_plans`."""
 
 
 rule plan_memory:
@@ -22,5 +22,5 @@ rule plan_memory:
 
 rule memory_plans:
     input:
-        [f"results/{kind}/{planned.id}/memory_plan.json" for kind in PHASES for planned in PLAN.of_kind(kind)],
+        [f"results/{kind}/{planned.id}/memory_plan.json" for kind in PLANNED for planned in PLAN.of_kind(kind)],
     localrule: True

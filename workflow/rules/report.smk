@@ -17,9 +17,9 @@ rule summarise:
     input:
         runs="results/experiments/{name}/runs.json",
         trained=results_of("manifest.json", "sft", "reward", "ppo"),
-        planned=ancient(results_of("memory_plan.json", "sft", "reward", "ppo")),
+        planned=ancient(results_of("memory_plan.json", *PLANNED)),
         checked=results_of("checks.json", "ppo", folder="check_ppo"),
-        evaluated=results_of("evaluation.json", "evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo"),
+        evaluated=results_of("evaluation.json", *EVALUATIONS),
     output:
         index="results/experiments/{name}/index.md",
         stages="results/experiments/{name}/stages.json",

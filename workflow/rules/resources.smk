@@ -12,18 +12,18 @@ def as_json(kind: str) -> Callable:
 
 
 def memory_plan(input) -> dict:
-    """The memory plan of a training stage."""
+    """The memory plan of a stage that loads a model."""
     os.stat(input.plan)  # raises, with the file's name, where it is not there yet: then Snakemake asks again later
     return read_plan(Path(input.plan))
 
 
 def next_execution(kind: str) -> Callable:
-    """Resource function: how a training stage runs in its next attempt, as JSON."""
+    """Resource function: how a stage that is planned runs in its next attempt, as JSON."""
     return lambda wildcards, input: json.dumps(planned_execution(memory_plan(input), Path("state", kind, wildcards.id)))
 
 
 def next_memory(kind: str) -> Callable:
-    """Resource function: host memory of a training stage in its next attempt, in MB."""
+    """Resource function: host memory of a stage that is planned in its next attempt, in MB."""
     return lambda wildcards, input, attempt: planned_memory(
         memory_plan(input), Path("state", kind, wildcards.id), attempt
     )

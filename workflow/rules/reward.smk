@@ -5,6 +5,7 @@ rule train_reward:
     input:
         spec=ancient("results/reward/{id}/spec.yaml"),
         plan=ancient("results/reward/{id}/memory_plan.json"),
+        rows=ancient("results/check_rows/reward/{id}/rows.json"),
         tokens=upstream("reward", "tokens", "results/tokens/{}"),
         split=upstream("reward", "split", "results/split/{}/rows"),
         model=upstream("reward", "model", "resources/models/{}/model"),

@@ -5,6 +5,7 @@ rule train_sft:
     input:
         spec=ancient("results/sft/{id}/spec.yaml"),
         plan=ancient("results/sft/{id}/memory_plan.json"),
+        rows=ancient("results/check_rows/sft/{id}/rows.json"),
         tokens=upstream("sft", "tokens", "results/tokens/{}"),
         split=upstream("sft", "split", "results/split/{}/rows"),
         model=upstream("sft", "model", "resources/models/{}/model"),

@@ -7,7 +7,7 @@ import argparse
 from rlhf.config.specfile import read_spec
 from rlhf.config.specification import PpoEvaluationSpecification
 from rlhf.evaluation.answers import evaluate_ppo
-from rlhf.evaluation.frame import Evaluation
+from rlhf.evaluation.frame import AnswersEvaluation
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
@@ -27,8 +27,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     spec = read_spec(PpoEvaluationSpecification, args.spec, args.execution)
-    with processes():
-        evaluate_ppo(Evaluation(spec, stage_paths(args)), args.policy, args.sft, args.reward, args.baseline)
+    with processes(spec.execution.collective_timeout), AnswersEvaluation(spec, stage_paths(args)) as evaluation:
+        evaluate_ppo(evaluation, args.policy, args.sft, args.reward, args.baseline)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     spec = read_spec(RewardEvaluationSpecification, args.spec, args.execution)
-    with processes():
-        evaluate_reward(
-            Evaluation(spec, stage_paths(args)),
-            args.model,
-        )
+    with processes(spec.execution.collective_timeout), Evaluation(spec, stage_paths(args)) as evaluation:
+        evaluate_reward(evaluation, args.model)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from rlhf.runtime.logging import run_script
 
 def parse_args() -> argparse.Namespace:
     """Arguments of the command line; what the launcher needs of the script's own arguments is read from them."""
-    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [--alone] script.py ARGUMENTS")
-    parser.add_argument("--alone", action="store_true", help="one process, without a job step of its own")
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s script.py ARGUMENTS")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="script and its arguments")
     args = parser.parse_args()
     stage = argparse.ArgumentParser()
@@ -29,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     """Become the launched program, so that signals and the exit status are its own."""
     execution = read_execution(args.execution)
     claim = take_devices(execution, args.output, os.environ)
-    start = launch(execution, args.words, args.output, os.environ, args.alone, claim)
+    start = launch(execution, args.words, args.output, os.environ, claim)
     os.execvpe(start.command[0], start.command, start.environment)
 
 

@@ -1,4 +1,4 @@
-"""Say what memory a training stage needs before it runs. Exit status 3: it does not fit and is refused."""
+"""Say what memory a stage needs before it runs. Exit status 3: it does not fit and is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf.config.schema import MemorySettings
 from rlhf.config.specfile import read_job
-from rlhf.config.specification import TRAINING
+from rlhf.config.specification import JOBS
 from rlhf.planning.files import plan_from_files, refusal
 from rlhf.runtime.logging import run_script
 
@@ -22,7 +22,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--spec", type=Path, required=True, help="spec.yaml of the stage")
     parser.add_argument("--execution", type=json.loads, required=True, help="how the stage runs, as JSON")
     parser.add_argument("--memory", type=json.loads, required=True, help="`memory` of the experiment, as JSON")
-    parser.add_argument("--model", type=Path, nargs="+", required=True, help="model folders: policy, reward model")
+    parser.add_argument(
+        "--model", type=Path, nargs="+", required=True, help="model folders, one for each model that the stage loads"
+    )
     parser.add_argument("--upstream", type=Path, nargs="*", default=[], help="spec.yaml of training stages before it")
     parser.add_argument("--output", type=Path, required=True, help="memory_plan.json")
     return parser.parse_args()
@@ -30,7 +32,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Plan, write, and refuse where that is asked for."""
-    stage = read_job(TRAINING, args.spec, args.execution)
+    stage = read_job(JOBS, args.spec, args.execution)
     memory = MemorySettings.model_validate(args.memory)
     plan = plan_from_files(stage, memory, args.model, args.output, args.upstream)
     if plan["decision"] == "refuse":

@@ -7,7 +7,7 @@ import argparse
 from rlhf.config.specfile import read_spec
 from rlhf.config.specification import BaselineSpecification
 from rlhf.evaluation.answers import sample_baseline
-from rlhf.evaluation.frame import Evaluation
+from rlhf.evaluation.frame import AnswersEvaluation
 from rlhf.runtime.logging import run_script
 from rlhf.training.arguments import stage_parser, stage_paths
 from rlhf.training.distributed import processes
@@ -21,12 +21,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run the evaluation."""
     spec = read_spec(BaselineSpecification, args.spec, args.execution)
-    with processes():
-        sample_baseline(
-            Evaluation(spec, stage_paths(args)),
-            args.sft,
-            args.reward,
-        )
+    with processes(spec.execution.collective_timeout), AnswersEvaluation(spec, stage_paths(args)) as evaluation:
+        sample_baseline(evaluation, args.sft, args.reward)
 
 
 if __name__ == "__main__":

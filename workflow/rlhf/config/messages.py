@@ -10,10 +10,12 @@ from pathlib import Path
 from rlhf.config.plan import Plan, Run
 from rlhf.phases import PHASES, STARTS_FROM, PhaseName
 from rlhf.records.attempts import read_failures
+from rlhf.records.plan import StagePlan, read_plan
 from rlhf.records.progress import read_progress
 
 FAILED_LOGS = re.compile(r"^\s*log: (.+) \(check log file", re.MULTILINE)
 SHOWN_LINES = 5
+GIB = 2**30
 MODELS: dict[PhaseName, str] = {"sft": "SFT model", "reward": "reward model", "ppo": "policy"}
 
 
@@ -38,6 +40,24 @@ def closing_message(plan: Plan) -> str:
     if missing:
         parts += ["", f"Not made yet: {', '.join(missing)}. `snakemake -n` says what is missing."]
     return "\n".join(parts)
+
+
+def plans_message(plan: Plan) -> str:
+    """What each training stage needs by its memory plan, and where the plan is."""
+    lines = []
+    for kind in PHASES:
+        for stage in plan.of_kind(kind):
+            file = Path(f"results/{kind}/{stage.id}/memory_plan.json")
+            if file.exists():
+                lines.append(f"  {kind} {stage.id}: {_needs(read_plan(file))}  {file}")
+    return "\n".join(["", "What the training stages need (docs/memory.md explains the plans):", *lines])
+
+
+def _needs(plan: StagePlan) -> str:
+    parts = [] if plan["upper_device"] is None else [f"up to {plan['upper_device'] / GIB:.2f} GiB of a GPU"]
+    parts.append(f"{plan['host']['node'] / GIB:.2f} GiB of host memory per node")
+    device = "" if plan["device"] is None else f" ({plan['device']['name']})"
+    return f"{', '.join(parts)}; {plan['verdict']}{device}"
 
 
 def _final_phases(run: Run) -> list[PhaseName]:

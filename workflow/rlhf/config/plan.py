@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from rlhf.config.requirements import Requirement
 from rlhf.config.schema import MemorySettings
 from rlhf.config.section import Section
 from rlhf.config.stages import JobExecution
-from rlhf.phases import PHASES
+from rlhf.phases import EVALUATIONS, PHASES, PLANNED
 from rlhf.records.experiment import ExperimentRun, runs_text
 
 RESULTS: dict[str, str] = {  # stage kind -> a file or folder of its results, by the stage's ID
@@ -18,10 +19,15 @@ RESULTS: dict[str, str] = {  # stage kind -> a file or folder of its results, by
     "tokens": "results/tokens/{}",
     "split": "results/split/{}/rows",
     **{kind: f"results/{kind}/{{}}/manifest.json" for kind in PHASES},
-    "evaluate_sft": "results/evaluate_sft/{}/evaluation.json",
-    "evaluate_reward": "results/evaluate_reward/{}/evaluation.json",
-    "baseline": "results/baseline/{}/evaluation.json",
-    "evaluate_ppo": "results/evaluate_ppo/{}/evaluation.json",
+    **{kind: f"results/{kind}/{{}}/evaluation.json" for kind in EVALUATIONS},
+}
+
+
+# What decides which rows a training stage has, and whether they will do.
+ROW_LIMITS = {
+    *("data_weights", "max_seq_len", "margin_coefficient"),
+    *("max_prompt_seq_len", "max_answer_seq_len", "ptx_coefficient"),
+    *("iterations", "num_train_epochs", "prompts_per_rollout", "critic_warmup_iterations"),
 }
 
 
@@ -55,7 +61,7 @@ class Stage:
     seed: int | None = None
     execution: JobExecution | None = None
     local_files: tuple[str, ...] = ()
-    memory: MemorySettings | None = None  # how its memory is planned, where it trains
+    memory: MemorySettings | None = None  # how its memory is planned, where it loads a model
     place: str = ""  # where the configuration defines it, for messages
 
     @property
@@ -113,6 +119,18 @@ class Plan:
         known = self.requirements.setdefault(model, [])
         known += [requirement for requirement in requirements if requirement not in known]
 
+    def of_same_runs(self, kind: str, id: str) -> list[Stage]:
+        """The training stages of all runs of a stage; of those that read the same rows in the same way, the first."""
+        found: dict[str, Stage] = {}
+        for run in self.runs:
+            if run.stages.get(kind) == id:
+                for phase in (phase for phase in PHASES if phase in run.stages):
+                    stage = self.stages[phase, run.stages[phase]]
+                    limits = {key: value for key, value in dumped(stage.settings).items() if key in ROW_LIMITS}
+                    data = [getattr(stage.upstream, role) for role in ("tokens", "split")]
+                    found.setdefault(json.dumps([phase, limits, data]), stage)
+        return list(found.values())
+
     def products(self) -> list[str]:
         """Files that say that all is made: of every experiment, and of every model on the way there.
 
@@ -127,8 +145,9 @@ class Plan:
         """One file or folder of everything that the workflow makes on its way to the products."""
         made = [RESULTS[kind].format(id) for kind, id in self.stages if kind in RESULTS]
         specifications = [f"results/{kind}/{id}/spec.yaml" for kind, id in self.stages if kind != "tokens"]
-        plans = [f"results/{kind}/{id}/memory_plan.json" for kind, id in self.stages if kind in PHASES]
-        return [*specifications, *made, *plans]
+        plans = [f"results/{kind}/{id}/memory_plan.json" for kind, id in self.stages if kind in PLANNED]
+        checks = [f"results/check_rows/{kind}/{id}/rows.json" for kind, id in self.stages if kind in PHASES[:2]]
+        return [*specifications, *made, *plans, *checks]
 
     def runs_text(self, experiment: str) -> str:
         """Content of an experiment's runs.json."""

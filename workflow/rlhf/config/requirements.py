@@ -50,6 +50,7 @@ def require_consistency(settings: ExperimentSettings, place: str) -> None:
     if "ppo" in settings.phases:
         mistakes += [f"{place}.ppo: {mistake}" for mistake in _ppo(settings.ppo)]
     mistakes += [f"{place}.{phase}: {text}" for phase in settings.phases for text in _engines(getattr(settings, phase))]
+    mistakes += [f"{place}.evaluation: {mistake}" for mistake in _evaluation(settings)]
     if mistakes:
         raise UserError("\n  ".join(mistakes))
 
@@ -115,8 +116,11 @@ def _ppo(ppo: PpoSection) -> Iterator[str]:
         yield "kl_estimator k1 has no gradient on average as a loss; use k2 or k3, or kl_in: reward"
     if ppo.kl_target is not None and ppo.kl_coefficient == 0:
         yield "kl_target scales kl_coefficient, which is 0; start from a positive one, for example 0.1"
-    if ppo.reference == "adapters_off" and not (ppo.actor.lora_dim and ppo.actor.only_optimize_lora):
-        yield "reference: adapters_off needs actor.lora_dim and actor.only_optimize_lora, else other weights move too"
+    if ppo.execution.reference == "adapters_off" and not ppo.actor.trains_adapters_alone:
+        yield (
+            "execution.reference: adapters_off needs actor.lora_dim and actor.only_optimize_lora, else other weights "
+            "move too"
+        )
 
 
 def _warm_ups(ppo: PpoSection, iterations: int) -> Iterator[str]:
@@ -126,8 +130,9 @@ def _warm_ups(ppo: PpoSection, iterations: int) -> Iterator[str]:
     if ppo.advantage_estimator == "gae":
         roles["critic"] = iterations
     for role, trained in roles.items():
-        warm_up, steps = getattr(ppo, role).num_warmup_steps, trained * per_iteration
-        if warm_up >= steps:
+        optimization: Optimization = getattr(ppo, role)
+        warm_up, steps = optimization.num_warmup_steps, trained * per_iteration
+        if warm_up >= steps and optimization.lr_scheduler_type != "constant":
             yield f"{role}.num_warmup_steps ({warm_up}) must be below the {steps} steps of {trained} iterations"
 
 
@@ -144,6 +149,21 @@ def _engines(stage: SftSection | RewardSection | PpoSection) -> Iterator[str]:
         yield "execution.offload has no effect with ZeRO 0; set zero_stage (ppo: actor_zero_stage) to 1, 2 or 3"
     for mistake in deepspeed_mistakes(execution.deepspeed_config, stage.dtype, zero_stages):
         yield f"execution.deepspeed_config: {mistake}"
+
+
+def _evaluation(settings: ExperimentSettings) -> Iterator[str]:
+    """A precision in which nothing can be computed; unset, it is that of the training."""
+    evaluation = settings.evaluation
+    trained = [f"{phase}.dtype" for phase in settings.phases if getattr(settings, phase).dtype == "fp16"]
+    if evaluation.dtype == "fp16" or (evaluation.dtype is None and trained):
+        source = "" if evaluation.dtype else f" (as {trained[0]})"
+        if evaluation.execution.gpus_per_node == 0:
+            yield f"dtype fp16{source} needs a GPU, and execution.gpus_per_node is 0; use bf16 or fp32"
+    for dtype in sorted({evaluation.dtype or getattr(settings, stage).dtype for stage in settings.phases}):
+        for mistake in deepspeed_mistakes(
+            evaluation.execution.deepspeed_config, dtype, [evaluation.execution.zero_stage]
+        ):
+            yield f"execution.deepspeed_config: {mistake}"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhf.config.effects import Written, experiment_without_effect
 from rlhf.config.expand import deep_merge, dotted, expand, parse
 from rlhf.config.identity import slug, stage_id
 from rlhf.config.plan import Plan, Run, Stage, dumped
@@ -25,6 +27,7 @@ from rlhf.config.specification import (
     PpoEvaluationUpstream,
     PpoUpstream,
     ResolvedAnswers,
+    ResolvedBaseline,
     ResolvedDataset,
     ResolvedModel,
     ResolvedPpo,
@@ -65,16 +68,21 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
         raise UserError("experiments: none is defined; add one, for example `experiments: {demo: {}}`")
     plan = Plan()
     code = functools.cache(function_content)
+    written = Written()
     defaults = config.get("defaults") or {}
     for name, overlay in config["experiments"].items():
-        place, phases = f"experiments.{name}", set[str]()
-        for point, settings in expand(name, deep_merge(defaults, overlay or {})):
+        place, phases, own = f"experiments.{name}", set[str](), overlay or {}
+        for point, settings in expand(name, deep_merge(defaults, own)):
             require_read(point, settings.phases, f"{place}.sweep")
             phases |= set(settings.phases)
+            resolver = _Resolver(configuration, plan, fingerprint, code, place, written)
             for seed in settings.seeds:
-                stages = _Resolver(configuration, plan, fingerprint, code, place).run(settings, seed)
+                stages = resolver.run(settings, seed)
                 plan.runs.append(Run(name, point, seed, stages, settings.evaluation.samples))
-        require_read(dotted(overlay or {}), phases, place)
+            layers = {f"{place}.sweep": point, place: own, "defaults": defaults}
+            written.add(layers, settings, resolver.without_effect(settings))
+        require_read(dotted(own), phases, place)
+    written.require_effect()
     return plan
 
 
@@ -88,34 +96,42 @@ class _Resolver:
         fingerprint: Fingerprint,
         function_content: Callable[[str, str], str | None],
         place: str,
+        written: Written,
     ) -> None:
         self._configuration = configuration
         self._plan = plan
         self._fingerprint = fingerprint
         self._function_content = function_content
         self._place = place
+        self._written = written
         self._memory = MemorySettings()
 
     def run(self, settings: ExperimentSettings, seed: int) -> dict[str, str]:
         """Add all stages of a run; returns stage kind -> ID."""
         require_consistency(settings, self._place)
         self._memory = settings.memory
-        datasets = [self._dataset(name, f"{self._place}.data_path") for name in settings.data_path]
+        names = settings.data_path
+        datasets = [self._dataset(name, f"{self._place}.data_path") for name in names]
         models = self._models(settings)
         proportions = self._proportions(settings)
-        splits = [
-            self._split(dataset, share, settings.split_seed)
-            for dataset, share in zip(datasets, proportions, strict=True)
+        rows = [
+            _Rows(name, dataset, self._split(dataset, share, settings.split_seed), _phases(share))
+            for name, dataset, share in zip(names, datasets, proportions, strict=True)
         ]
-        data = {
-            role: {"tokens": self._tokens(settings.data_path, datasets, model), "split": splits}
-            for role, model in models.items()
-        }
-        gold = self._gold(settings, proportions)
+        seen = {phase: [each for each in rows if phase in each.phases] for phase in settings.phases}
+        gold = self._gold([each for phase, part in seen.items() if phase != "sft" for each in part])
+        self._note_unused_gold(rows)
         ids = {"dataset": datasets[0], **models}
         for phase in settings.phases:
-            ids[phase] = self._phase(phase, settings, seed, ids, data, gold)
+            used = {phase, "sft"} if phase == "ppo" and settings.ppo.ptx_coefficient > 0 else {phase}
+            ids[phase] = self._phase(phase, settings, seed, ids, [each for each in rows if used & {*each.phases}], gold)
+        data = {phase: self._data(part, self._reader(phase, ids)) for phase, part in seen.items()}
         return ids | self._evaluations(settings, ids, data, gold)
+
+    def without_effect(self, settings: ExperimentSettings) -> dict[str, str]:
+        """Keys of the experiment that change nothing, and why."""
+        datasets = self._configuration.datasets
+        return experiment_without_effect(settings, all(datasets[name].data_split for name in settings.data_path))
 
     def _models(self, settings: ExperimentSettings) -> dict[str, str]:
         """Role -> ID of the model that the phases start from, with what they ask of it."""
@@ -128,30 +144,34 @@ class _Resolver:
             self._plan.require(models["reward_model"], reward_requirements(settings, self._place))
         return models
 
+    def _reader(self, phase: str, ids: dict[str, str]) -> str:
+        """ID of the model whose tokenizer reads the rows of a phase."""
+        return ids["reward_model" if phase == "reward" else "policy"]
+
     def _phase(
         self,
         phase: PhaseName,
         settings: ExperimentSettings,
         seed: int,
         ids: dict[str, str],
-        data: dict[str, dict[str, list[str]]],
+        rows: list[_Rows],
         gold: dict[str, Any],
     ) -> str:
         """Add the stage that trains; `ids` has those before it."""
-        weights = [settings.data_weights.get(name, 1.0) for name in settings.data_path]
+        weights, data = _weights(settings, rows), self._data(rows, self._reader(phase, ids))
         resolved: Section
         upstream: SftUpstream | RewardUpstream | PpoUpstream
         if phase == "sft":
             resolved = _with(ResolvedSft, settings.sft, data_weights=weights)
-            upstream = SftUpstream(model=ids["policy"], **data["policy"])
+            upstream = SftUpstream(model=ids["policy"], **data)
         elif phase == "reward":
             resolved = _with(ResolvedReward, settings.reward, data_weights=weights)
             from_sft = settings.reward.start_from == "sft"
             base = {"sft": ids["sft"]} if from_sft else {"model": ids["reward_model"]}
-            upstream = RewardUpstream.model_validate({**base, **data["reward_model"]})
+            upstream = RewardUpstream.model_validate({**base, **data})
         else:
             resolved = _with(ResolvedPpo, settings.ppo, **gold, data_weights=weights)
-            upstream = PpoUpstream(sft=ids["sft"], reward=ids["reward"], **data["policy"])
+            upstream = PpoUpstream(sft=ids["sft"], reward=ids["reward"], **data)
         start, identifier = upstream.start
         label = f"{_label(identifier)}-s{seed}" if start == "model" else _label(identifier)
         return self._train(phase, label, seed, resolved, upstream, getattr(settings, phase).execution)
@@ -171,7 +191,7 @@ class _Resolver:
         self,
         settings: ExperimentSettings,
         ids: dict[str, str],
-        data: dict[str, dict[str, list[str]]],
+        data: dict[PhaseName, dict[str, list[str]]],
         gold: dict[str, Any],
     ) -> dict[str, str]:
         """Add what measures the models of the phases."""
@@ -182,33 +202,46 @@ class _Resolver:
                 "evaluate_sft",
                 ids["sft"],
                 evaluation,
-                _with(ResolvedSftEvaluation, evaluation, max_seq_len=settings.sft.max_seq_len),
-                SftEvaluationUpstream(sft=ids["sft"], **data["policy"]),
+                ResolvedSftEvaluation(
+                    max_seq_len=settings.sft.max_seq_len, dtype=evaluation.dtype or settings.sft.dtype
+                ),
+                SftEvaluationUpstream(sft=ids["sft"], **data["sft"]),
             )
         if "reward" in settings.phases:
             out["evaluate_reward"] = self._evaluate(
                 "evaluate_reward",
                 ids["reward"],
                 evaluation,
-                _with(ResolvedRewardEvaluation, evaluation, max_seq_len=settings.reward.max_seq_len, **gold),
-                RewardEvaluationUpstream(reward=ids["reward"], **data["reward_model"]),
+                ResolvedRewardEvaluation(
+                    max_seq_len=settings.reward.max_seq_len, dtype=evaluation.dtype or settings.reward.dtype, **gold
+                ),
+                RewardEvaluationUpstream(reward=ids["reward"], **data["reward"]),
             )
         if "ppo" in settings.phases:
-            answers = _with(
-                ResolvedAnswers,
-                evaluation,
-                max_prompt_seq_len=ppo.max_prompt_seq_len,
-                max_answer_seq_len=ppo.max_answer_seq_len,
-                temperature=ppo.temperature,
+            sampling = {
+                "max_prompt_seq_len": ppo.max_prompt_seq_len,
+                "max_answer_seq_len": ppo.max_answer_seq_len,
+                "temperature": ppo.temperature,
+                "dtype": evaluation.dtype or ppo.dtype,
                 **gold,
-            )
-            made_from = {"sft": ids["sft"], "reward": ids["reward"], **data["policy"]}
+            }
+            made_from = {"sft": ids["sft"], "reward": ids["reward"], **data["ppo"]}
             out["baseline"] = self._evaluate(
-                "baseline", ids["sft"], evaluation, answers, PpoUpstream.model_validate(made_from)
+                "baseline",
+                ids["sft"],
+                evaluation,
+                _with(ResolvedBaseline, evaluation, **sampling),
+                PpoUpstream.model_validate(made_from),
+                evaluation.seed,
             )
             compared = {"ppo": ids["ppo"], "baseline": out["baseline"], **made_from}
             out["evaluate_ppo"] = self._evaluate(
-                "evaluate_ppo", ids["ppo"], evaluation, answers, PpoEvaluationUpstream.model_validate(compared)
+                "evaluate_ppo",
+                ids["ppo"],
+                evaluation,
+                _with(ResolvedAnswers, evaluation, **sampling),
+                PpoEvaluationUpstream.model_validate(compared),
+                evaluation.seed,
             )
         return out
 
@@ -262,16 +295,19 @@ class _Resolver:
         settings = _with(ResolvedModel, model, content=content)
         return self._add("model", label, settings, upstream, tuple(files), f"models.{name}")
 
-    def _tokens(self, names: list[str], datasets: list[str], model: str) -> list[str]:
-        return [
+    def _data(self, rows: list[_Rows], model: str) -> dict[str, list[str]]:
+        """IDs of the tokens and the split of each dataset."""
+        tokens = [
             self._add(
                 "tokens",
-                _label(dataset, model),
-                TokensSettings(chat_template=self._configuration.datasets[name].chat_template),
-                TokensUpstream(dataset=dataset, model=model),
+                _label(each.dataset, model),
+                TokensSettings(chat_template=self._configuration.datasets[each.name].chat_template),
+                TokensUpstream(dataset=each.dataset, model=model),
+                place=f"datasets.{each.name}",
             )
-            for name, dataset in zip(names, datasets, strict=True)
+            for each in rows
         ]
+        return {"tokens": tokens, "split": [each.split for each in rows]}
 
     def _proportions(self, settings: ExperimentSettings) -> list[str]:
         """The `data_split` of each dataset; together they must give every phase that is asked for something."""
@@ -313,24 +349,33 @@ class _Resolver:
         return self._plan.add(Stage(kind, identifier, settings, upstream, seed, execution, memory=self._memory))
 
     def _evaluate(
-        self, kind: str, subject: str, evaluation: EvaluationSection, settings: Section, upstream: Section
+        self,
+        kind: str,
+        subject: str,
+        evaluation: EvaluationSection,
+        settings: Section,
+        upstream: Section,
+        seed: int | None = None,
     ) -> str:
         """Add an evaluation of the stage `subject`; how many samples are shown is up to the report."""
-        seed = evaluation.seed
         identifier = stage_id(_label(subject), kind, {**dumped(settings), "seed": seed}, dumped(upstream))
-        return self._plan.add(Stage(kind, identifier, settings, upstream, seed, evaluation.execution))
+        return self._plan.add(
+            Stage(kind, identifier, settings, upstream, seed, evaluation.execution, memory=self._memory)
+        )
 
-    def _gold(self, settings: ExperimentSettings, proportions: list[str]) -> dict[str, Any]:
-        """What judges the answers to all prompts, with hashes of its code and of what it reads.
+    def _note_unused_gold(self, rows: list[_Rows]) -> None:
+        for each in rows:
+            if self._configuration.datasets[each.name].gold_reward is not None:
+                alone = each.phases == PHASES[:1]
+                reason = "its rows are for SFT alone, and nothing of these is judged" if alone else None
+                self._written.note(f"datasets.{each.name}.gold_reward", reason)
 
-        Only those of datasets whose prompts are answered or scored: SFT does neither.
+    def _gold(self, rows: list[_Rows]) -> dict[str, Any]:
+        """What judges the answers of datasets, with hashes of its code and of what it reads.
+
+        Only of those whose prompts are answered or scored: SFT does neither.
         """
-        scored = [place for place, phase in enumerate(PHASES) if phase in settings.phases and phase != "sft"]
-        judged = {
-            name: self._configuration.datasets[name]
-            for name, split in zip(settings.data_path, proportions, strict=True)
-            if any(float(split.split(",")[place]) for place in scored)
-        }
+        judged = {each.name: self._configuration.datasets[each.name] for each in rows}
         found = {section.gold_reward for section in judged.values()}
         if len(found) > 1:
             each = ", ".join(f"{name}: {section.gold_reward or 'none'}" for name, section in judged.items())
@@ -345,6 +390,25 @@ class _Resolver:
             )
         ]
         return {"gold_reward": next(iter(found), None), "gold_content": list(dict.fromkeys(content)) or None}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A dataset of an experiment: its name, the IDs of its rows and of their split, and the phases that see some."""
+
+    name: str
+    dataset: str
+    split: str
+    phases: tuple[str, ...]
+
+
+def _phases(data_split: str) -> tuple[str, ...]:
+    """The phases that a split has a share for."""
+    return tuple(phase for phase, share in zip(PHASES, data_split.split(","), strict=True) if float(share))
+
+
+def _weights(settings: ExperimentSettings, rows: list[_Rows]) -> list[float]:
+    return [settings.data_weights.get(each.name, 1.0) for each in rows]
 
 
 def _with(resolved: type[SectionT], section: Section, **added: Any) -> SectionT:

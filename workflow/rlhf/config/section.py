@@ -20,6 +20,10 @@ _REPOSITORY = rf"{_WORD}([.-]+{_WORD})*"
 _HUB = rf"^{_REPOSITORY}(/{_REPOSITORY})?$"
 _REVISION = rf"^{_WORD}([./-]{_WORD})*$"
 _FUNCTION = r"^\w+(\.\w+)*:\w+$"
+_PART = r"^[^/\\]+$"
+_NO_NULL = r"^[^\x00]*$"
+_SIZE = r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$"
+_LICENSE = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 GpuType = Annotated[str, StringConstraints(pattern=_GPU_TYPE)]
@@ -29,15 +33,23 @@ DataSplit = Annotated[str, StringConstraints(pattern=_SPLIT)]
 HubName = Annotated[str, StringConstraints(pattern=_HUB, max_length=200)]
 Revision = Annotated[str, StringConstraints(pattern=_REVISION, max_length=200)]
 FunctionName = Annotated[str, StringConstraints(pattern=_FUNCTION)]
-ALLOWED = {  # pattern -> what it asks for, in words
+PartName = Annotated[str, StringConstraints(pattern=_PART)]
+TemplateText = Annotated[str, StringConstraints(pattern=_NO_NULL, min_length=1)]
+FileSize = Annotated[str, StringConstraints(pattern=_SIZE)]
+License = Annotated[str, StringConstraints(pattern=_LICENSE)]
+ALLOWED = {  # each pattern of the schema -> what it asks for, in words, with an example
     _NAME: "a name has letters (a-z, A-Z), digits, `_`, `.` and `-`, begins with a letter or digit, and has at most 64 "
     "characters",
-    _GPU_TYPE: "it has letters, digits, `_` and `.` alone",
-    _VARIABLE: "a variable has letters, digits and `_`, and does not begin with a digit",
+    _GPU_TYPE: "write the cluster's name of it, for example a100: letters, digits, `_` and `.`",
+    _VARIABLE: "a variable has letters, digits and `_`, and does not begin with a digit, for example NCCL_DEBUG",
     _SPLIT: "write three numbers with commas between them, for example '2,4,4'",
-    _HUB: "write NAME or OWNER/NAME of a hub's repository, without an address",
-    _REVISION: "write a branch, a tag or a commit",
+    _HUB: "write NAME or OWNER/NAME of a hub's repository, for example facebook/opt-1.3b, without an address",
+    _REVISION: "write a branch, a tag or a commit, for example main",
     _FUNCTION: "write module:function, for example my_data:rows",
+    _PART: "write the name of a configuration as the dataset's page lists it, for example main, without slashes",
+    _NO_NULL: "a text has no null characters",
+    _SIZE: "write a number and KB, MB or GB without a space, for example 5GB",
+    _LICENSE: "write the identifier of a licence, for example apache-2.0",
 }
 # What is kept in a specification and hashed: YAML knows more, such as dates, bytes and references in a circle.
 Values = dict[str, JsonValue]
@@ -103,10 +115,8 @@ def _said(item: Mapping[str, Any]) -> str:
             "a name must be text, and YAML reads this one (as no, yes, on, off and numbers) as something else: quote it"
         )
     if kind == "string_pattern_mismatch":
-        pattern = item["ctx"]["pattern"]
-        if pattern == _HUB:
-            return f"{ALLOWED[pattern]}{_hub_name(given)}"
-        return ALLOWED.get(pattern, f"it must match {pattern}")
+        words = ALLOWED[item["ctx"]["pattern"]]
+        return f"{words}{_hub_name(given)}" if item["ctx"]["pattern"] == _HUB else words
     if kind in ("model_type", "dict_type"):
         return "it is empty; write `{}`, or keys below it" if given is None else "it must be keys with values below it"
     return str(item["msg"]).removeprefix("Value error, ")

@@ -6,20 +6,23 @@ import glob
 import os
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf.config.section import (
     DataSplit,
     FunctionName,
     HubName,
+    PartName,
     Revision,
     Section,
     Seed,
     Share,
+    TemplateText,
     Values,
     require_local,
 )
 
+OF_TOKENIZER = "tokenizer"  # as chat_template
 INAPPLICABLE = {
     "hub": ("arguments", "reads"),
     "path": ("revision", "arguments", "reads"),
@@ -32,9 +35,8 @@ class DatasetSource(Section):
 
     hub: HubName | None = Field(None, description="Name of a hub dataset, for example `Dahoas/rm-static`.")
     revision: Revision | None = Field(None, description="Commit or tag of the hub dataset; unset takes the newest.")
-    name: str | None = Field(
+    name: PartName | None = Field(
         None,
-        pattern=r"^[^/\\]+$",
         description="Configuration name of the dataset, on the hub or in a folder from there.",
     )
     data_dir: str | None = Field(
@@ -182,10 +184,8 @@ class DatasetSettings(Section):
 class DatasetSection(DatasetSettings):
     """A dataset, and what stages make of its rows."""
 
-    chat_template: str | None = Field(
+    chat_template: TemplateText | None = Field(
         None,
-        min_length=1,
-        pattern=r"^[^\x00]*$",
         description="Write prompts and answers as turns of a chat: `tokenizer` uses the template of the model's "
         "tokenizer, any other text is a Jinja template itself. A prompt that is no list of messages becomes a user's "
         "turn; white space around the text of a turn is left to the template. A template that asks for the date gets "
@@ -209,6 +209,17 @@ class DatasetSection(DatasetSettings):
     gold_reward_reads: list[str] = Field(
         [], description="Files or folders that `gold_reward` reads, as `source.reads`."
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_writes_something(cls, template: str | None) -> str | None:
+        if template not in (None, OF_TOKENIZER) and "{{" not in str(template):
+            raise ValueError(
+                f"{template!r} is no template by that name: a text is taken for a Jinja template itself, which writes "
+                "messages, for example '{% for message in messages %}{{ message.content }}{% endfor %}'. The only "
+                f"name is `{OF_TOKENIZER}`, the template of the model's tokenizer"
+            )
+        return template
 
     @model_validator(mode="after")
     def _nothing_held_out_of_a_benchmark(self) -> Self:
@@ -238,6 +249,8 @@ class ModelSource(Section):
             raise ValueError("give exactly one of hub, path")
         if self.path is not None:
             require_local(self.path)
+            if self.revision is not None:
+                raise ValueError("revision has no effect on a source with `path`; leave it out")
         return self
 
 
@@ -281,4 +294,10 @@ class ModelSection(ModelSettings):
             raise ValueError("source: scratch needs architecture.model_type (text) and tokenizer.dataset")
         if self.source != "scratch" and (self.architecture or self.tokenizer):
             raise ValueError("architecture and tokenizer belong to source: scratch only")
+        if self.source != "scratch" and self.seed != type(self).model_fields["seed"].default:
+            raise ValueError("seed has no effect on a model that has its weights; leave it out")
+        if self.source == "scratch" and self.trust_remote_code:
+            raise ValueError(
+                "trust_remote_code has no effect on source: scratch, which has no repository; leave it out"
+            )
         return self

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from rlhf.config.effects import without_effect
 from rlhf.config.section import DataSplit, FunctionName, Section, Seed
 from rlhf.config.sources import DatasetSettings, ModelSettings
 from rlhf.config.stages import (
+    Answered,
+    Dtype,
     EvaluateExecution,
     EvaluationSettings,
     Execution,
@@ -60,7 +63,22 @@ class SplitSettings(Section):
     split_seed: Seed
 
 
-class Weighted(Section):
+class Effective(Section):
+    """Settings that are written without those that change nothing: they are no part of the stage's identity."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = written(self)
+        for key in without_effect(self):
+            *sections, name = key.split(".")
+            section = content
+            for part in sections:
+                section = section[part]
+            del section[name]
+        return content
+
+
+class TrainingData(Effective):
     """What training stages know of their datasets."""
 
     data_weights: list[float] = Field(description="How often an epoch sees the rows of each dataset.")
@@ -73,21 +91,22 @@ class Judged(Section):
     gold_content: list[str] | None = ABSENT  # hashes of its code, where that is not of this library, and what it reads
 
 
-class ResolvedSft(Weighted, SftSettings):
+class ResolvedSft(TrainingData, SftSettings):
     """Settings of an SFT stage."""
 
 
-class ResolvedReward(Weighted, RewardSettings):
+class ResolvedReward(TrainingData, RewardSettings):
     """Settings of a reward stage."""
 
 
-class ResolvedPpo(Weighted, Judged, PpoSettings):
+class ResolvedPpo(TrainingData, Judged, PpoSettings):
     """Settings of a PPO stage."""
 
 
-class ResolvedSftEvaluation(EvaluationSettings):
-    """Settings of the evaluation of the SFT model's loss."""
+class ResolvedSftEvaluation(Section):
+    """Settings of the evaluation of the SFT model's loss: all unseen rows are read, and nothing is drawn."""
 
+    dtype: Dtype = Field(description="Precision of the model.")
     max_seq_len: int = Field(description="As in the training of the model.")
 
 
@@ -95,14 +114,17 @@ class ResolvedRewardEvaluation(Judged, ResolvedSftEvaluation):
     """Settings of the evaluation of a reward model."""
 
 
-class _Sampling(EvaluationSettings):
+class ResolvedAnswers(Judged, Answered):
+    """Settings of the evaluations that sample answers."""
+
     max_prompt_seq_len: int = Field(description="As in PPO.")
     max_answer_seq_len: int = Field(description="As in PPO.")
     temperature: float = Field(description="As in PPO.")
+    dtype: Dtype = Field(description="Precision of all models.")
 
 
-class ResolvedAnswers(Judged, _Sampling):
-    """Settings of the evaluations that sample answers."""
+class ResolvedBaseline(ResolvedAnswers, EvaluationSettings):
+    """Settings of the answers of the SFT model."""
 
 
 class NoUpstream(Section):
@@ -140,6 +162,11 @@ class SftUpstream(Section):
         """Kind and ID of the stage whose model training starts from."""
         return "model", self.model
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [self.start]
+
 
 class RewardUpstream(Section):
     """IDs of what a reward stage is made from: either a pretrained model or an SFT stage, and the data."""
@@ -160,6 +187,11 @@ class RewardUpstream(Section):
         """Kind and ID of the stage whose model training starts from."""
         return ("sft", self.sft) if self.sft is not None else ("model", str(self.model))
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [self.start]
+
 
 class PpoUpstream(Section):
     """IDs of what a PPO stage, or the answers of the SFT model, are made from."""
@@ -174,6 +206,11 @@ class PpoUpstream(Section):
         """Kind and ID of the stage whose model training starts from."""
         return "sft", self.sft
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [self.start, ("reward", self.reward)]
+
 
 class SftEvaluationUpstream(Section):
     """IDs of what the evaluation of an SFT model is made from."""
@@ -182,6 +219,11 @@ class SftEvaluationUpstream(Section):
     tokens: list[str]
     split: list[str]
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [("sft", self.sft)]
+
 
 class RewardEvaluationUpstream(Section):
     """IDs of what the evaluation of a reward model is made from."""
@@ -189,6 +231,11 @@ class RewardEvaluationUpstream(Section):
     reward: str
     tokens: list[str]
     split: list[str]
+
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [("reward", self.reward)]
 
 
 class PpoEvaluationUpstream(Section):
@@ -201,9 +248,14 @@ class PpoEvaluationUpstream(Section):
     tokens: list[str]
     split: list[str]
 
+    @property
+    def starts(self) -> list[tuple[str, str]]:
+        """Kinds and IDs of the stages whose models are loaded, in the order of their roles."""
+        return [("ppo", self.ppo), ("sft", self.sft), ("reward", self.reward)]
+
 
 class Planned(Section):
-    """What the memory plan adds to how a training stage runs."""
+    """What the memory plan adds to how a stage runs."""
 
     memory_steps: list[str] = Field([], description="Names of the steps that were taken to fit the memory.")
 
@@ -218,6 +270,10 @@ class PlannedReward(Planned, RewardExecution):
 
 class PlannedPpo(Planned, PpoExecution):
     """How an attempt at a PPO stage runs."""
+
+
+class PlannedEvaluation(Planned, EvaluateExecution):
+    """How an attempt at an evaluation runs."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Section, covariant=True)
@@ -243,8 +299,23 @@ class Specification(Section, Generic[SettingsT, UpstreamT]):
 class JobSpecification(Specification[SettingsT, UpstreamT], Generic[SettingsT, UpstreamT, ExecutionT]):
     """The specification of a stage that trains or evaluates, and how it runs."""
 
-    seed: Seed
     execution: ExecutionT
+
+
+class SeededSpecification(
+    JobSpecification[SettingsT, UpstreamT, ExecutionT], Generic[SettingsT, UpstreamT, ExecutionT]
+):
+    """The specification of a stage that draws at random, as training and sampling do."""
+
+    seed: Seed
+
+
+class SeedlessSpecification(
+    JobSpecification[SettingsT, UpstreamT, ExecutionT], Generic[SettingsT, UpstreamT, ExecutionT]
+):
+    """The specification of a stage that trains or evaluates and draws nothing."""
+
+    seed: None
 
 
 class DatasetSpecification(Specification[ResolvedDataset, NoUpstream]):
@@ -271,62 +342,67 @@ class SplitSpecification(Specification[SplitSettings, SplitUpstream]):
     stage: Literal["split"]
 
 
-class SftSpecification(JobSpecification[ResolvedSft, SftUpstream, PlannedSft]):
+class SftSpecification(SeededSpecification[ResolvedSft, SftUpstream, PlannedSft]):
     """Phase 1."""
 
     stage: Literal["sft"]
 
 
-class RewardSpecification(JobSpecification[ResolvedReward, RewardUpstream, PlannedReward]):
+class RewardSpecification(SeededSpecification[ResolvedReward, RewardUpstream, PlannedReward]):
     """Phase 2."""
 
     stage: Literal["reward"]
 
 
-class PpoSpecification(JobSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
+class PpoSpecification(SeededSpecification[ResolvedPpo, PpoUpstream, PlannedPpo]):
     """Phase 3."""
 
     stage: Literal["ppo"]
 
 
-class SftEvaluationSpecification(JobSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, EvaluateExecution]):
+class SftEvaluationSpecification(
+    SeedlessSpecification[ResolvedSftEvaluation, SftEvaluationUpstream, PlannedEvaluation]
+):
     """Loss of the SFT model on unseen rows."""
 
     stage: Literal["evaluate_sft"]
 
 
 class RewardEvaluationSpecification(
-    JobSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, EvaluateExecution]
+    SeedlessSpecification[ResolvedRewardEvaluation, RewardEvaluationUpstream, PlannedEvaluation]
 ):
     """Agreement of the reward model with unseen preferences."""
 
     stage: Literal["evaluate_reward"]
 
 
-class BaselineSpecification(JobSpecification[ResolvedAnswers, PpoUpstream, EvaluateExecution]):
+class BaselineSpecification(SeededSpecification[ResolvedBaseline, PpoUpstream, PlannedEvaluation]):
     """Answers of the SFT model."""
 
     stage: Literal["baseline"]
 
 
-class PpoEvaluationSpecification(JobSpecification[ResolvedAnswers, PpoEvaluationUpstream, EvaluateExecution]):
+class PpoEvaluationSpecification(SeededSpecification[ResolvedAnswers, PpoEvaluationUpstream, PlannedEvaluation]):
     """Answers of the policy against those of the SFT model."""
 
     stage: Literal["evaluate_ppo"]
 
 
 AnySpecification = Specification[Section, Section]
-AnyJob = JobSpecification[Section, Section, Execution]
 TrainingSettings = ResolvedSft | ResolvedReward | ResolvedPpo
 TrainingUpstream = SftUpstream | RewardUpstream | PpoUpstream
 PlannedTraining = PlannedSft | PlannedReward | PlannedPpo
-TrainingSpecification = JobSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
+PlannedJob = PlannedTraining | PlannedEvaluation
+TrainingSpecification = SeededSpecification[TrainingSettings, TrainingUpstream, PlannedTraining]
 TRAINING: dict[str, type[TrainingSpecification]] = {
     "sft": SftSpecification,
     "reward": RewardSpecification,
     "ppo": PpoSpecification,
 }
-JOBS: dict[str, type[AnyJob]] = {
+LoadedUpstream = TrainingUpstream | SftEvaluationUpstream | RewardEvaluationUpstream | PpoEvaluationUpstream
+LoadingSettings = TrainingSettings | ResolvedSftEvaluation | ResolvedRewardEvaluation | ResolvedAnswers
+LoadingSpecification = JobSpecification[LoadingSettings, LoadedUpstream, PlannedJob]
+JOBS: dict[str, type[LoadingSpecification]] = {
     **TRAINING,
     "evaluate_sft": SftEvaluationSpecification,
     "evaluate_reward": RewardEvaluationSpecification,

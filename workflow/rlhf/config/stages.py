@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlhf.config.deepspeed import DeepSpeedSettings
-from rlhf.config.section import GpuType, Section, Seed, Share, Variable
+from rlhf.config.section import FileSize, GpuType, License, Section, Seed, Share, Variable
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -25,6 +25,12 @@ NONFINITE: Any = Field(
     "stop",
     description="At a loss or gradient that is not finite: stop and name the rows, or skip the step and count it. "
     "Overflows of fp16 are always skipped.",
+)
+
+DEEPSPEED_CONFIG: Any = Field(
+    {},
+    description="DeepSpeed settings merged over the generated ones, or the path of a JSON file with them; what the "
+    "trainer drives itself (batch sizes, optimizer, schedule, precision) is refused.",
 )
 
 
@@ -46,6 +52,11 @@ class Optimization(Section):
     lora_learning_rate: float = Field(5e-4, gt=0, description="Learning rate of the LoRA matrices.")
     only_optimize_lora: bool = Field(False, description="Freeze everything but the LoRA matrices (and a value head).")
 
+    @property
+    def trains_adapters_alone(self) -> bool:
+        """Whether the weights that the model starts with stay as they are."""
+        return self.lora_dim > 0 and self.only_optimize_lora
+
 
 class ActorOptimization(Optimization):
     """Training of the policy in PPO."""
@@ -65,14 +76,12 @@ class CriticOptimization(ActorOptimization):
 class Saving(Section):
     """How a trained model is saved."""
 
-    max_shard_size: str = Field(
+    max_shard_size: FileSize = Field(
         "5GB",
-        pattern=r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$",
         description="Largest weight file; a larger model is cut into several with an index.",
     )
-    license: str = Field(
+    license: License = Field(
         "unknown",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
         description="Licence that the model card states, as an identifier such as `apache-2.0`.",
     )
 
@@ -91,6 +100,8 @@ class Execution(Section):
     )
     threads: int = Field(1, ge=1, description="CPU threads of each process.")
     runtime: int = Field(60, ge=1, description="Time limit, in minutes.")
+    mem_mb: int | None = Field(None, ge=1, description="Host memory per node, in MB; unset: as the memory plan says.")
+    collective_timeout: int = Field(30, ge=1, description="Minutes a process waits for another before it gives up.")
 
     @property
     def world_size(self) -> int:
@@ -101,19 +112,13 @@ class Execution(Section):
 class TrainingExecution(Execution):
     """How a stage runs that trains."""
 
-    mem_mb: int | None = Field(None, ge=1, description="Host memory per node, in MB; unset: as the memory plan says.")
-    deepspeed_config: DeepSpeedSettings = Field(
-        {},
-        description="DeepSpeed settings merged over the generated ones, or the path of a JSON file with them; what the "
-        "trainer drives itself (batch sizes, optimizer, schedule, precision) is refused.",
-    )
+    deepspeed_config: DeepSpeedSettings = DEEPSPEED_CONFIG
     checkpoint_minutes: float | None = Field(
         10.0, gt=0, description="Save the training state after so many minutes; null: not by time."
     )
     checkpoint_steps: int | None = Field(
         None, ge=1, description="Save the training state after so many steps (PPO: iterations); unset: not by steps."
     )
-    collective_timeout: int = Field(30, ge=1, description="Minutes a process waits for another before it gives up.")
     keep_state: bool = Field(False, description="Keep `state/STAGE/ID` after the stage is done.")
 
 
@@ -159,6 +164,11 @@ class PpoExecution(TrainingExecution):
     actor_gradient_checkpointing: bool = Field(False, description="Recompute the policy's activations.")
     critic_gradient_checkpointing: bool = Field(False, description="Recompute the value model's activations.")
     offload: bool = Field(False, description="Keep optimizer states (and ZeRO-3 parameters) on the host; needs ZeRO.")
+    reference: Literal["auto", "adapters_off", "separate"] = Field(
+        "auto",
+        description="The reference is the policy with its adapters off where only adapters train (no second copy), "
+        "else a model of its own.",
+    )
     offload_reference_model: bool = Field(False, description="Keep the reference model in host memory.")
     offload_reward_model: bool = Field(False, description="Keep the reward model in host memory.")
     enable_hybrid_engine: bool = Field(
@@ -300,11 +310,6 @@ class PpoSettings(Section):
         0.0, ge=0, description="Weight of the SFT loss mixed into the policy's (InstructGPT's pretraining mix)."
     )
     ptx_rows_per_step: int = Field(32, ge=1, description="SFT rows mixed into each optimizer step.")
-    reference: Literal["auto", "adapters_off", "separate"] = Field(
-        "auto",
-        description="The reference is the policy with its adapters off where only adapters train (no second copy), "
-        "else a model of its own.",
-    )
     max_sampling_logprob_error: float = Field(
         1e-4, gt=0, description="Largest difference of sampling and training log-probabilities (fp32)."
     )
@@ -329,30 +334,54 @@ class PpoSection(PpoSettings):
 
     execution: PpoExecution = Field(PpoExecution(), description="How the stage runs.")
 
+    @property
+    def adapters_off(self) -> bool:
+        """Whether the reference is the policy with its adapters off."""
+        return adapters_off(self, self.execution)
+
+
+def adapters_off(settings: PpoSettings, execution: PpoExecution) -> bool:
+    """Whether the reference is the policy with its adapters off, and not a second model.
+
+    It can be where adapters alone train: without them the policy is then the SFT model still.
+    """
+    return execution.reference != "separate" and settings.actor.trains_adapters_alone
+
 
 class EvaluateExecution(Execution):
-    """How an evaluation stage runs: one process."""
+    """How the evaluation stages run: each loads one model after the other."""
 
-    nodes: int = Field(1, ge=1, le=1, description="Must be 1: one process evaluates.")
-    gpus_per_node: int = Field(0, ge=0, le=1, description="1 runs on a GPU, 0 on the CPU.")
-    mem_mb: int = Field(4000, ge=1, description="Host memory, in MB.")
-    per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch.")
+    per_device_eval_batch_size: int = Field(64, ge=1, description="Sequences per batch, sampled or scored.")
+    zero_stage: Literal[0, 3] = Field(
+        0, description="0: each process has the whole model; 3: they share its weights, and gather them layer by layer."
+    )
+    deepspeed_config: DeepSpeedSettings = DEEPSPEED_CONFIG
 
 
 AnyTrainingExecution = SupervisedExecution | PpoExecution
 JobExecution = AnyTrainingExecution | EvaluateExecution
 
 
-class EvaluationSettings(Section):
-    """What the evaluation stages measure."""
+class Answered(Section):
+    """Whose answers are compared."""
 
     prompts: int = Field(256, ge=1, description="Unseen prompts answered by the policy and by the SFT model.")
+
+
+class EvaluationSettings(Answered):
+    """What the evaluation stages measure."""
+
     best_of_n: int = Field(4, ge=1, description="Answers per prompt sampled from the SFT model.")
 
 
 class EvaluationSection(EvaluationSettings):
     """What the evaluation stages measure and show, and how they run."""
 
+    dtype: Dtype | None = Field(
+        None,
+        description="Precision of the models that are evaluated; unset: that of the training: `sft.dtype` for the loss "
+        "of the SFT model, `reward.dtype` for the reward model, and `ppo.dtype` for sampled answers.",
+    )
     samples: int = Field(20, ge=0, description="Answers shown in the sample table.")
     seed: Seed = Field(1234, description="Seed of the sampled answers.")
     execution: EvaluateExecution = Field(EvaluateExecution(), description="How the stages run.")

@@ -11,6 +11,8 @@ import yaml
 
 from rlhf.config import PHASES, resolve
 from rlhf.config.compatibility import PRESETS
+from rlhf.config.effects import experiment_without_effect, leave_out
+from rlhf.config.expand import expand
 from rlhf.config.schema import ExperimentSettings
 from rlhf.convert.arguments import Command
 from rlhf.convert.flags import CORE, Value
@@ -83,6 +85,7 @@ def convert(commands: dict[str, Command], choices: Choices) -> Converted:
         converted.notes.append(f"no script was given for {' and '.join(absent)}: defaults stand there; check them")
     name = choices.name or experiment.get("policy") or experiment["reward_model"]
     converted.config["experiments"][name] = experiment
+    _leave_out_what_changes_nothing(converted, experiment, name)
     resolve(converted.config, lambda path, key: "not read")  # a mistake must show now, not when it is run
     return converted
 
@@ -126,6 +129,14 @@ def _offload(converted: Converted, experiment: Section, command: Command) -> Non
         _set(experiment, f"{command.phase}.execution.offload", True)
     else:
         converted.notes.append(f"--offload of {command.phase} is left out: without ZeRO (stage 0) nothing is moved")
+
+
+def _leave_out_what_changes_nothing(converted: Converted, experiment: Section, name: str) -> None:
+    """Leave out flags that have no effect in DeepSpeed-Chat either, such as those of LoRA where its rank is 0."""
+    own_splits = all("data_split" in each for each in converted.config["datasets"].values())
+    ((_, settings),) = expand(name, experiment)
+    for key, reason in leave_out(experiment, experiment_without_effect(settings, own_splits)).items():
+        converted.notes.append(f"{key} is left out, as it has no effect: {reason}")
 
 
 def _batches(experiment: Section, command: Command, processes: int) -> None:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.sources import OF_TOKENIZER
 from rlhf.data.clock import without_clock
 from rlhf.data.encoding import require_fast, special_tokens
 from rlhf.data.texts import Answer, Piece, PlainText, Row, Text, Writer, Written, cut, joined, own_texts
 from rlhf.errors import UserError
 
-OF_TOKENIZER = "tokenizer"
 LONGEST = 200  # characters of a template's words
 MARK = re.compile("\ue000(\\d+)\ue001")  # from a private area of Unicode
 

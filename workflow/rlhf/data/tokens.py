@@ -14,7 +14,8 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.causes import FOREIGN, cause
-from rlhf.data.chat import OF_TOKENIZER, RefusedRow, writer_of
+from rlhf.config.sources import OF_TOKENIZER
+from rlhf.data.chat import RefusedRow, writer_of
 from rlhf.data.dataset import load_cached
 from rlhf.data.encoding import Encoded, Encoder
 from rlhf.data.example import is_answered

@@ -7,24 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.specification import ResolvedAnswers, ResolvedBaseline
 from rlhf.data.corpus import Corpus
-from rlhf.evaluation.frame import AnswersEvaluation, require_same_prompts, unseen_prompts
+from rlhf.evaluation.found import ANSWERS, NUMBERS, arrays
+from rlhf.evaluation.frame import AnswersEvaluation, Model, require_same_prompts, unseen_prompts
 from rlhf.evaluation.statistics import best_of_n, best_of_n_kl, best_of_n_win_rate, mean_and_error, win_rate
 from rlhf.functions import load_judge
-from rlhf.models.loading import load_policy, load_reward, load_tokenizer
-from rlhf.models.scores import TokenScorer
+from rlhf.models.loading import load_config, load_tokenizer
 from rlhf.models.tokenizers import decode
 from rlhf.ppo.experience import judge_samples
 from rlhf.ppo.reward import reward_scorer
 from rlhf.ppo.rollout import generate
-from rlhf.ppo.samples import Samples
-from rlhf.ppo.scoring import answer_kl, answer_scores
+from rlhf.ppo.samples import Answer, Samples
+from rlhf.ppo.scoring import answer_kl, answer_logprobs, answer_scores
 from rlhf.records.evaluation import BaselineEvaluation, BestOfN, PpoEvaluation
-from rlhf.records.samples import AnswerSample, BaselineSample, SamplePair, read_baseline_samples, write_samples
+from rlhf.records.samples import AnswerSample, BaselineSample, SamplePair, read_baseline_samples
 from rlhf.runtime.seeds import derive_seed
-from rlhf.training.distributed import device
+from rlhf.training.distributed import Remember
+from rlhf.training.inference import plain
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class JudgedSamples:
         return sample
 
 
-def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> None:
+def sample_baseline(evaluation: AnswersEvaluation[ResolvedBaseline], sft: Path, reward: Path) -> None:
     """Sample the SFT model: for each unseen prompt one answer that the policy is compared with, and `best_of_n` more.
 
     From those the best by the reward model is chosen, which is what PPO has to beat at equal KL.
@@ -62,9 +65,9 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
     """
     corpus, chosen = unseen_prompts(evaluation)
     count = evaluation.settings.best_of_n
-    rows = np.repeat(chosen, count + 1)
-    model, tokenizer = load_policy(sft, "fp32").eval().to(device()), load_tokenizer(sft)
-    samples = _sample(evaluation, model, corpus, rows, "baseline")
+    rows, tokenizer = np.repeat(chosen, count + 1), load_tokenizer(sft)
+    with evaluation.model(lambda: evaluation.policy(sft)) as model:
+        samples = _sample(evaluation, model, corpus, rows, "baseline")
     judged = _judge(evaluation, samples, reward, tokenizer, corpus)
     shape = (len(chosen), count + 1)
     score = judged.score.reshape(shape)
@@ -76,7 +79,6 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
         answers = [judged.sample(place * (count + 1) + number) for number in range(count + 1)]
         known = bool(seen[place])
         lines.append({"row": int(chosen[place]), "prompt": prompt, "seen_in_train": known, "answers": answers})
-    write_samples(evaluation.paths.output, lines)
     result: BaselineEvaluation = {
         "prompts": len(chosen),
         "seen_in_train": int(seen.sum()),
@@ -88,10 +90,12 @@ def sample_baseline(evaluation: AnswersEvaluation, sft: Path, reward: Path) -> N
         "eos_share": float(samples.finished.mean()),
         "best_of_n": [_best_of(n, score, gold) for n in _powers_of_two(count)],
     }
-    evaluation.write(result)
+    evaluation.write(result, lines)
 
 
-def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward: Path, baseline: Path) -> None:
+def evaluate_ppo(
+    evaluation: AnswersEvaluation[ResolvedAnswers], policy: Path, sft: Path, reward: Path, baseline: Path
+) -> None:
     """Answers of the policy against the SFT model's first answers to the same prompts.
 
     Args:
@@ -107,12 +111,13 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
     corpus, chosen = unseen_prompts(evaluation)
     before = read_baseline_samples(baseline)
     require_same_prompts(before, chosen.tolist(), baseline)
-    model, tokenizer = load_policy(policy, "fp32").eval().to(device()), load_tokenizer(policy)
-    samples = _sample(evaluation, model, corpus, chosen, "policy")
-    judged = _judge(evaluation, samples, reward, tokenizer, corpus)
-    reference = load_policy(sft, "fp32").eval().to(device())
-    shares, temperature = samples.shares(evaluation.batch_size), evaluation.settings.temperature
-    kl, kl_error = mean_and_error(answer_kl(samples, shares, model, reference, corpus.pad_token_id, temperature))
+    with evaluation.model(lambda: evaluation.policy(policy)) as model:
+        samples = _sample(evaluation, model, corpus, chosen, "policy")
+        logprobs = _logprobs(evaluation, model, samples, corpus, "policy")
+    with evaluation.model(lambda: evaluation.policy(sft)) as model:
+        ref_logprobs = _logprobs(evaluation, model, samples, corpus, "reference")
+    kl, kl_error = mean_and_error(answer_kl(logprobs, ref_logprobs))
+    judged = _judge(evaluation, samples, reward, load_tokenizer(policy), corpus)
     first = [row["answers"][0] for row in before]
     sft_score = np.array([answer["score"] for answer in first])
     own = [judged.sample(place) for place in range(len(before))]
@@ -135,8 +140,7 @@ def evaluate_ppo(evaluation: AnswersEvaluation, policy: Path, sft: Path, reward:
         sft_gold = np.array([answer["gold"] for answer in first])
         result["gold_win_rate"], result["gold_win_rate_se"] = win_rate(judged.gold, sft_gold)
         result["gold_mean"], result["sft_gold_mean"] = float(judged.gold.mean()), float(sft_gold.mean())
-    write_samples(evaluation.paths.output, [_pair(*pair) for pair in zip(before, own, strict=True)])
-    evaluation.write(result)
+    evaluation.write(result, [_pair(*pair) for pair in zip(before, own, strict=True)])
 
 
 def score_win_rate(own: Sequence[AnswerSample], others: Sequence[AnswerSample]) -> tuple[float, float | None]:
@@ -177,25 +181,52 @@ def _pair(row: BaselineSample, policy: AnswerSample) -> SamplePair:
 
 
 def _sample(
-    evaluation: AnswersEvaluation, model: PreTrainedModel, corpus: Corpus, rows: np.ndarray, purpose: str
+    evaluation: AnswersEvaluation[ResolvedAnswers],
+    model: Model,
+    corpus: Corpus,
+    rows: np.ndarray,
+    purpose: str,
 ) -> Samples:
     """An answer to the prompt of each row; one that stands several times gets as many answers."""
-    settings, seed = evaluation.settings, evaluation.spec.seed
+    settings = evaluation.settings
     prompts = [corpus.prompt(row) for row in rows]
-    seeds = [derive_seed(seed, purpose, place) for place in range(len(rows))]
+    seeds = [derive_seed(evaluation.seed, purpose, place) for place in range(len(rows))]
     limits = (evaluation.batch_size, settings.max_answer_seq_len, settings.temperature)
-    return generate(model, prompts, seeds, *limits, rows=rows.tolist())
+
+    def sampled(model: nn.Module, remember: Remember[Answer]) -> list[Answer]:
+        return generate(plain(model), prompts, seeds, *limits, remember=remember).answers
+
+    return Samples(prompts, evaluation.passed("answers", "generate", model, sampled, ANSWERS), rows.tolist())
+
+
+def _logprobs(
+    evaluation: AnswersEvaluation[ResolvedAnswers], model: Model, samples: Samples, corpus: Corpus, name: str
+) -> list[np.ndarray]:
+    """Log-probabilities of the answers' tokens under a model, [length] float32 each."""
+    shares, temperature = samples.shares(evaluation.batch_size), evaluation.settings.temperature
+
+    def scored(model: nn.Module, remember: Remember[np.ndarray]) -> list[np.ndarray]:
+        return answer_logprobs(samples, shares, model, corpus.pad_token_id, temperature, remember)
+
+    return evaluation.passed(f"logprobs-{name}", "score", model, scored, arrays(np.float32))
 
 
 def _judge(
-    evaluation: AnswersEvaluation, samples: Samples, folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+    evaluation: AnswersEvaluation[ResolvedAnswers],
+    samples: Samples,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
 ) -> JudgedSamples:
     """What the reward model in a folder and the gold reward say of answers; `tokenizer` made their ids."""
-    model = load_reward(folder, "fp32")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    scorer = TokenScorer.normalised(model).eval().to(device())
-    reward = reward_scorer(scorer, positions, load_tokenizer(folder), tokenizer, corpus)
-    score = answer_scores(samples, samples.shares(evaluation.batch_size), reward)
+    positions, own = getattr(load_config(folder), "max_position_embeddings", None), load_tokenizer(folder)
+    shares = samples.shares(evaluation.batch_size)
+
+    def scored(model: nn.Module, remember: Remember[float]) -> list[float]:
+        return answer_scores(samples, shares, reward_scorer(model, positions, own, tokenizer, corpus), remember)
+
+    with evaluation.model(lambda: evaluation.reward_model(folder)) as model:
+        score = np.array(evaluation.passed("scores", "score", model, scored, NUMBERS))
     texts = decode(tokenizer, [answer.ids for answer in samples.answers])
     judge = load_judge(evaluation.settings.gold_reward)
     gold = None if judge is None else np.array(judge_samples(samples, tokenizer, judge))

@@ -8,12 +8,13 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 
-from rlhf.config.specification import ResolvedRewardEvaluation, ResolvedSftEvaluation
 from rlhf.data.batching import micro_batches
 from rlhf.data.comparisons import compare
 from rlhf.data.corpus import Corpus
-from rlhf.evaluation.frame import Evaluation
+from rlhf.evaluation.found import NUMBERS, arrays
+from rlhf.evaluation.frame import RewardStage, SftStage
 from rlhf.evaluation.preferences import (
     JudgedPairs,
     accuracy,
@@ -25,25 +26,28 @@ from rlhf.evaluation.preferences import (
     longer_accuracy,
 )
 from rlhf.functions import Judge, load_judge
-from rlhf.models.loading import load_policy, load_reward, load_tokenizer
-from rlhf.models.scores import TokenScorer
+from rlhf.models.loading import load_config, load_tokenizer
 from rlhf.models.tokenizers import decode
 from rlhf.records.evaluation import GoldAgreement, RewardEvaluation
-from rlhf.training.distributed import device, gather_rows, rank, world_size
+from rlhf.training.distributed import Remember, anew, gather_rows, rank, world_size
 from rlhf.training.frame import keep_usable
 from rlhf.training.reward import GroupPreference
 from rlhf.training.sft import AnswerLikelihood
 from rlhf.training.supervised import mean_loss
 
 
-def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Path) -> None:
+def evaluate_sft(evaluation: SftStage, model_folder: Path) -> None:
     """Write the SFT model's loss on unseen rows, in nats per answer token, and its perplexity."""
     objective = AnswerLikelihood()
     corpus = evaluation.paths.corpus("eval", "sft")
     dropped = keep_usable(corpus, objective, evaluation.settings.max_seq_len, "sft")
-    model = load_policy(model_folder, "fp32").eval().to(device())
-    with torch.no_grad():
-        loss = mean_loss(model, objective, corpus, evaluation.batch_size)["loss"]
+
+    @torch.no_grad()
+    def losses(model: nn.Module, remember: Remember[float]) -> list[float]:
+        return [mean_loss(model, objective, corpus, evaluation.batch_size, remember=remember)["loss"]]
+
+    with evaluation.model(lambda: evaluation.policy(model_folder)) as model:
+        (loss,) = evaluation.passed("losses", "score", model, losses, NUMBERS)
     evaluation.write(
         {
             "loss": loss,
@@ -56,15 +60,20 @@ def evaluate_sft(evaluation: Evaluation[ResolvedSftEvaluation], model_folder: Pa
     )
 
 
-def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_folder: Path) -> None:
+def evaluate_reward(evaluation: RewardStage, model_folder: Path) -> None:
     """Write how well the reward model agrees with unseen preferences, and with the gold reward where there is one."""
     objective = GroupPreference()
     corpus = evaluation.paths.corpus("eval", "reward")
     dropped = keep_usable(corpus, objective, evaluation.settings.max_seq_len, "reward")
-    model = load_reward(model_folder, "fp32")
-    raw = unseen_scores(TokenScorer(model).eval().to(device()), corpus, evaluation.batch_size)
+
+    def scores(model: nn.Module, remember: Remember[np.ndarray]) -> list[np.ndarray]:
+        return unseen_scores(model, corpus, evaluation.batch_size, remember)
+
+    with evaluation.model(lambda: evaluation.reward_model(model_folder, normalised=False)) as model:
+        raw = np.concatenate(evaluation.passed("scores", "score", model, scores, arrays(np.float64)))
+    config = load_config(model_folder)
     result: RewardEvaluation = {
-        **reward_report(judged_pairs(corpus, raw), raw, model.config.reward_mean, model.config.reward_std),
+        **reward_report(judged_pairs(corpus, raw), raw, config.reward_mean, config.reward_std),
         **_against_gold(corpus, raw, model_folder, load_judge(evaluation.settings.gold_reward)),
         "rows_too_long": dropped.too_long,
         "rows_of_equal_answers": dropped.equal,
@@ -73,8 +82,17 @@ def evaluate_reward(evaluation: Evaluation[ResolvedRewardEvaluation], model_fold
     evaluation.write(result)
 
 
-def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.ndarray:
-    """Scores of all answers of all rows, one after the other: [answers] float64."""
+def unseen_scores(
+    model: nn.Module, corpus: Corpus, batch_size: int, remember: Remember[np.ndarray] = anew
+) -> list[np.ndarray]:
+    """Scores of the answers of each row: [answers of the row] float64 each, on every process.
+
+    Args:
+        model: `TokenScorer`, or an engine around one.
+        corpus: rows.
+        batch_size: rows computed at once.
+        remember: keeps the scores of each micro-batch, and knows those of an earlier attempt.
+    """
     objective = GroupPreference()
 
     @torch.no_grad()
@@ -85,7 +103,7 @@ def unseen_scores(model: TokenScorer, corpus: Corpus, batch_size: int) -> np.nda
 
     lengths = objective.lengths(corpus)
     shares = micro_batches(np.arange(len(corpus)), lengths, batch_size, rank(), world_size())
-    return np.concatenate(gather_rows(shares, scores))
+    return gather_rows(shares, remember(scores))
 
 
 def judged_pairs(corpus: Corpus, scores: np.ndarray) -> JudgedPairs:

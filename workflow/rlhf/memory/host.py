@@ -35,7 +35,14 @@ class HostMemory:
         return int(-(-self.node * RESERVE // 1_000_000)) + SNAKEMAKE_MB
 
 
-def host_memory(models: list[Resident], parts: list[Part], processes: int, accumulates: bool, cuda: bool) -> HostMemory:
+def host_memory(
+    models: list[Resident],
+    parts: list[Part],
+    processes: int,
+    accumulates: bool,
+    cuda: bool,
+    delivers: bool = True,
+) -> HostMemory:
     """Host memory of a stage.
 
     Args:
@@ -44,6 +51,7 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
         processes: of a node.
         accumulates: a step has several micro-batches.
         cuda: tensors are on a GPU unless they are offloaded.
+        delivers: one of the models is written in the end.
     """
     base = LIBRARIES[cuda]
     whole = sum(model.counts.whole for model in models if model.engine.zero_stage < 3)
@@ -62,6 +70,6 @@ def host_memory(models: list[Resident], parts: list[Part], processes: int, accum
     steady = base + offloaded + step + tensors[""]
     # A model that is delivered waits on the host until it is written; then what was written is loaded there.
     delivered = max(max(delivered_weights(model.engine, model.counts), model.counts.whole) for model in models)
-    save = base + offloaded + tensors["save"] + (delivered if cuda else 0)
+    save = base + offloaded + tensors["save"] + (delivered if cuda and delivers else 0)
     node = max(processes * load + read_once, processes * steady, (processes - 1) * steady + save)
     return HostMemory(load, steady, save, node)

@@ -119,11 +119,12 @@ class MemoryMonitor:
         self._thread.join()
         if self._allocator:
             self._allocator.release()
+        peaks = [peak.peak_rss for peak in self._phases.values()]
         found: ProcessMemory = {
             "rank": self._rank,
             "host": socket.gethostname(),
             "phases": [peak.record() for peak in self._phases.values()],
-            "peak_rss": max((peak.peak_rss for peak in self._phases.values()), default=0),
+            "peak_rss": max(peaks, default=self._process.memory_info().rss),
         }
         if self._device is not None:
             found["device"] = self._device

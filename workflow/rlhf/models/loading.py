@@ -70,7 +70,7 @@ def load_policy(
     Raises:
         UserError: weights are missing or left over.
     """
-    config = _config(folder, dropout)
+    config = load_config(folder, dropout)
     model, loading = _from_folder(AutoModelForCausalLM, folder, config, dtype, only_layout=zero3 is not None)
     _require_all_weights(folder, loading, missing=set(), unexpected=set())
     model = _completed(model, folder, config, zero3, kept_apart(folder, dtype))
@@ -100,7 +100,7 @@ def load_reward_backbone(
     Raises:
         UserError: the family has no `score` head, or weights of the backbone are missing.
     """
-    config = _config(folder, dropout)
+    config = load_config(folder, dropout)
     config.num_labels = 1
     model, loading = _classifier(folder, config, dtype, only_layout=zero3 is not None)
     # The output layer stands beside the body, by a name of the family's own: lm_head, embed_out, with or without bias.
@@ -130,7 +130,7 @@ def load_reward(
     Raises:
         UserError: weights are missing or left over, or the folder stores no score normalisation.
     """
-    config = _config(folder, dropout)
+    config = load_config(folder, dropout)
     if not hasattr(config, "reward_mean") or not hasattr(config, "reward_std"):
         raise UserError(
             f"{folder}/config.json: reward_mean and reward_std are missing; is this a trained reward model?"
@@ -154,7 +154,16 @@ def accepts(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def _config(folder: Path, dropout: float | None) -> PreTrainedConfig:
+def load_config(folder: Path, dropout: float | None = None) -> PreTrainedConfig:
+    """The configuration of a model folder.
+
+    Args:
+        folder: Hugging Face folder.
+        dropout: overrides every dropout of the model; None keeps its own.
+
+    Raises:
+        UserError: the folder has none.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except FOREIGN as error:

@@ -7,13 +7,14 @@ from pathlib import Path
 from rlhf.config.schema import MemorySettings
 from rlhf.config.specfile import read_job
 from rlhf.config.specification import (
+    LoadingSpecification,
     PpoUpstream,
+    ResolvedPpo,
     ResolvedReward,
     ResolvedSft,
     RewardUpstream,
     SftUpstream,
     Specification,
-    TrainingSpecification,
 )
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import EarlierAdapters
@@ -25,16 +26,17 @@ from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
 
-EarlierStage = Specification[ResolvedSft, SftUpstream] | Specification[ResolvedReward, RewardUpstream]
+EarlierStage = Specification[ResolvedSft | ResolvedReward | ResolvedPpo, SftUpstream | RewardUpstream | PpoUpstream]
 
 EARLIER: dict[str, type[EarlierStage]] = {
     "sft": Specification[ResolvedSft, SftUpstream],
     "reward": Specification[ResolvedReward, RewardUpstream],
+    "ppo": Specification[ResolvedPpo, PpoUpstream],
 }
 
 
 def plan_from_files(
-    stage: TrainingSpecification,
+    stage: LoadingSpecification,
     memory: MemorySettings,
     models: list[Path],
     output: Path,
@@ -45,7 +47,8 @@ def plan_from_files(
     Args:
         stage: what is planned, and how it shall run.
         memory: the GPU, and what follows where the stage does not fit.
-        models: folders of the models it starts from in the end: one, or for PPO the policy's and the reward model's.
+        models: folders of the models from which those that it loads start in the end, by the roles of
+            `rlhf.planning.forecast.ROLES`.
         output: memory_plan.json.
         upstream: spec.yaml of the training stages between these models and this stage, which need not have run.
 
@@ -61,9 +64,9 @@ def plan_from_files(
     plan: StagePlan = {"id": stage.id, **found}
     write_plan(output, plan)
     logger.info("%s %s: %s, %s", stage.stage, stage.id, plan["verdict"], plan["decision"])
-    logger.info("  expected_allocated: %s bytes", plan["expected_allocated"])
-    logger.info("  expected_device: %s bytes", plan["expected_device"])
-    logger.info("  upper_device: %s bytes", plan["upper_device"])
+    for name in ("expected_allocated", "expected_device", "upper_device"):
+        if plan[name] is not None:  # on the CPU there is no device
+            logger.info("  %s: %d bytes", name, plan[name])
     for entry in (*plan["adaptations"], *plan["advice"]):
         logger.info("  %s saves %d bytes (%s)", entry["name"], entry["saves"], entry["cost"])
     if plan["remedy"]:
@@ -71,7 +74,7 @@ def plan_from_files(
     return plan
 
 
-def earlier_adapters(stage: TrainingSpecification, models: list[Path], upstream: list[EarlierStage]) -> Earlier:
+def earlier_adapters(stage: LoadingSpecification, models: list[Path], upstream: list[EarlierStage]) -> Earlier:
     """The adapters that are merged into the models a stage starts from, once the stages before it have run.
 
     Args:
@@ -91,13 +94,11 @@ def earlier_adapters(stage: TrainingSpecification, models: list[Path], upstream:
                 f"--upstream: the spec.yaml of {' '.join(start)} is missing; give results/{'/'.join(start)}/spec.yaml"
             )
         before = known[start]
-        own = EarlierAdapters(before.settings.lora_dim, before.settings.lora_module_name)
+        trained = before.settings.actor if isinstance(before.settings, ResolvedPpo) else before.settings
+        own = EarlierAdapters(trained.lora_dim, trained.lora_module_name)
         return merged_before(before.upstream.start, model) + ((own,) if own.rank else ())
 
-    starts = [stage.upstream.start]
-    if isinstance(stage.upstream, PpoUpstream):
-        starts.append(("reward", stage.upstream.reward))
-    roles = zip(ROLES[stage.stage], starts, models, strict=True)
+    roles = zip(ROLES[stage.stage], stage.upstream.starts, models, strict=True)
     return {role: merged_before(start, model) for role, start, model in roles}
 
 

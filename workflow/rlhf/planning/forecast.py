@@ -1,4 +1,4 @@
-"""The forecast of any training stage, and the three numbers that follow from it."""
+"""The forecast of any stage that loads a model, and the three numbers that follow from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf.config.stages import (
-    AnyTrainingExecution,
+    EvaluateExecution,
+    JobExecution,
     PpoExecution,
     PpoSettings,
     RewardSettings,
@@ -20,13 +21,22 @@ from rlhf.memory.devices import Device, DeviceMemory, device_memory, slack
 from rlhf.memory.host import HostMemory, host_memory
 from rlhf.memory.tracker import LOGITS
 from rlhf.models.merged import read_merged
+from rlhf.planning.evaluation import EvaluationSettings, forecast_evaluation
 from rlhf.planning.ppo import forecast_ppo
 from rlhf.planning.supervised import Forecast, forecast_supervised
 from rlhf.planning.traces import Traces
 
-Settings = SftSettings | RewardSettings | PpoSettings
+Settings = SftSettings | RewardSettings | PpoSettings | EvaluationSettings
 Earlier = dict[str, tuple[EarlierAdapters, ...]]  # role of a model that a stage starts from -> adapters merged into it
-ROLES = {"sft": ("model",), "reward": ("model",), "ppo": ("policy", "reward")}
+ROLES = {  # kind of stage -> the models that it loads, as its specification names where they start
+    "sft": ("model",),
+    "reward": ("model",),
+    "ppo": ("policy", "reward"),
+    "evaluate_sft": ("policy",),
+    "evaluate_reward": ("reward",),
+    "baseline": ("policy", "reward"),
+    "evaluate_ppo": ("policy", "reference", "reward"),
+}
 
 
 def read_config(path: Path) -> PreTrainedConfig:
@@ -46,7 +56,7 @@ def read_config(path: Path) -> PreTrainedConfig:
 
 def forecast(
     settings: Settings,
-    execution: AnyTrainingExecution,
+    execution: JobExecution,
     configs: dict[str, PreTrainedConfig],
     traces: Traces,
     earlier: Earlier,
@@ -56,14 +66,17 @@ def forecast(
     Args:
         settings: of the stage.
         execution: how it runs.
-        configs: `model`; for PPO `policy` and `reward`.
+        configs: by the roles of `ROLES`.
         traces: dry runs of this stage.
         earlier: by the same roles; one without adapters may be absent.
     """
+    if isinstance(execution, EvaluateExecution):
+        assert isinstance(settings, EvaluationSettings)
+        return forecast_evaluation(settings, execution, configs, traces, earlier)
     if isinstance(settings, PpoSettings):
         assert isinstance(execution, PpoExecution)
         return forecast_ppo(settings, execution, configs["policy"], configs["reward"], traces, earlier)
-    assert isinstance(execution, SupervisedExecution)
+    assert isinstance(execution, SupervisedExecution) and isinstance(settings, SftSettings | RewardSettings)
     return forecast_supervised(settings, execution, configs["model"], traces, earlier.get("model", ()))
 
 
@@ -80,20 +93,23 @@ def stored_adapters(path: Path) -> tuple[EarlierAdapters, ...]:
     return tuple(EarlierAdapters(rank, modules=frozenset(found[number, rank])) for number, rank in sorted(found))
 
 
-def on_device(found: Forecast, device: Device | None, execution: AnyTrainingExecution) -> DeviceMemory:
+def on_device(found: Forecast, device: Device | None, execution: JobExecution) -> DeviceMemory:
     """What a process needs of its device; on the CPU, the tensors and nothing beside them."""
     allocated = found.largest.total
     if execution.gpus_per_node == 0:
         return device_memory(allocated, 0.0, 0)
     processes = execution.nodes * execution.gpus_per_node
     stages = [model.engine.zero_stage for model in found.models]
-    share = slack(stages, ppo=len(found.models) > 1)
+    share = slack(stages, generates=len(found.models) > 1)  # so do all stages of several models
     logits = max(amount for (_, kind), amount in [*found.largest.bytes.items(), (("", LOGITS), 0)] if kind == LOGITS)
     context = device.context if device else Device("", 0).context
     return device_memory(allocated, share, context, 1 if processes > 1 else 0, logits)
 
 
-def on_host(found: Forecast, execution: AnyTrainingExecution) -> HostMemory:
+def on_host(found: Forecast, execution: JobExecution) -> HostMemory:
     """Host memory of a node."""
-    processes = max(1, execution.gpus_per_node)
-    return host_memory(found.models, found.parts, processes, found.accumulates, execution.gpus_per_node > 0)
+    processes, cuda = max(1, execution.gpus_per_node), execution.gpus_per_node > 0
+    if found.one_at_a_time:
+        each = [host_memory([model], found.parts, processes, False, cuda, delivers=False) for model in found.models]
+        return max(each, key=lambda host: host.node)
+    return host_memory(found.models, found.parts, processes, found.accumulates, cuda)

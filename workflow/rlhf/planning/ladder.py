@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.config.expand import deep_merge
-from rlhf.config.stages import AnyTrainingExecution, PpoExecution, SupervisedExecution
+from rlhf.config.stages import AnyTrainingExecution, EvaluateExecution, JobExecution, PpoExecution, SupervisedExecution
 from rlhf.files import JsonObject
 from rlhf.memory.states import BUCKET
 from rlhf.records.plan import NextStep
@@ -36,18 +36,22 @@ class Step:
         """Whether the step moves weights or states elsewhere; the other steps compute less at a time."""
         return any(key.endswith("zero_stage") or key.startswith("offload") for key in self.change)
 
-    def apply(self, execution: AnyTrainingExecution) -> AnyTrainingExecution:
+    def apply(self, execution: JobExecution) -> JobExecution:
         """How the stage runs after the step."""
         return type(execution).model_validate(deep_merge(execution.model_dump(), self.change))
 
 
-def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
+def ladder(execution: JobExecution, trained: int) -> Iterator[Step]:
     """All steps that are possible, in the order of their cost. Each one starts from `execution` as it is given here.
 
     Args:
         execution: how the stage runs now.
         trained: parameters of its largest trained model.
     """
+    if isinstance(execution, EvaluateExecution):
+        yield from _partition(execution, ("",), (3,))
+        yield from _smaller_batches(execution)
+        return
     engines = ("actor", "critic") if isinstance(execution, PpoExecution) else ("",)
     yield from _evaluation(execution)
     yield from _bucket(execution, trained)
@@ -65,7 +69,7 @@ def ladder(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
     yield from _smaller_batches(execution)
 
 
-def as_planned(execution: AnyTrainingExecution) -> JsonObject:
+def as_planned(execution: JobExecution) -> JsonObject:
     """`execution` as a plan holds it; the names of the steps that led there stand beside it in the plan."""
     return execution.model_dump(mode="json", exclude={"memory_steps"})
 
@@ -74,7 +78,7 @@ def _key(engine: str, name: str) -> str:
     return f"{engine}_{name}" if engine else name
 
 
-def _evaluation(execution: AnyTrainingExecution) -> Iterator[Step]:
+def _evaluation(execution: JobExecution) -> Iterator[Step]:
     if not isinstance(execution, SupervisedExecution):
         return
     size = execution.per_device_train_batch_size
@@ -92,7 +96,7 @@ def _bucket(execution: AnyTrainingExecution, trained: int) -> Iterator[Step]:
         yield Step("a gradient bucket no larger than the gradients", "nothing", change)
 
 
-def _partition(execution: AnyTrainingExecution, engines: tuple[str, ...], stages: tuple[int, ...]) -> Iterator[Step]:
+def _partition(execution: JobExecution, engines: tuple[str, ...], stages: tuple[int, ...]) -> Iterator[Step]:
     if execution.world_size == 1:
         return
     for stage in stages:
@@ -112,8 +116,10 @@ def _offload(execution: AnyTrainingExecution, engines: tuple[str, ...]) -> Itera
     yield Step("offload", "optimizer steps on the host", {"offload": True, **stages})
 
 
-def _smaller_batches(execution: AnyTrainingExecution) -> Iterator[Step]:
+def _smaller_batches(execution: JobExecution) -> Iterator[Step]:
     keys = ["per_device_train_batch_size"]
+    if isinstance(execution, EvaluateExecution):
+        keys = ["per_device_eval_batch_size"]
     if isinstance(execution, PpoExecution):
         keys = ["per_device_generation_batch_size", "per_device_training_batch_size"]
     for key in keys:
@@ -133,11 +139,11 @@ class Taken:
 
 
 def descend(
-    execution: AnyTrainingExecution,
+    execution: JobExecution,
     trained: int,
-    upper: Callable[[AnyTrainingExecution], tuple[int, str]],
+    upper: Callable[[JobExecution], tuple[int, str]],
     limit: int,
-) -> tuple[AnyTrainingExecution, list[Taken]]:
+) -> tuple[JobExecution, list[Taken]]:
     """Take steps until the upper bound is within a limit, leaving out those that save nothing.
 
     Args:
@@ -164,12 +170,12 @@ def descend(
     return execution, taken
 
 
-def _undoes(step: Step, execution: AnyTrainingExecution) -> bool:
+def _undoes(step: Step, execution: JobExecution) -> bool:
     """Whether an earlier step went further: a ZeRO stage is never lowered."""
     return any(key.endswith("zero_stage") and getattr(execution, key) > value for key, value in step.change.items())
 
 
-def descent(execution: AnyTrainingExecution, trained: int) -> list[NextStep]:
+def descent(execution: JobExecution, trained: int) -> list[NextStep]:
     """Further steps for a stage that ran out of memory though it was expected to fit: one for each failure.
 
     The ZeRO stage stays, because the stage's checkpoints depend on it. What a step saves is not predicted: the

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedConfig
 
-from rlhf.config.stages import AnyTrainingExecution, PpoSettings, SupervisedExecution
+from rlhf.config.stages import JobExecution, Optimization, PpoSettings, RewardSettings, SftSettings, SupervisedExecution
 from rlhf.memory.article import article_activations, article_weights
 from rlhf.memory.blueprint import Blueprint
 from rlhf.memory.closed_form import COEFFICIENTS, ActivationShape, activations, cross_entropy
@@ -48,7 +48,7 @@ class Judgement:
 
     verdict: Verdict
     decision: Decision
-    execution: AnyTrainingExecution
+    execution: JobExecution
     adaptations: list[PlannedStep] = field(default_factory=list)
     advice: list[PlannedStep] = field(default_factory=list)
     remedy: str | None = None
@@ -58,9 +58,9 @@ class Planner:
     """Plans one stage.
 
     Args:
-        kind: `sft`, `reward` or `ppo`.
+        kind: of the stage, as `sft`, `ppo` or `evaluate_ppo`.
         settings: of the stage.
-        configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
+        configs: configurations of its models, by the roles of `rlhf.planning.forecast.ROLES`.
         device: the GPU; None where it is unknown, or on the CPU.
         cuda: the stage runs on GPUs.
         earlier: adapters merged into these models.
@@ -79,30 +79,30 @@ class Planner:
         self._earlier = earlier
         self._traces = Traces(cuda)
 
-    def forecast(self, execution: AnyTrainingExecution) -> Forecast:
+    def forecast(self, execution: JobExecution) -> Forecast:
         """Memory of one process."""
         return forecast(self._settings, execution, self._configs, self._traces, self._earlier)
 
     def plain_parameters(self) -> int:
-        """Parameters of the trained model without adapters."""
-        config = self._configs["policy" if self._kind == "ppo" else "model"]
+        """Parameters of a supervised stage's model without adapters."""
+        config = self._configs["model"]
         head = "score" if self._kind == "reward" else "lm"
         return self._traces.counts(Blueprint(config, head, self._settings.dtype, None)).all
 
-    def upper(self, execution: AnyTrainingExecution) -> int:
+    def upper(self, execution: JobExecution) -> int:
         """Upper bound of a device, in bytes."""
         return self._upper_and_phase(execution)[0]
 
-    def _upper_and_phase(self, execution: AnyTrainingExecution) -> tuple[int, str]:
+    def _upper_and_phase(self, execution: JobExecution) -> tuple[int, str]:
         found = self.forecast(execution)
         return on_device(found, self._device, execution).upper_device, found.largest.phase
 
-    def adapt(self, execution: AnyTrainingExecution, limit: int) -> tuple[AnyTrainingExecution, list[Taken]]:
+    def adapt(self, execution: JobExecution, limit: int) -> tuple[JobExecution, list[Taken]]:
         """Take steps until the upper bound is within a limit, or none is left."""
         trained = max(model.counts.trained for model in self.forecast(execution).models)
         return descend(execution, trained, self._upper_and_phase, limit)
 
-    def judge(self, execution: AnyTrainingExecution, on_misfit: str) -> Judgement:
+    def judge(self, execution: JobExecution, on_misfit: str) -> Judgement:
         """Whether a way of running fits, and what follows."""
         if self._device is None:
             return Judgement("not judged", "accept", execution)
@@ -118,7 +118,7 @@ class Planner:
         decision: Decision = "warn" if on_misfit == "warn" else "refuse"
         return Judgement("does not fit", decision, execution, advice=steps, remedy=remedy)
 
-    def remedy(self, execution: AnyTrainingExecution, limit: int) -> str:
+    def remedy(self, execution: JobExecution, limit: int) -> str:
         """What would make the stage fit where all steps do not: more GPUs, or another device."""
         upper = least = self.upper(execution)
         more = execution
@@ -138,7 +138,7 @@ class Planner:
 def plan_stage(
     kind: str,
     settings: Settings,
-    execution: AnyTrainingExecution,
+    execution: JobExecution,
     configs: dict[str, PreTrainedConfig],
     device: Device | None = None,
     on_misfit: str = "warn",
@@ -147,10 +147,10 @@ def plan_stage(
     """What a stage needs, and how it shall run therefore.
 
     Args:
-        kind: `sft`, `reward` or `ppo`.
+        kind: of the stage, as `sft`, `ppo` or `evaluate_ppo`.
         settings: of the stage.
         execution: how it shall run.
-        configs: configurations of its models: `model`, or for PPO `policy` and `reward`.
+        configs: configurations of its models, by the roles of `rlhf.planning.forecast.ROLES`.
         device: the GPU; None where it is not known, so that nothing is judged.
         on_misfit: `refuse`, `adapt` or `warn`: what follows where it does not fit.
         earlier: adapters merged into these models, by the same roles; None: none.
@@ -184,12 +184,14 @@ def plan_stage(
         "disk": _disk(settings, found.models[0]),
         "resources": {"nodes": chosen.nodes, "gpus": gpus, "mem_mb": chosen.mem_mb or host.mem_mb},
         "after_out_of_memory": descent(chosen, max(model.counts.trained for model in found.models)),
-        "closed_form": _closed_form(kind, settings, chosen, configs, planner.plain_parameters()),
+        "closed_form": _closed_form(kind, settings, chosen, configs, planner),
     }
 
 
 def _disk(settings: Settings, trained: Resident) -> dict[str, int]:
     """Bytes of what the stage leaves on disk, by folder, beside what is small."""
+    if not isinstance(settings, Optimization | PpoSettings):
+        return {}
     optimization = settings.optimization("actor") if isinstance(settings, PpoSettings) else settings
     counts, element = trained.counts, trained.engine.element
     model = delivered_weights(trained.engine, counts) + element * counts.adapters
@@ -199,7 +201,7 @@ def _disk(settings: Settings, trained: Resident) -> dict[str, int]:
     return {folder: size for folder, size in sizes.items() if size}
 
 
-def _numbers(memory: DeviceMemory, found: Forecast, execution: AnyTrainingExecution) -> DeviceNumbers:
+def _numbers(memory: DeviceMemory, found: Forecast, execution: JobExecution) -> DeviceNumbers:
     return {
         "expected_allocated": memory.expected_allocated,
         "expected_device": memory.expected_device if execution.gpus_per_node else None,
@@ -231,15 +233,15 @@ def _phases(found: Forecast, cuda: bool) -> list[PartMemory]:
 def _closed_form(
     kind: str,
     settings: Settings,
-    execution: AnyTrainingExecution,
+    execution: JobExecution,
     configs: dict[str, PreTrainedConfig],
-    parameters: int,
+    planner: Planner,
 ) -> ClosedForm | None:
-    """The explanation beside the dry run, and the article's formula; None where the family has no closed form."""
-    config = configs["model" if kind != "ppo" else "policy"]
-    if config.model_type not in COEFFICIENTS or isinstance(settings, PpoSettings):
+    """The explanation beside the dry run, and the article's formula; None where family or stage has no closed form."""
+    if not isinstance(execution, SupervisedExecution) or configs["model"].model_type not in COEFFICIENTS:
         return None
-    assert isinstance(execution, SupervisedExecution)
+    assert isinstance(settings, SftSettings | RewardSettings)
+    config, parameters = configs["model"], planner.plain_parameters()
     rows = execution.per_device_train_batch_size * (2 if kind == "reward" else 1)
     shape = ActivationShape(
         config.model_type,

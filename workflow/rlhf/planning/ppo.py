@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
-from rlhf.config.stages import PpoExecution, PpoSettings, Role
+from rlhf.config.stages import PpoExecution, PpoSettings, Role, adapters_off
 from rlhf.memory.blueprint import Blueprint, EarlierAdapters
 from rlhf.memory.dryrun import DryRun, Program
 from rlhf.memory.parts import (
@@ -32,7 +32,6 @@ from rlhf.planning.rows import LongestRows
 from rlhf.planning.supervised import Forecast, make_engine, micro_batch_shape, resident
 from rlhf.planning.traces import Traces
 from rlhf.ppo.losses import log_ratio, policy_loss, value_loss
-from rlhf.ppo.models import adapters_off
 from rlhf.ppo.samples import Rectangle, collate
 from rlhf.ppo.scoring import answer_values
 from rlhf.training.sft import AnswerLikelihood
@@ -93,7 +92,7 @@ def forecast_ppo(
     sft, scorer = (_Start(config, earlier.get(role, ())) for role, config in (("policy", policy), ("reward", reward)))
     value = scorer if reward.vocab_size == policy.vocab_size else sft
     blueprints = {"policy": _trained(stage, "actor", sft, "lm"), "reward": _frozen(stage, scorer, "score")}
-    if not adapters_off(settings):
+    if not adapters_off(settings, execution):
         blueprints["reference"] = _frozen(stage, sft, "lm")
     if settings.advantage_estimator == "gae":
         blueprints["value"] = _trained(stage, "critic", value, "score")

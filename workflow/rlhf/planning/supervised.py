@@ -32,11 +32,15 @@ FIRST, LATER, EVALUATION = "first micro-batch", "later micro-batch", "evaluation
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a stage will need: its parts, the models in them, and whether a step has several micro-batches."""
+    """What a stage will need: its parts, the models in them, and whether a step has several micro-batches.
+
+    Its models are in memory together, unless they are loaded `one_at_a_time`.
+    """
 
     parts: list[Part]
     models: list[Resident]
     accumulates: bool
+    one_at_a_time: bool = False
 
     @property
     def largest(self) -> Part:

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from rlhf.data.batching import shuffled_rows
 from rlhf.data.corpus import Corpus
-from rlhf.errors import UserError
 from rlhf.functions import Judge
 from rlhf.ppo.checks import require_same_distribution, sampling_error
 from rlhf.ppo.experience import judge_samples, make_experience, rollout_kl, rollout_metrics
 from rlhf.ppo.kl import KlController
 from rlhf.ppo.mix import PretrainingMix
 from rlhf.ppo.models import PpoModels, load_models
+from rlhf.ppo.prompts import keep_mixed, keep_prompts, planned_iterations, trained_iterations
 from rlhf.ppo.rollout import generate
 from rlhf.ppo.samples import Partition, Samples
 from rlhf.ppo.scoring import score_samples
@@ -236,12 +236,9 @@ def train_ppo(stage: PpoStage, sft: Path, reward: Path, judge: Judge | None = No
     settings = stage.settings
     prompts = stage.paths.corpus("train", "ppo", settings.data_weights)
     total = len(prompts)
-    fits = prompts.lengths("prompt") <= settings.max_prompt_seq_len
-    dropped = prompts.keep(fits, f"ppo.max_prompt_seq_len: {settings.max_prompt_seq_len}")
+    dropped = keep_prompts(prompts, settings.max_prompt_seq_len)
     logger.info("%d of %d prompts; %d are too long", len(prompts), total, dropped)
-    iterations = settings.iterations or max(
-        1, settings.num_train_epochs * prompts.rows_per_epoch // settings.prompts_per_rollout
-    )
+    iterations = planned_iterations(settings, prompts)
     trained = trained_iterations(iterations, settings.critic_warmup_iterations)
     with stage.memory.phase("load"):
         steps = settings.ppo_epochs * settings.minibatches
@@ -277,28 +274,12 @@ def ended_prompts(prompts: Corpus) -> Iterator[tuple[np.ndarray, int]]:
         yield np.append(prompts.prompt(row), prompts.eos_token_id), 1
 
 
-def trained_iterations(iterations: int, critic_warmup: int) -> int:
-    """Iterations in which the policy trains; its learning-rate schedule spans their steps, so that it reaches its end.
-
-    Raises:
-        UserError: there are none, because the value model warms up in all of them.
-    """
-    if critic_warmup >= iterations:
-        raise UserError(
-            f"ppo.critic_warmup_iterations: {critic_warmup} of {iterations} iterations train the value model alone, so "
-            "the policy would never train; lower it, or raise ppo.iterations (or ppo.num_train_epochs)"
-        )
-    return iterations - critic_warmup
-
-
 def _pretraining_mix(stage: PpoStage) -> PretrainingMix | None:
     settings = stage.settings
     if settings.ptx_coefficient == 0:
         return None
     corpus = stage.paths.corpus("train", "sft", settings.data_weights)
-    limit = settings.max_prompt_seq_len + settings.max_answer_seq_len
-    fits = corpus.lengths("prompt") + corpus.lengths("chosen") <= limit
-    dropped = corpus.keep(fits, f"ppo.max_prompt_seq_len + max_answer_seq_len: {limit}")
+    dropped = keep_mixed(corpus, settings)
     logger.info("SFT rows mixed in: %d; %d are too long", len(corpus), dropped)
     size = stage.execution.per_device_training_batch_size
     return PretrainingMix(corpus, settings.ptx_coefficient, settings.ptx_rows_per_step, size, stage.seed)

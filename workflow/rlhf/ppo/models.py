@@ -12,7 +12,7 @@ import deepspeed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.config.stages import PpoSettings, Role
+from rlhf.config.stages import Role, adapters_off
 from rlhf.data.corpus import Corpus
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone, load_tokenizer
 from rlhf.models.lora import add_lora
@@ -25,6 +25,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.distributed import device
 from rlhf.training.engine import EngineSettings, Trainer, partitioned_loading
+from rlhf.training.inference import for_inference, inference_config
 from rlhf.training.stage import PpoStage
 
 logger = get_logger(__name__)
@@ -89,7 +90,7 @@ def load_models(
     tokenizer, reward_tokenizer = load_tokenizer(sft), load_tokenizer(reward)
     scorer = _token_scorer(stage, load_reward(reward, dtype, 0.0, _frozen_config(stage, "critic")))
     reference = None
-    if not adapters_off(settings):
+    if not adapters_off(settings, stage.execution):
         reference = _frozen(stage, load_policy(sft, dtype, 0.0, _frozen_config(stage, "actor")), "actor")
     critic = None
     if settings.advantage_estimator == "gae":
@@ -122,15 +123,6 @@ def ppo_engine(stage: PpoStage, role: Role) -> EngineSettings:
     )
 
 
-def adapters_off(settings: PpoSettings) -> bool:
-    """Whether the reference is the policy with its adapters off, and not a second model.
-
-    It can be where adapters alone train: without them the policy is then the SFT model still.
-    """
-    only_adapters = settings.actor.lora_dim > 0 and settings.actor.only_optimize_lora
-    return settings.reference != "separate" and only_adapters
-
-
 def _token_scorer(stage: PpoStage, model: PreTrainedModel) -> TokenScorer:
     return TokenScorer.normalised(model) if stage.settings.normalise_score else TokenScorer(model)
 
@@ -153,23 +145,12 @@ def _trained_loading(stage: PpoStage, role: Role) -> dict[str, Any] | None:
 
 def _frozen(stage: PpoStage, model: nn.Module, role: Role) -> nn.Module:
     """A model for scoring only: partitioned where its trained twin is under ZeRO-3, else whole on every process."""
-    model.eval().requires_grad_(False)
-    config = _frozen_config(stage, role)
-    if config is None:
-        return model if _offload(stage, role) else model.to(device())
-    engine: nn.Module = deepspeed.initialize(model=model, config=config)[0]
-    engine.eval()  # returns nothing
-    return engine
+    return for_inference(model, _frozen_config(stage, role), stays_on_host=_offload(stage, role))
 
 
 def _frozen_config(stage: PpoStage, role: Role) -> dict[str, Any] | None:
     """The DeepSpeed configuration of a model for scoring only; None where it needs no engine."""
-    config = partitioned_loading(stage.settings.optimization(role), ppo_engine(stage, role))
-    if config is None:
-        return None
-    zero = {key: value for key, value in config["zero_optimization"].items() if not key.startswith("offload_")}
-    offload = {"offload_param": {"device": "cpu"}} if _offload(stage, role) else {}
-    return config | {"zero_optimization": zero | offload}
+    return inference_config(_trained_loading(stage, role), _offload(stage, role))
 
 
 def _offload(stage: PpoStage, role: Role) -> bool:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from rlhf.data.batching import micro_batches, pad
 from rlhf.models.scores import inference_device, token_logprobs
 from rlhf.ppo.samples import Answer, Samples
-from rlhf.training.distributed import gather_rows, rank, world_size
+from rlhf.training.distributed import Remember, anew, gather_rows, rank, world_size
 from rlhf.training.weights import is_partitioned
 
 TINY = torch.finfo(torch.float32).tiny
@@ -32,6 +32,7 @@ def generate(
     temperature: float,
     between: Callable[[], None] = lambda: None,
     rows: Sequence[int] = (),
+    remember: Remember[Answer] = anew,
 ) -> Samples:
     """One answer per prompt, each process sampling its share.
 
@@ -44,6 +45,7 @@ def generate(
         temperature: sampling temperature.
         between: called before each generation batch.
         rows: of the prompts in their corpus, where a reward model may ask for them.
+        remember: keeps the answers of each generation batch, and knows those of an earlier attempt.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     synced = world_size() > 1 and is_partitioned(model)  # whole models need not wait for each other at every token
@@ -59,7 +61,7 @@ def generate(
         )
 
     shares = micro_batches(np.arange(len(prompts)), lengths, batch_size, rank(), world_size())
-    return Samples(prompts, gather_rows(shares, draw, between), rows)
+    return Samples(prompts, gather_rows(shares, remember(draw), between), rows)
 
 
 class GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers: its classes are Any

@@ -18,7 +18,7 @@ from rlhf.models.scores import answer_logits, inference_device, token_entropy
 from rlhf.ppo.kl import token_kl
 from rlhf.ppo.reward import RewardScorer
 from rlhf.ppo.samples import Partition, Rectangle, Samples
-from rlhf.training.distributed import device, gather_rows
+from rlhf.training.distributed import Remember, anew, device, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +141,16 @@ def answer_values(critic: nn.Module, part: Rectangle) -> Tensor:
     return part.table(values_BS.flatten()[part.predicting])
 
 
-def answer_scores(samples: Samples, shares: Sequence[MicroBatch], reward: RewardScorer) -> np.ndarray:
-    """Score of each answer at its last token, [samples] float64, on every process.
+def answer_scores(
+    samples: Samples, shares: Sequence[MicroBatch], reward: RewardScorer, remember: Remember[float] = anew
+) -> list[float]:
+    """Score of each answer at its last token, on every process.
 
     Args:
         samples: prompts and answers.
         shares: this process's micro-batches.
         reward: the reward model, in evaluation mode.
+        remember: keeps the scores of each micro-batch, and knows those of an earlier attempt.
     """
 
     @torch.no_grad()
@@ -155,37 +158,47 @@ def answer_scores(samples: Samples, shares: Sequence[MicroBatch], reward: Reward
         scores_B: list[float] = reward(samples, rows, samples.rectangle(rows, reward.pad_id, device())).tolist()
         return scores_B
 
-    return np.array(gather_rows(shares, score))
+    return gather_rows(shares, remember(score))
 
 
-def answer_kl(
+def answer_logprobs(
     samples: Samples,
     shares: Sequence[MicroBatch],
-    policy: nn.Module,
-    reference: nn.Module,
+    model: nn.Module,
     pad_id: int,
     temperature: float,
-) -> np.ndarray:
-    """Log pi(answer) - log pi_ref(answer) of answers that pi has drawn, in nats: [samples] float64, on every process.
-
-    Its mean over answers estimates KL(pi || pi_ref).
+    remember: Remember[np.ndarray] = anew,
+) -> list[np.ndarray]:
+    """Log-probability of each token of each answer under one model, in nats: [length] float32 each, on every process.
 
     Args:
         samples: prompts and answers.
         shares: this process's micro-batches.
-        policy: pi, in evaluation mode.
-        reference: pi_ref, in evaluation mode.
+        model: in evaluation mode.
         pad_id: filler id.
         temperature: sampling temperature; log-probabilities are of softmax(logits / temperature).
+        remember: keeps those of each micro-batch, and knows those of an earlier attempt.
     """
+    lengths = samples.answer_lengths
 
     @torch.no_grad()
-    def kl(rows: np.ndarray) -> list[float]:
-        part = samples.rectangle(rows, pad_id, inference_device(policy))
-        own_BT, other_BT = (
-            part.logprobs(answer_logits(model, *part.inputs) / temperature) for model in (policy, reference)
-        )
-        kl_B: list[float] = token_kl(own_BT, other_BT, part.mask, "k1").sum(1).tolist()
-        return kl_B
+    def logprobs(rows: np.ndarray) -> list[np.ndarray]:
+        part = samples.rectangle(rows, pad_id, device())
+        found_BT = part.logprobs(answer_logits(model, *part.inputs) / temperature).cpu().numpy()
+        return [row_T[:length].copy() for row_T, length in zip(found_BT, lengths[rows], strict=True)]
 
-    return np.array(gather_rows(shares, kl))
+    return gather_rows(shares, remember(logprobs))
+
+
+def answer_kl(logprobs: Sequence[np.ndarray], ref_logprobs: Sequence[np.ndarray]) -> np.ndarray:
+    """Log pi(answer) - log pi_ref(answer) of answers that pi has drawn, in nats: [samples] float64.
+
+    Its mean over answers estimates KL(pi || pi_ref).
+
+    Args:
+        logprobs: of each token under pi, [length] each.
+        ref_logprobs: the same under pi_ref.
+    """
+    pairs = zip(logprobs, ref_logprobs, strict=True)
+    tensors = [(torch.from_numpy(own).double(), torch.from_numpy(other).double()) for own, other in pairs]
+    return np.array([float(token_kl(own, other, torch.ones_like(own), "k1").sum()) for own, other in tensors])

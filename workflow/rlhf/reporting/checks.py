@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
-from rlhf.config.stages import HALF_PRECISION_RATIO_ERROR
+from rlhf.config.stages import HALF_PRECISION_RATIO_ERROR, PpoSettings
 from rlhf.errors import UserError
 from rlhf.records.checks import CheckRecord, ChecksReport
 from rlhf.records.manifest import Manifest
@@ -117,8 +117,8 @@ class RunSettings:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
-        """The settings of a run."""
-        given = manifest["spec"]["settings"]
+        """The settings of a run; one that has no effect in it is not written, and has its default."""
+        given = {**PpoSettings().model_dump(mode="json"), **manifest["spec"]["settings"]}
         return cls(**{field.name: given[field.name] for field in fields(cls)})
 
 

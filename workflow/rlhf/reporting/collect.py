@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from rlhf.errors import UserError
 from rlhf.files import JsonObject
-from rlhf.phases import PHASES, RULES
+from rlhf.phases import EVALUATIONS, PHASES, RULES
 from rlhf.records.benchmark import Benchmark, read_benchmark
 from rlhf.records.checks import ChecksReport, read_checks
 from rlhf.records.evaluation import EvaluationRecord, Overlap, overlap, read_evaluation
@@ -19,8 +19,6 @@ from rlhf.records.manifest import MANIFEST, Manifest, read_manifest
 from rlhf.records.memory import MEMORY, MemoryReport, ProcessMemory, read_memory
 from rlhf.records.metrics import METRICS, MetricsLine, read_metrics
 from rlhf.records.plan import MEMORY_PLAN, MemoryPlan, read_plan
-
-EVALUATED = ("evaluate_sft", "evaluate_reward", "baseline", "evaluate_ppo")
 
 
 @dataclass(frozen=True)
@@ -143,9 +141,9 @@ def _read_stage(root: Path, kind: str, identifier: str) -> StageFiles:
         identifier,
         folder,
         manifest=read_manifest(folder) if has[MANIFEST] else None,
-        evaluation=read_evaluation(folder) if kind in EVALUATED else None,
+        evaluation=read_evaluation(folder) if kind in EVALUATIONS else None,
         memory=read_memory(folder) if has[MEMORY] else None,
-        plan=read_plan(folder / MEMORY_PLAN) if trained and has[MEMORY_PLAN] else None,
+        plan=read_plan(folder / MEMORY_PLAN) if has[MEMORY_PLAN] else None,
         benchmark=read_benchmark(root / "benchmarks" / kind / f"{identifier}.jsonl"),
         checks=read_checks(root / "results/check_ppo" / identifier / "checks.json") if kind == "ppo" else None,
         metrics=read_metrics(folder / METRICS) if trained else [],

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from rlhf.phases import PHASES, RULES
+from rlhf.phases import RULES
 from rlhf.records.manifest import EngineFacts, Manifest
 from rlhf.records.memory import PhaseMemory
 from rlhf.records.plan import MemoryPlan, PartMemory, PlannedStep
@@ -61,11 +61,11 @@ COMPARISON_CSV = (*(column.key for column in COMPARISON_COLUMNS), *(f"predicted_
 
 
 def comparison_rows(experiment: Experiment) -> list[Row]:
-    """One row per training stage, phase and measure, then one per stage for its device and its host; in bytes.
+    """One row per stage, phase and measure, then one per stage for its device and its host; in bytes.
 
     What was not predicted (no plan, or another device than planned for) or not measured is left out.
     """
-    stages = [stage for stage in experiment.in_order() if stage.kind in PHASES and stage.memory]
+    stages = [stage for stage in experiment.in_order() if stage.memory]
     return [{"stage": stage.kind, "id": stage.id, **row} for stage in stages for row in _rows(stage)]
 
 

@@ -30,9 +30,8 @@ def resource_rows(experiment: Experiment) -> list[Row]:
 
 def _resources(stage: StageFiles) -> Row:
     manifest = stage.manifest or {}
-    seconds, job = _benchmark(stage), _benchmark(stage)
-    if "slurm_job_id" in manifest:  # srun started the trainer: the benchmark saw the client of srun only
-        job = {}
+    # In a Slurm job srun starts the program: the benchmark sees the client of srun only.
+    seconds, job = _benchmark(stage), {} if stage.slurm_job_id else _benchmark(stage)
     row = {
         "stage": stage.kind,
         "id": stage.id,
@@ -163,7 +162,7 @@ def _used_mb(stage: StageFiles) -> float | None:
         hosts[process["host"]] = hosts.get(process["host"], 0.0) + process["peak_rss"] / 1e6
     if hosts:
         return max(hosts.values())
-    job = measured(_benchmark(stage).get("max_rss"))  # MiB; an evaluation is one process
+    job = measured(_benchmark(stage).get("max_rss"))  # MiB, of all processes of the job
     return None if job is None else job * MIB / 1e6
 
 

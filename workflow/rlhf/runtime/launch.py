@@ -64,7 +64,6 @@ def launch(
     words: Sequence[str],
     output: Path,
     environment: Mapping[str, str],
-    alone: bool = False,
     claim: Claim | None = None,
 ) -> Launch:
     """The command and environment that start a stage.
@@ -77,17 +76,15 @@ def launch(
         words: script and arguments.
         output: where the stage writes; distinguishes stages that share a machine.
         environment: of this process.
-        alone: one process, also in a Slurm job without a step of its own: for stages that have nothing to save on
-            SIGTERM, and which Snakemake's benchmark then measures (of `srun` it would see the client only).
         claim: the GPUs, where this machine's are taken: see `take_devices`.
     """
-    local = 1 if alone else max(1, execution.gpus_per_node)
+    local = max(1, execution.gpus_per_node)
     in_job = _in_job(environment)
     threads = execution.threads if in_job else _local_threads(execution, environment, local)
     around = _surroundings(execution, {**environment, "OMP_NUM_THREADS": str(threads)})
     changed = around | _device_variables(execution, around, claim)
     script = [*execution.wrapper, sys.executable, *words]
-    if in_job and not alone:
+    if in_job:
         step = {name: text for name, text in changed.items() if _passed_on(name)}
         return Launch([*_srun(execution, local), *script], step)
     if execution.nodes * local == 1:

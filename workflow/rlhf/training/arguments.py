@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rlhf.training.stage import StagePaths
+from rlhf.training.job import StagePaths
 
 
 def stage_parser(description: str | None, **folders: str) -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from rlhf.files import fsync, read_json, sha256_file, write_json
 from rlhf.runtime.interruption import Interruption
 from rlhf.runtime.lease import StateLease
 from rlhf.runtime.logging import get_logger
-from rlhf.training.distributed import all_gather, barrier, rank, together, wait_for_all, world_size
+from rlhf.training.distributed import agreed, all_gather, barrier, rank, together, wait_for_all, world_size
 from rlhf.training.random_state import RandomState
 
 logger = get_logger(__name__)
@@ -135,7 +135,7 @@ class Checkpoints:
         self._random.capture()
         self._interruption.look_for_starters()
         self._interruption.expect(2 * self._write_seconds + 1.5 * self._step_seconds)
-        stop, due = self._agree(self._interruption.reason is not None, self._is_due(now))
+        stop, due = agreed(self._interruption.reason is not None, self._is_due(now))
         if stop:
             self._stop()
         elif due:
@@ -150,7 +150,7 @@ class Checkpoints:
             Interrupted: the stage was asked to stop; everything is saved.
         """
         self._interruption.look_for_starters()
-        if self._agree(self._interruption.reason is not None)[0]:
+        if agreed(self._interruption.reason is not None)[0]:
             self._stop()
 
     def finish(self) -> None:
@@ -185,13 +185,6 @@ class Checkpoints:
         by_steps = self._every_steps is not None and step % self._every_steps == 0
         by_time = self._every_minutes is not None and now - self._saved_at >= 60 * self._every_minutes
         return by_steps or by_time
-
-    @staticmethod
-    def _agree(*flags: bool) -> list[bool]:
-        """Each flag as any rank sees it: all ranks must stop, or save, at the same step."""
-        if world_size() == 1:
-            return list(flags)
-        return [any(column) for column in zip(*all_gather(flags), strict=True)]
 
     def _write(self) -> None:
         start = time.monotonic()

@@ -39,6 +39,8 @@ from rlhf.runtime.logging import get_logger
 logger = get_logger(__name__)
 
 RowT = TypeVar("RowT")
+Compute = Callable[[np.ndarray], Sequence[RowT]]  # rows of a micro-batch -> what is found of them
+Remember = Callable[[Compute[RowT]], Compute[RowT]]  # makes of a computation one that may know what it would find
 
 LONGEST_PAUSE = 0.5  # seconds between two looks at who has arrived
 
@@ -149,9 +151,21 @@ def all_gather(value: Any) -> list[Any]:
     return gathered
 
 
+def agreed(*flags: bool) -> list[bool]:
+    """Whether any process says so, of each flag: what all of them must do, or leave, together."""
+    if world_size() == 1:
+        return list(flags)
+    return [any(column) for column in zip(*all_gather(flags), strict=True)]
+
+
+def anew(compute: Compute[RowT]) -> Compute[RowT]:
+    """Remembers nothing."""
+    return compute
+
+
 def gather_rows(
     shares: Sequence[MicroBatch],
-    compute: Callable[[np.ndarray], Sequence[RowT]],
+    compute: Compute[RowT],
     between: Callable[[], None] = lambda: None,
 ) -> list[RowT]:
     """What is computed of each row, in the order of the rows, on every process; called by all of them.

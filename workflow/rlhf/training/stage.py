@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config.specification import (
-    JobSpecification,
     PlannedPpo,
     PlannedReward,
     PlannedSft,
@@ -24,34 +18,29 @@ from rlhf.config.specification import (
     ResolvedPpo,
     ResolvedReward,
     ResolvedSft,
+    SeededSpecification,
     TrainingSettings,
     TrainingUpstream,
 )
-from rlhf.data.corpus import Corpus
 from rlhf.data.tokens import are_chats
 from rlhf.files import JsonObject, write_text
-from rlhf.memory.measure import MemoryMonitor, failure_report, memory_report
+from rlhf.memory.measure import memory_report
 from rlhf.models.card import model_card
 from rlhf.models.loading import DTYPES
 from rlhf.models.merged import MergedAdapters, half_precision_error
 from rlhf.models.saving import sampling_config, write_adapter, write_model
 from rlhf.records.manifest import CheckpointFacts, Facts, Merge
-from rlhf.records.memory import MEMORY, ProcessMemory, write_memory
+from rlhf.records.memory import ProcessMemory, write_memory
 from rlhf.records.metrics import METRICS, read_metrics
-from rlhf.runtime.attempts import Attempt
-from rlhf.runtime.failure import OUT_OF_MEMORY, explain
 from rlhf.runtime.finished import bring_back, set_aside
-from rlhf.runtime.interruption import Interruption, slurm_seconds_left
-from rlhf.runtime.lease import StateLease
 from rlhf.runtime.lineage import adapter_base, lineage
 from rlhf.runtime.logging import get_logger
-from rlhf.runtime.manifest import code_hash, describe, seal, utc_now
+from rlhf.runtime.manifest import describe, seal, utc_now
 from rlhf.runtime.progress import StageMetrics
-from rlhf.runtime.seeds import seed_everything
-from rlhf.runtime.starters import starters
 from rlhf.training.checkpoints import CheckpointPart, Checkpoints
 from rlhf.training.delivery import Delivery
-from rlhf.training.distributed import all_gather, barrier, on_cpu, rank, require_device, together, world_size
+from rlhf.training.distributed import all_gather, on_cpu, rank, together, world_size
+from rlhf.training.job import Job, StagePaths
 from rlhf.training.weights import adapter_weights, merged_adapters, plain_weights, with_inherited
 
 logger = get_logger(__name__)
@@ -61,94 +50,26 @@ SettingsT = TypeVar("SettingsT", bound=TrainingSettings, covariant=True)
 ExecutionT = TypeVar("ExecutionT", bound=PlannedTraining, covariant=True)
 
 
-@dataclass(frozen=True)
-class StagePaths:
-    """Where a training stage reads and writes."""
-
-    tokens: list[Path]
-    splits: list[Path]
-    output: Path
-    state: Path
-
-    def corpus(self, split: str, phase: str, weights: list[float] | None = None) -> Corpus:
-        """The rows of one split and phase.
-
-        Args:
-            split: `train` or `eval`.
-            phase: whose rows: `sft`, `reward` or `ppo`.
-            weights: how often an epoch sees the rows of each dataset; None: once.
-        """
-        return Corpus(self.tokens, self.splits, split, phase, weights)
-
-
-class TrainingStage(Generic[SettingsT, ExecutionT]):
-    """What a training loop needs of its surroundings.
-
-    Used as a context manager it holds the lease of its state folder, takes signals as requests to stop, and leaves a
-    record of the attempt.
+class TrainingStage(Job[SettingsT, TrainingUpstream, ExecutionT], Generic[SettingsT, ExecutionT]):
+    """What a training loop needs of its surroundings: those of a job, checkpoints, live metrics, and its outputs.
 
     Args:
         spec: the stage's specification.
         paths: where it reads and writes.
     """
 
+    spec: SeededSpecification[SettingsT, TrainingUpstream, ExecutionT]
+
     def __init__(
         self,
-        spec: JobSpecification[SettingsT, TrainingUpstream, ExecutionT],
+        spec: SeededSpecification[SettingsT, TrainingUpstream, ExecutionT],
         paths: StagePaths,
     ) -> None:
-        require_device(spec.execution.gpus_per_node)
-        self.spec, self.paths = spec, paths
-        self.settings, self.execution, self.seed = spec.settings, spec.execution, spec.seed
-        self.memory = MemoryMonitor(rank(), None if on_cpu() else torch.cuda)
-        self.interruption = Interruption(slurm_seconds_left(self.execution.runtime), starters())
-        self._lease = StateLease(paths.state)
-        self._attempt = Attempt(paths.state, rank())
+        super().__init__(spec, paths)
+        self.seed = spec.seed
         self._checkpoints: Checkpoints | None = None
-        self._started = utc_now()
-        self._surroundings = ExitStack()
         self._merge: dict[str, Merge] = {}  # of each model folder, for the manifest
         self._delivered: dict[str, JsonObject] = {}
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            if rank() == 0:
-                self._lease.acquire()
-                stack.callback(self._lease.release)
-                self._failed_memory.unlink(missing_ok=True)
-            stack.enter_context(self._attempt)
-            barrier()
-            stack.enter_context(self.interruption.listening())
-            self._surroundings = stack.pop_all()
-        seed_everything(self.seed)
-        logger.info("%s %s, code %s", self.spec.stage, self.spec.id, code_hash()[:15])
-        for key, value in self.spec.identity()["settings"].items():
-            logger.info("  %s: %s", key, value)
-        for step in self.execution.memory_steps:
-            logger.info("to fit the memory: %s", step)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            process = self.memory.stop()
-            if error is not None:
-                self._record_memory(error, process)
-        finally:
-            self._surroundings.__exit__(kind, error, traceback)
-
-    @property
-    def _failed_memory(self) -> Path:
-        return self.paths.state / MEMORY
-
-    def _record_memory(self, error: BaseException, process: ProcessMemory) -> None:
-        """Write what was measured until memory ran out; of several processes, the first that fails does."""
-        found = explain(error)
-        if found.cause in OUT_OF_MEMORY and not self._failed_memory.exists():
-            device, message = "cpu" if on_cpu() else "cuda", str(error) or found.message
-            report = failure_report(process, device, found.cause, self.memory.failed_phase, message)
-            write_memory(self.paths.state, {**report, "stage": self.spec.stage, "id": self.spec.id})
 
     def was_finished(self) -> bool:
         """Whether an earlier attempt had finished the stage; its results are then back in their place."""
@@ -170,10 +91,7 @@ class TrainingStage(Generic[SettingsT, ExecutionT]):
             parts: name -> what has a state.
             topology: how the engines keep their state, beside the number of processes.
         """
-        identity = self.spec.identity()
-        content = {key: identity[key] for key in ("stage", "id", "seed", "settings", "upstream")}
-        specification = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        belongs = {"specification": specification, "topology": {"processes": world_size(), **topology}}
+        belongs = {"specification": self.fingerprint, "topology": {"processes": world_size(), **topology}}
         self._checkpoints = Checkpoints(
             self.paths.state / "checkpoints", belongs, parts, self.execution, self.interruption, self._lease
         )

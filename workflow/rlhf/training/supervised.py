@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol
@@ -18,7 +18,7 @@ from rlhf.runtime.logging import get_logger
 from rlhf.runtime.progress import StageMetrics
 from rlhf.runtime.seeds import derive_seed
 from rlhf.training.checkpoints import CheckpointPart
-from rlhf.training.distributed import all_sum, rank, world_size
+from rlhf.training.distributed import Remember, all_sum, anew, rank, world_size
 from rlhf.training.engine import Trainer
 from rlhf.training.faults import FaultCounter
 from rlhf.training.stage import SupervisedStage
@@ -220,7 +220,7 @@ class SupervisedTraining:
 
         def loss_of(micro: MicroBatch) -> Tensor:
             loss, statistics = objective.loss(trainer.engine, corpus, micro.rows)
-            sums.add(micro, loss, statistics)
+            sums.add(micro, _numbers(loss, statistics))
             return loss * (micro.weight / count)
 
         norm = trainer.step([partial(loss_of, micro) for micro in share])
@@ -238,6 +238,7 @@ def mean_loss(
     corpus: Corpus,
     batch_size: int,
     between: Callable[[], None] = lambda: None,
+    remember: Remember[float] = anew,
 ) -> dict[str, float]:
     """Mean loss and statistics over all rows of a corpus, computed by all processes together.
 
@@ -247,14 +248,23 @@ def mean_loss(
         corpus: rows.
         batch_size: rows computed at once.
         between: called before each batch.
+        remember: keeps the sums of each batch, and knows those of an earlier attempt.
     """
+
+    def summed(rows: np.ndarray) -> list[float]:
+        return _numbers(*objective.loss(model, corpus, rows))
+
     rows = np.arange(len(corpus))
     share = micro_batches(rows, objective.lengths(corpus), batch_size, rank(), world_size(), objective.capacity)
-    sums = _Sums(objective)
+    sums, compute = _Sums(objective), remember(summed)
     for micro in share:
         between()
-        sums.add(micro, *objective.loss(model, corpus, micro.rows))
+        sums.add(micro, compute(micro.rows))
     return sums.means(objective.count(corpus, rows))
+
+
+def _numbers(loss: Tensor, statistics: list[float]) -> list[float]:
+    return [float(loss.detach()), *statistics]
 
 
 class _Sums:
@@ -264,8 +274,9 @@ class _Sums:
         self._names = ("loss", *objective.statistics)
         self._values = [0.0] * len(self._names)
 
-    def add(self, micro: MicroBatch, loss: Tensor, statistics: list[float]) -> None:
-        for index, value in enumerate([float(loss.detach()), *statistics]):
+    def add(self, micro: MicroBatch, numbers: Sequence[float]) -> None:
+        """Add the loss and the statistics of a micro-batch."""
+        for index, value in enumerate(numbers):
             self._values[index] += micro.weight * value
 
     def means(self, count: int) -> dict[str, float]:
