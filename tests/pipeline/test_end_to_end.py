@@ -67,7 +67,7 @@ def test_changing_the_kl_coefficient_reruns_ppo_its_evaluation_and_the_tables(fi
 
 def test_changing_what_is_sampled_reruns_no_other_evaluation(finished):
     for key, value in (("evaluation.prompts", 12), ("evaluation.best_of_n", 4), ("evaluation.seed", 5)):
-        assert jobs_after(finished, key, value) == {"sample_baseline", "evaluate_ppo", "summarise"}
+        assert jobs_after(finished, key, value) == {"plan_memory", "sample_baseline", "evaluate_ppo", "summarise"}
 
 
 def test_changing_the_reward_model_leaves_sft_alone(finished):

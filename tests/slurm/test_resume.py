@@ -40,6 +40,7 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     made += [f"results/split/{id}/rows" for id in stage.upstream.split]
     made += [f"resources/models/{stage.upstream.model}/model"]
     made += [f"results/sft/{stage.id}/{name}" for name in ("spec.yaml", "memory_plan.json")]
+    made += [f"results/check_rows/sft/{stage.id}/rows.json"]
     given = ("--configfile", write_config(tmp_path, config))
     run(tmp_path, "--cores", "2", *given, "--", *made)
     target = f"results/sft/{stage.id}/manifest.json"
@@ -49,7 +50,12 @@ def test_a_cancelled_training_goes_on_where_it_was(tmp_path: Path, gpus: int) ->
     )
     try:
         progress = tmp_path / f"state/sft/{stage.id}/progress.json"
-        wait_until(lambda: progress.exists() and (json.loads(progress.read_text())["step"] or 0) > 5, "steps")
+
+        def is_training() -> bool:
+            assert process.poll() is None, (tmp_path / "snakemake.out").read_text()[-5000:]
+            return progress.exists() and (json.loads(progress.read_text())["step"] or 0) > 5
+
+        wait_until(is_training, "steps")
         job = jobs_in(tmp_path)[0].split("|")[0]
         shown = status(tmp_path)
         assert re.search(rf"{stage.id}.* running .*/320 .* / 3\.0 GB .* {job} .* n[12] .* loss \d", shown), shown
