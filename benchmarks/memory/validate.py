@@ -54,7 +54,7 @@ def on_device(row: Row, found: Prediction) -> DeviceMemory:
     context = next((value for name, value in CONTEXTS.items() if name in row.gpu), 512 * MIB)
     # The 16-bit states of ZeRO-3 in PPO are few large blocks that stay.
     ppo = row.phase.startswith("ppo")
-    share = min(slack([row.zero_stage or 0], ppo=False), 0.10 if ppo else 1.0)
+    share = min(slack([row.zero_stage or 0], generates=False), 0.10 if ppo else 1.0)
     communicators = 0 if (row.world_size or 1) == 1 else 1
     return device_memory(int(found.allocated), share, context, communicators, int(found.logits) if found.varies else 0)
 

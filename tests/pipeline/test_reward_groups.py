@@ -105,7 +105,7 @@ def test_the_evaluation_of_groups(data: Path, trained: Path, tmp_path: Path) -> 
     assert result["score_mean"] == pytest.approx(0, abs=1e-4)
     assert result["score_std"] == pytest.approx(1, abs=1e-4)
     model, corpus = load_reward(trained / "model", "fp32"), paths.corpus("eval", "reward")
-    raw = unseen_scores(TokenScorer(model).eval(), corpus, 64)
+    raw = np.concatenate(unseen_scores(TokenScorer(model).eval(), corpus, 64))
     assert len(raw) == sum(len(corpus.answers(row)) for row in range(len(corpus)))
     assert (raw.mean(), raw.std()) == pytest.approx((model.config.reward_mean, model.config.reward_std), rel=1e-4)
 

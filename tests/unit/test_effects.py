@@ -516,3 +516,9 @@ def test_a_phase_without_rows_of_a_dataset_does_not_depend_on_it() -> None:
     config["experiments"]["demo"]["ppo"] = {"ptx_coefficient": 0.5}
     (ppo,) = resolve(config, lambda path, key: path).of_kind("ppo")
     assert len(ppo.upstream.tokens) == len(ppo.settings.data_weights) == 2  # SFT rows are mixed in
+
+
+def test_an_experiment_narrowed_to_sft_leaves_the_datasets_as_they_are() -> None:
+    config = configuration({"phases": ["sft"], "data_split": "1,0,0"})
+    config["datasets"]["pairs"] = {**FILES, "gold_reward": "rlhf.data.reviews:gold_reward"}
+    assert ids(config)

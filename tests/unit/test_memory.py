@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
@@ -114,7 +115,9 @@ def test_stopping_ends_the_thread_and_describes_the_process() -> None:
     entry = monitor.stop()
     assert followers() == running - 1
     assert entry.keys() - {"high_water_rss", "cgroup_peak"} == {"rank", "host", "phases", "peak_rss"}
-    assert (entry["rank"], entry["host"], entry["phases"], entry["peak_rss"]) == (3, socket.gethostname(), [], 0)
+    assert (entry["rank"], entry["host"], entry["phases"]) == (3, socket.gethostname(), [])
+    # What a process without phases has is what it takes now.
+    assert entry["peak_rss"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
     assert monitor.stop()["phases"] == []
 
 

@@ -170,7 +170,8 @@ def test_strange_rows_are_examples_or_counted(shape: str, rows: list[Any], turns
         assert any(said in str(error) for said in ("no row has a column", "write `shape: ", "columns.label: "))
         return
     assert {number for number, _ in results} <= set(range(len(rows)))
-    kept = [{**vars(result), "row": number} for number, result in results if isinstance(result, Example)]
+    added = {"own": [], "group": None, "seen": False}  # to each row where the dataset is cached
+    kept = [{**vars(result), **added, "row": number} for number, result in results if isinstance(result, Example)]
     if kept:
         datasets.Dataset.from_list(kept, features=FEATURES)  # all of them can be stored
     assert all(result for _, result in results)  # a reason is never empty

@@ -22,6 +22,7 @@ from rlhf.config.requirements import Requirement, require
 from rlhf.config.sources import ModelSettings
 from rlhf.config.stages import TrainingExecution
 from rlhf.errors import Interrupted, UserError
+from rlhf.evaluation.frame import Evaluation
 from rlhf.functions import load_judge
 from rlhf.models import cache, loading
 from rlhf.ppo.checks import RatioError, SamplingError, require_same_distribution, require_unit_ratio
@@ -197,6 +198,12 @@ def stops() -> list[str]:
     return found
 
 
+def a_stop_of_an_evaluation() -> str:
+    asked = SimpleNamespace(reason="SIGTERM", look_for_starters=lambda: None, expect=lambda seconds: None)
+    evaluation: Any = SimpleNamespace(interruption=asked, _longest=0.0, _looked_at=0.0)
+    return message(lambda: Evaluation._look_up(evaluation), Interrupted)
+
+
 def other_states(monkeypatch, caplog) -> list[str]:
     monkeypatch.setattr(checkpoints_module, "world_size", lambda: 1)
     monkeypatch.setattr(checkpoints_module.time, "time", lambda: 1767323045)
@@ -250,6 +257,7 @@ def test_every_message_is_quoted_as_it_is_shown(quoted, group, monkeypatch, capl
         too_few_steps(),
         *refusals(),
         *stops(),
+        a_stop_of_an_evaluation(),
         *damaged_results(capsys),
         *other_states(monkeypatch, caplog),
         a_small_disk(monkeypatch, caplog),

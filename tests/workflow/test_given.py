@@ -35,7 +35,7 @@ def test_an_experiment_without_ppo_can_be_given_on_the_command_line(tmp_path: Pa
     config = write_config(tmp_path, tiny_config())
     given = "experiments={tiny: {phases: [sft], data_split: '10,0,0'}}"
     jobs = dry_run(tmp_path, config, "--config", given)
-    made = {"train_sft": 1, "evaluate_sft": 1, "plan_memory": 1, "split_dataset": 1, "summarise": 1}
+    made = {"train_sft": 1, "evaluate_sft": 1, "plan_memory": 2, "split_dataset": 1, "summarise": 1}
     assert {name: jobs[name] for name in made} == made
     assert not [name for name in jobs if "ppo" in name or "reward" in name or name == "sample_baseline"]
 

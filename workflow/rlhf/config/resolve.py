@@ -121,7 +121,7 @@ class _Resolver:
         ]
         seen = {phase: [each for each in rows if phase in each.phases] for phase in settings.phases}
         gold = self._gold([each for phase, part in seen.items() if phase != "sft" for each in part])
-        self._note_unused_gold(rows)
+        self._note_unused_gold(rows, settings.phases)
         ids = {"dataset": datasets[0], **models}
         for phase in settings.phases:
             used = {phase, "sft"} if phase == "ppo" and settings.ppo.ptx_coefficient > 0 else {phase}
@@ -364,10 +364,11 @@ class _Resolver:
             Stage(kind, identifier, settings, upstream, seed, evaluation.execution, memory=self._memory)
         )
 
-    def _note_unused_gold(self, rows: list[_Rows]) -> None:
+    def _note_unused_gold(self, rows: list[_Rows], phases: list[PhaseName]) -> None:
+        """An experiment that is narrowed to SFT by its `phases` leaves the datasets as others need them."""
         for each in rows:
             if self._configuration.datasets[each.name].gold_reward is not None:
-                alone = each.phases == PHASES[:1]
+                alone = each.phases == PHASES[:1] != tuple(phases)
                 reason = "its rows are for SFT alone, and nothing of these is judged" if alone else None
                 self._written.note(f"datasets.{each.name}.gold_reward", reason)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _GPU_TYPE = r"^[A-Za-z0-9_.]+$"
@@ -91,7 +90,7 @@ def mistakes(error: ValidationError) -> list[tuple[str, str]]:
     return found
 
 
-def _telling(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+def _telling(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Mistakes without those that say only that a section is none of the words that could stand in its place."""
     sections = {
         error["loc"][:length]
@@ -102,7 +101,7 @@ def _telling(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     return [error for error in errors if not (_is_word(error) and error["loc"][:-1] in sections)]
 
 
-def _is_word(error: ErrorDetails) -> bool:
+def _is_word(error: Mapping[str, Any]) -> bool:
     """Whether a mistake is that of a word where another type may stand too."""
     return error["type"] == "literal_error" and str(error["loc"][-1]).startswith("literal[")
 
