@@ -64,7 +64,7 @@ def test_it_runs_to_its_pages(name: str, hub: Hub, tmp_path: Path) -> None:
     done = snakemake(work, *files, environment=nowhere)
     assert done.returncode == 0, done.stdout[-6000:]
     for experiment in yaml.safe_load(FILES[name].read_text())["experiments"]:
-        assert "## Checks" in (work / f"results/experiments/{experiment}/index.md").read_text()
+        assert "## Data" in (work / f"results/experiments/{experiment}/index.md").read_text()
     assert snakemake(work, *files, "--report", "report.html", environment=nowhere).returncode == 0
     assert (work / "report.html").stat().st_size > 100_000
     again = snakemake(work, *files, environment=user)
