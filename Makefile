@@ -2,13 +2,15 @@
 PYTHON ?= python3
 CORES ?= 2
 ARGS ?=
+RECIPE ?= config/recipes/opt-13b.yaml
 
 VENV := .venv
+MINIATURE = miniature/$(basename $(notdir $(RECIPE)))
 MEASUREMENTS := gpu memory mutation # of the project itself; beside them Snakemake puts those of each run
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test planted mutation check format docs status clean
+.PHONY: help setup demo miniature test planted mutation check format docs status clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +28,11 @@ demo: setup ## Run the embedded experiment to the report
 	snakemake --cores $(CORES) $(ARGS)
 	snakemake --cores 1 --report results/report.html
 	@echo "report: results/report.html"
+
+miniature: setup ## Run a recipe with tiny models and few steps: RECIPE=config/recipes/FILE.yaml
+	@mkdir -p $(MINIATURE)
+	python -m tests.hub run -- snakemake --cores $(CORES) --directory $(MINIATURE) --configfile $(abspath $(RECIPE)) $(CURDIR)/config/miniature.yaml $(ARGS)
+	@echo "results: $(MINIATURE)/results"
 
 test: setup ## Run the tests; ARGS is passed to pytest
 	pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --durations 50 $(ARGS)

@@ -633,3 +633,31 @@ def test_a_misspelt_scratch_says_what_may_stand_there() -> None:
     config["models"]["mine"] = {"source": "scrath"}
     with pytest.raises(UserError, match="Input should be 'scratch'"):
         parse(config)
+
+
+# Overrides
+
+
+def test_overrides_win_over_every_experiment_and_not_over_a_sweep() -> None:
+    config = make_config(ppo={"prompts_per_rollout": 64, "minibatches": 4}, sweep={"ppo.temperature": [0.7, 1.0]})
+    config["experiments"]["other"] = {"ppo": {"prompts_per_rollout": 32}, "seeds": [1, 2]}
+    config["overrides"] = {"ppo": {"prompts_per_rollout": 8, "temperature": 0.9}, "seeds": [5]}
+    found = plan(config)
+    settings = [found.stages["ppo", run.stages["ppo"]].settings for run in found.runs]
+    assert [(run.experiment, run.seed) for run in found.runs] == [("demo", 5), ("demo", 5), ("other", 5)]
+    assert [one.prompts_per_rollout for one in settings] == [8, 8, 8]
+    assert [one.minibatches for one in settings] == [4, 4, 1]
+    assert [one.temperature for one in settings] == [0.7, 1.0, 0.9]
+
+
+def test_a_key_that_overrides_leave_without_effect_is_not_refused() -> None:
+    """An overlay that lowers everything need not know what each recipe says."""
+    config = make_config(reward={"execution": {"gpus_per_node": 8, "gpu_type": "a100"}})
+    plan(config)
+    without = {"reward": {"execution": {"gpus_per_node": 0}}}
+    assert plan(config | {"overrides": without}).runs
+    assert "execution.gpu_type: it has no effect" in refused(
+        make_config(reward={"execution": {"gpus_per_node": 0, "gpu_type": "a100"}})
+    )
+    misspelt = {"overrides": {"reward": {"execution": {"gpu_typ": "x"}}}}
+    assert "overrides.reward.execution: unknown key 'gpu_typ'; did you mean 'gpu_type'?" in refused(config | misspelt)

@@ -36,9 +36,13 @@ experiments:         # by name: what differs from the defaults
     seeds: [1, 2, 3]
     sweep:
       ppo.kl_coefficient: [0.02, 0.05]
+overrides:           # settings laid over every experiment, from a file beside this one
 ```
 
 - An experiment is `defaults` with its own keys merged over them. `sweep` runs the grid with every seed.
+- `--configfile A.yaml B.yaml` merges B over A. `overrides` in B wins over what A's experiments say themselves (but not
+  over the keys of a `sweep`): `config/miniature.yaml` makes any recipe a run of minutes on a CPU, as
+  `docs/miniature.md` tells.
 - Equal stages are shared: experiments that differ only in `ppo` use the same SFT and reward models.
 - `phases` says what an experiment trains: `[sft]` alone, `[reward]` alone, `[sft, reward]`, or all three. Keys that no
   other phase reads than one left out may stand in `defaults`, for other experiments; elsewhere they are refused.

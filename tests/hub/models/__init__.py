@@ -16,6 +16,7 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "facebook/opt-1.3b": lambda: opt("1.3b"),
     "facebook/opt-6.7b": lambda: opt("6.7b", 2),
     "facebook/opt-13b": lambda: opt("13b", 3),
+    "facebook/opt-66b": lambda: opt("66b", 4),
     "openai-community/gpt2": gpt2,
     "gpt2": lambda: {"moved_to": "openai-community/gpt2"},
     "EleutherAI/pythia-70m": lambda: pythia("EleutherAI/pythia-70m"),

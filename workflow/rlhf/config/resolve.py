@@ -69,10 +69,10 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
     plan = Plan()
     code = functools.cache(function_content)
     written = Written()
-    defaults = config.get("defaults") or {}
+    defaults, overrides = config.get("defaults") or {}, config.get("overrides") or {}
     for name, overlay in config["experiments"].items():
         place, phases, own = f"experiments.{name}", set[str](), overlay or {}
-        for point, settings in expand(name, deep_merge(defaults, own)):
+        for point, settings in expand(name, deep_merge(deep_merge(defaults, own), overrides)):
             require_read(point, settings.phases, f"{place}.sweep")
             phases |= set(settings.phases)
             resolver = _Resolver(configuration, plan, fingerprint, code, place, written)
@@ -82,7 +82,8 @@ def resolve(config: dict[str, Any], fingerprint: Fingerprint) -> Plan:
             layers = {f"{place}.sweep": point, place: own, "defaults": defaults}
             written.add(layers, settings, resolver.without_effect(settings))
         require_read(dotted(own), phases, place)
-    written.require_effect()
+    if not overrides:  # under them, keys can be without effect that have one in the experiments themselves
+        written.require_effect()
     return plan
 
 

@@ -91,3 +91,8 @@ class Configuration(Section):
     models: dict[Name, ModelSection] = Field({}, description="Models by name.")
     defaults: ExperimentSettings = Field(ExperimentSettings(), description="Settings shared by all experiments.")
     experiments: dict[Name, ExperimentSettings] = Field({}, description="Experiments by name.")
+    overrides: ExperimentSettings = Field(
+        ExperimentSettings(),
+        description="Settings laid over every experiment, whatever it says itself; a sweep's own keys stay. For a file "
+        "beside another one, as `config/miniature.yaml`. Keys without effect are not judged then.",
+    )
