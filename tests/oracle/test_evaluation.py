@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(sft, policy, reward, data)
 
 
+def phases(outcome: Outcome) -> set[str]:
+    """Of the memory measurement."""
+    (process,) = json.loads((outcome.output / "memory.json").read_text())["processes"]
+    return {phase["name"] for phase in process["phases"]}
+
+
 def measured(outcome: Outcome) -> dict[str, Any]:
     return {key: value for key, value in outcome.evaluation.items() if key not in HEAD}
 
@@ -125,6 +132,16 @@ def test_evaluation_of_the_sft_model(trained: Trained, tmp_path: Path, group: No
     expected["seen_in_train"] = trained.seen(kept)
     require_equal(measured(outcome), expected | {"rows_too_long": len(rows) - len(kept)})
     assert len(kept) < len(rows)
+    assert phases(outcome) == {"load", "score"}
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_a_limit_that_leaves_no_row_is_named_as_in_the_configuration(
+    kind: str, trained: Trained, tmp_path: Path, group: None
+) -> None:
+    experiment = EXPERIMENT | {kind: EXPERIMENT[kind] | {"max_seq_len": 2}}
+    with pytest.raises(UserError, match=rf"^{kind}\.max_seq_len: 2"):
+        run(f"evaluate_{kind}", tmp_path / "out", trained.data, experiment, model=getattr(trained, kind))
 
 
 def test_evaluation_of_the_reward_model(trained: Trained, tmp_path: Path, group: None) -> None:
@@ -174,6 +191,7 @@ def baseline(trained: Trained, tmp_path_factory: pytest.TempPathFactory, group: 
 
 
 def test_the_baseline_is_that_of_its_samples(trained: Trained, baseline: Outcome) -> None:
+    assert phases(baseline) == {"load", "generate", "score"}
     samples, judge = baseline.jsonl("samples.jsonl"), Judge(trained.reward)
     require_prompts(samples, trained)
     assert all(len(row["answers"]) == N + 1 for row in samples)

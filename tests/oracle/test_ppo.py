@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -210,9 +211,14 @@ def test_a_run_is_that_of_the_oracle(scenario: str, starts: dict[str, Start], tm
         assert differences(found, expected) == {}, f"iteration {row['step']}"
     assert abs(sum(surprises)) < 3 * math.sqrt(len(surprises))
     require_same_weights(outcome, oracle)
-    if (outcome.output / "adapter").exists() and outcome.settings["actor"]["only_optimize_lora"]:
+    actor = outcome.settings["actor"]
+    assert (outcome.output / "adapter").exists() == ("lora_dim" in actor and actor["lora_dim"] > 0)
+    if (outcome.output / "adapter").exists() and actor["only_optimize_lora"]:
         require_same_adapter(outcome.output / "adapter", start, oracle)
     require_tellable(outcome.witness.rollouts, outcome.settings)
+    assert json.loads((outcome.output / "manifest.json").read_text())["inputs"].keys() == {"tokenizer"}
+    (process,) = json.loads((outcome.output / "memory.json").read_text())["processes"]
+    assert {"generate", "score", "train"} <= {phase["name"] for phase in process["phases"]}
 
 
 def require_prompts(rollouts: list[Rollout], start: Start, settings: dict[str, Any]) -> None:

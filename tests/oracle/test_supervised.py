@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,10 @@ def compare(outcome: Outcome, training: Training, rows: dict[tuple[int, int], Ro
 
 
 @pytest.mark.parametrize("scenario", list(SFT))
-def test_sft_is_that_of_the_oracle(scenario: str, material: dict[str, Any], tmp_path: Path, group: None) -> None:
+def test_sft_is_that_of_the_oracle(
+    scenario: str, material: dict[str, Any], tmp_path: Path, group: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="rlhf")
     family = "llama" if scenario == "whole rows, clipping, cosine" else "gpt2"
     outcome, data = run_stage("sft", tmp_path / "sft", material, SFT[scenario], family)
     settings = outcome.settings
@@ -144,6 +149,10 @@ def test_sft_is_that_of_the_oracle(scenario: str, material: dict[str, Any], tmp_
     compare(outcome, training, rows)
     if settings["keep_best"]:
         assert 0 < training.best_step < training.total_steps
+    told = re.findall(r"^(train|eval): (\d+) of (\d+) rows; (\d+) too long", "\n".join(caplog.messages), re.MULTILINE)
+    assert [name for name, *_ in told] == ["train", "eval"]
+    assert [int(kept) for _, kept, *_ in told] == [len(rows), len(unseen)]
+    assert all(int(kept) + int(left_out) == int(total) for _, kept, total, left_out in told)
 
 
 @pytest.mark.parametrize("scenario", list(REWARD))

@@ -47,6 +47,14 @@ def test_advantages_follow_the_definition(seed, gamma, gae_lambda):
     assert torch.all(returns[mask == 0] == 0)
 
 
+def test_an_answer_of_one_token_has_the_advantage_of_its_reward():
+    advantages, returns = generalised_advantages(
+        torch.tensor([[2.0], [0.5]]), torch.tensor([[0.5], [1.0]]), torch.ones(2, 1), 0.9, 0.5
+    )
+    assert advantages.tolist() == [[1.5], [-0.5]]
+    assert returns.tolist() == [[2.0], [0.5]]
+
+
 def test_what_lies_after_the_end_cannot_influence_advantages():
     _, mask, rewards, values = random_rollout(3)
     clean = generalised_advantages(rewards * mask, values, mask, 0.99, 0.95)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from rlhf.config.stages import Role
 from rlhf.data.corpus import Corpus
 from rlhf.models.loading import load_policy
 from rlhf.ppo import models as ppo_models
 from rlhf.ppo.models import load_models
+from rlhf.training.engine import EngineSettings
+from rlhf.training.frame import supervised_engine
 from rlhf.training.weights import is_partitioned
 from tests.oracle.conftest import Start, starts  # noqa: F401  (a fixture)
 from tests.specifications import specification
@@ -23,6 +27,22 @@ IDS = torch.tensor([[3, 4, 5, 6, 7]])
 def stage(settings: dict[str, Any] | None = None, **execution: Any) -> Any:
     spec = specification("ppo", {"dtype": "fp32"} | (settings or {}), execution)
     return SimpleNamespace(settings=spec.settings, execution=spec.execution, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_an_engine_runs_as_its_stage_is_executed(kind: str) -> None:
+    execution = {"zero_stage": 2, "per_device_train_batch_size": 5, "offload": True, "gradient_checkpointing": True}
+    overrides = {"bf16": {"enabled": True}}
+    spec = specification(kind, {"dtype": "bf16"}, execution | {"deepspeed_config": overrides})
+    found = supervised_engine(cast(Any, SimpleNamespace(settings=spec.settings, execution=spec.execution)))
+    assert found == EngineSettings(2, "bf16", 5, True, True, overrides)
+
+
+@pytest.mark.parametrize(("role", "expected"), [("actor", (2, True)), ("critic", (3, False))])
+def test_each_engine_of_ppo_runs_as_its_role_is_executed(role: Role, expected: tuple[int, bool]) -> None:
+    own = {"actor_zero_stage": 2, "critic_zero_stage": 3, "actor_gradient_checkpointing": True}
+    asked = stage({"dtype": "bf16"}, per_device_training_batch_size=5, offload=True, **own)
+    assert ppo_models.ppo_engine(asked, role) == EngineSettings(expected[0], "bf16", 5, True, expected[1], {})
 
 
 def prompts(start: Start) -> Corpus:
@@ -78,6 +98,27 @@ def test_under_zero_3_models_are_partitioned_from_the_start(
     expected = load_policy(begin.policy, "fp32").eval()(IDS).logits
     with torch.no_grad():
         torch.testing.assert_close(reference(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_value_model_is_loaded_in_partitions_whatever_it_starts_from(
+    monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """From the reward model, or, where that reads other tokens, from the policy."""
+
+    class Loaded(Exception):
+        pass
+
+    def load(*arguments: Any) -> None:
+        raise Loaded(arguments)
+
+    monkeypatch.setattr(ppo_models, "load_reward" if same else "load_reward_backbone", load)
+    for zero_stage, expected in ((2, None), (3, 3)):
+        with pytest.raises(Loaded) as loaded:
+            ppo_models._value_model(stage(critic_zero_stage=zero_stage), Path("sft"), Path("reward"), same)
+        folder, *_, config = loaded.value.args[0]
+        assert folder == Path("reward" if same else "sft")
+        assert (config and config["zero_optimization"]["stage"]) == expected
 
 
 def test_the_reward_model_is_read_within_its_positions_and_where_it_is_asked(

@@ -19,7 +19,7 @@ from rlhf.errors import UserError
 from rlhf.records.manifest import EngineFacts
 from rlhf.runtime.logging import get_logger
 from rlhf.training.accumulation import add_up_on_host, sums_on_host, with_fp32_sums
-from rlhf.training.distributed import device, require_dtype, world_size
+from rlhf.training.distributed import require_dtype, world_size
 from rlhf.training.recomputation import Recomputation
 from rlhf.training.weights import is_matrix
 
@@ -244,8 +244,3 @@ def parameter_groups(model: nn.Module, optimization: Optimization) -> list[dict[
         {"params": lora, "lr": optimization.lora_learning_rate, "weight_decay": decay},
     ]
     return [group for group in groups if group["params"]]
-
-
-def to_device(array: Any) -> Tensor:
-    """A NumPy array on this process's device."""
-    return torch.from_numpy(array).to(device())
