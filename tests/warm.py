@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTH = 8  # bytes that say how many follow
@@ -89,15 +90,16 @@ def _answer(connection: socket.socket, program: Path) -> None:
     if child == 0:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        _run(str(program), **json.loads(request))
+        sys.executable = str(program)  # what it starts is warm as well
+        become(**json.loads(request))
     _, ended = os.waitpid(child, 0)
     status = os.waitstatus_to_exitcode(ended)
     connection.sendall(str(status if status >= 0 else 128 - status).encode())
     os._exit(0)
 
 
-def _run(program: str, words: list[str], environment: dict[str, str], folder: str) -> None:
-    """Run a script as `python WORDS` does, and end this process as it does."""
+def become(words: list[str], environment: dict[str, str], folder: str) -> NoReturn:
+    """Run a script as `python WORDS` does with this environment in this folder, and end this process as it does."""
     import runpy
     import traceback
     from importlib import reload
@@ -112,7 +114,6 @@ def _run(program: str, words: list[str], environment: dict[str, str], folder: st
         os.environ.update(environment)
         for module in (constants, datasets.config):  # they read variables when they are imported
             reload(module)
-        sys.executable = program  # what it starts is warm as well
         sys.argv = words
         runpy.run_path(words[0], run_name="__main__")
         status = 0

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import reload
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from tests.hub.server import Hub
+from tests.warm import become
 
 # What the rules put in front of each command, and no token or cache of whoever runs the tests.
 RULE = {
@@ -83,39 +81,17 @@ def run_script(
 
     `during` is called with the child's number while it runs.
     """
-    import datasets
-    from huggingface_hub import constants
-
     import rlhf.models.cache  # noqa: F401  (so that no child has to)
 
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "script.log"
     child = os.fork()
     if child == 0:
-        status = 1
-        try:
-            stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(stream, 1)
-            os.dup2(stream, 2)
-            os.chdir(folder)
-            os.environ.clear()
-            os.environ.update(variables)
-            for module in (constants, datasets.config):  # they read variables when they are imported
-                reload(module)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            sys.argv = [str(script), *arguments]
-            runpy.run_path(str(script), run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        become([str(script), *arguments], variables, str(folder))
     if during is not None:
         during(child)
     _, ended = os.waitpid(child, 0)

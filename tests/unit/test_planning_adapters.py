@@ -12,13 +12,14 @@ from transformers import AutoConfig
 from rlhf.commands.memory import main
 from rlhf.config.schema import MemorySettings
 from rlhf.config.specfile import read_job
+from rlhf.config.specification import TRAINED
 from rlhf.config.stages import SftSection
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import Blueprint, EarlierAdapters
 from rlhf.models.loading import load_policy, load_reward, load_reward_backbone
 from rlhf.models.lora import add_lora
 from rlhf.models.saving import write_adapter
-from rlhf.planning.files import EARLIER, earlier_adapters, plan_from_files
+from rlhf.planning.files import earlier_adapters, plan_from_files
 from rlhf.planning.forecast import stored_adapters
 from rlhf.planning.plan import plan_stage
 from rlhf.planning.traces import Traces
@@ -92,7 +93,7 @@ def test_fp32_keeps_nothing_apart(base: Path, tmp_path: Path) -> None:
 def test_adapters_follow_the_stages_to_where_training_began(tmp_path: Path, base: Path) -> None:
     stage, files = chain(tmp_path)
     first, second = EarlierAdapters(4, "layers."), EarlierAdapters(2, "q_proj")
-    upstream = [read_job(EARLIER, file) for file in files]
+    upstream = [read_job(TRAINED, file) for file in files]
     assert earlier_adapters(stage, [base, base], upstream) == {"policy": (first,), "reward": (first, second)}
     assert earlier_adapters(upstream[1], [base], upstream) == {"model": (first,)}
     assert earlier_adapters(upstream[0], [base], []) == {"model": ()}

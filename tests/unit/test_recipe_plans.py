@@ -11,10 +11,10 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf.config import Plan
-from rlhf.config.specification import JOBS
+from rlhf.config.specification import JOBS, TRAINED
 from rlhf.memory.devices import GIB, USABLE, find_device
 from rlhf.phases import PLANNED
-from rlhf.planning.files import EARLIER, earlier_adapters
+from rlhf.planning.files import earlier_adapters
 from rlhf.planning.forecast import ROLES
 from rlhf.planning.plan import plan_stage
 from rlhf.records.plan import MemoryPlan
@@ -68,7 +68,7 @@ def planned(name: str, kind: str) -> MemoryPlan:
     plan = load(name)
     (stage,) = plan.of_kind(kind)
     spec = JOBS[kind].model_validate({**stage.spec(), "execution": stage.job.model_dump(mode="json")})
-    upstream = [EARLIER[before].model_validate(one.spec()) for before in EARLIER for one in plan.of_kind(before)]
+    upstream = [TRAINED[before].model_validate(one.spec()) for before in TRAINED for one in plan.of_kind(before)]
     configs = {role: base(plan, *start) for role, start in zip(ROLES[kind], spec.upstream.starts, strict=True)}
     adapters = earlier_adapters(spec, [ABSENT] * len(configs), upstream)
     assert stage.memory is not None

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from rlhf.config import resolve
+from rlhf.config.specification import TRAINED
 from rlhf.data.tokens import tokenize
 from rlhf.errors import UserError
-from rlhf.planning.usable import STAGES, usable_rows
+from rlhf.planning.usable import usable_rows
 from tests.conftest import ROOT
 from tests.specifications import RESOLVED, UPSTREAM
 from tests.unit.conftest import cached_dataset, make_model
@@ -37,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = folder / "split/x-00000000/rows"
     rows.mkdir(parents=True)
     for split in ("train", "eval"):
-        for phase in STAGES:
+        for phase in TRAINED:
             np.save(rows / f"{split}.{phase}.npy", np.arange(2))
     return folder
 
@@ -49,7 +50,7 @@ def content(kind: str, **settings: Any) -> dict[str, Any]:
 
 
 def counted(folders: Path, kind: str, **settings: Any) -> dict[str, int]:
-    stage = STAGES[kind].model_validate(content(kind, **settings))
+    stage = TRAINED[kind].model_validate(content(kind, **settings))
     tokens = {"t-00000000": folders / "tokens/t-00000000"}
     splits = {"x-00000000": folders / "split/x-00000000/rows"}
     return usable_rows([stage], tokens, splits)[f"{kind}-00000000"]
@@ -94,15 +95,15 @@ def test_what_would_leave_nothing_is_refused(folders: Path, kind: str, settings:
 
 
 def test_the_script_checks_all_stages_that_it_is_given(folders: Path, tmp_path: Path) -> None:
-    for kind in STAGES:
-        resolved = STAGES[kind].model_validate(content(kind)).identity()
+    for kind in TRAINED:
+        resolved = TRAINED[kind].model_validate(content(kind)).identity()
         (tmp_path / f"{kind}.yaml").write_text(yaml.safe_dump(resolved))
     command = [sys.executable, str(ROOT / "workflow/scripts/check_rows.py")]
-    command += ["--spec", *(str(tmp_path / f"{kind}.yaml") for kind in STAGES)]
+    command += ["--spec", *(str(tmp_path / f"{kind}.yaml") for kind in TRAINED)]
     command += ["--tokens", str(folders / "tokens/t-00000000"), "--split", str(folders / "split/x-00000000/rows")]
     subprocess.run([*command, "--output", str(tmp_path / "rows.json")], check=True)
     written = json.loads((tmp_path / "rows.json").read_text())
-    assert written == {"schema_version": 1, "rows": {f"{kind}-00000000": ALL for kind in STAGES}}
+    assert written == {"schema_version": 1, "rows": {f"{kind}-00000000": ALL for kind in TRAINED}}
 
 
 def test_a_sweep_is_checked_once_for_each_set_of_limits() -> None:

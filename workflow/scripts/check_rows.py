@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from rlhf.config.specfile import read_job
+from rlhf.config.specification import TRAINED
 from rlhf.files import write_json
-from rlhf.planning.usable import STAGES, usable_rows
+from rlhf.planning.usable import usable_rows
 from rlhf.runtime.logging import run_script
 
 
@@ -25,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
     """Count, and fail where nothing is left."""
     tokens = {folder.name: folder for folder in args.tokens}
     splits = {folder.parent.name: folder for folder in args.split}
-    rows = usable_rows([read_job(STAGES, spec) for spec in args.spec], tokens, splits)
+    rows = usable_rows([read_job(TRAINED, spec) for spec in args.spec], tokens, splits)
     write_json(args.output, {"schema_version": 1, "rows": rows})
 
 

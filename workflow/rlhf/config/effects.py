@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf.config.expand import dotted
 from rlhf.config.schema import ExperimentSettings
 from rlhf.config.section import Section
 from rlhf.config.stages import (
@@ -144,7 +145,7 @@ class Written:
         """
         origins: dict[str, str] = {}
         for place, given in layers.items():
-            for key in _leaves({name: value for name, value in given.items() if name != "sweep"}):
+            for key in dotted({name: value for name, value in given.items() if name != "sweep"}):
                 origins.setdefault(key, f"{place}.{key}")
         unread = set(PHASES) - set(settings.phases)
         for key, origin in origins.items():
@@ -181,15 +182,6 @@ def leave_out(given: dict[str, Any], unused: dict[str, str]) -> dict[str, str]:
             del section[last]
             removed[key] = reason
     return removed
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a nested dictionary."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def _prefixes(key: str) -> list[str]:

@@ -399,6 +399,13 @@ TRAINING: dict[str, type[TrainingSpecification]] = {
     "reward": RewardSpecification,
     "ppo": PpoSpecification,
 }
+# Of training stages too, as one reads them that does not care how they are run.
+TrainedSpecification = Specification[TrainingSettings, TrainingUpstream]
+TRAINED: dict[str, type[TrainedSpecification]] = {
+    "sft": Specification[ResolvedSft, SftUpstream],
+    "reward": Specification[ResolvedReward, RewardUpstream],
+    "ppo": Specification[ResolvedPpo, PpoUpstream],
+}
 LoadedUpstream = TrainingUpstream | SftEvaluationUpstream | RewardEvaluationUpstream | PpoEvaluationUpstream
 LoadingSettings = TrainingSettings | ResolvedSftEvaluation | ResolvedRewardEvaluation | ResolvedAnswers
 LoadingSpecification = JobSpecification[LoadingSettings, LoadedUpstream, PlannedJob]

@@ -7,14 +7,10 @@ from pathlib import Path
 from rlhf.config.schema import MemorySettings
 from rlhf.config.specfile import read_job
 from rlhf.config.specification import (
+    TRAINED,
     LoadingSpecification,
-    PpoUpstream,
     ResolvedPpo,
-    ResolvedReward,
-    ResolvedSft,
-    RewardUpstream,
-    SftUpstream,
-    Specification,
+    TrainedSpecification,
 )
 from rlhf.errors import UserError
 from rlhf.memory.blueprint import EarlierAdapters
@@ -25,14 +21,6 @@ from rlhf.records.plan import StagePlan, write_plan
 from rlhf.runtime.logging import get_logger
 
 logger = get_logger(__name__)
-
-EarlierStage = Specification[ResolvedSft | ResolvedReward | ResolvedPpo, SftUpstream | RewardUpstream | PpoUpstream]
-
-EARLIER: dict[str, type[EarlierStage]] = {
-    "sft": Specification[ResolvedSft, SftUpstream],
-    "reward": Specification[ResolvedReward, RewardUpstream],
-    "ppo": Specification[ResolvedPpo, PpoUpstream],
-}
 
 
 def plan_from_files(
@@ -59,7 +47,7 @@ def plan_from_files(
     device: Device | None = None
     if memory.gpu is not None or memory.gpu_memory_gib is not None:
         device = find_device(memory.gpu, memory.gpu_memory_gib)
-    earlier = earlier_adapters(stage, models, [read_job(EARLIER, path) for path in upstream or []])
+    earlier = earlier_adapters(stage, models, [read_job(TRAINED, path) for path in upstream or []])
     found = plan_stage(stage.stage, stage.settings, stage.execution, configs, device, memory.on_misfit, earlier)
     plan: StagePlan = {"id": stage.id, **found}
     write_plan(output, plan)
@@ -74,7 +62,7 @@ def plan_from_files(
     return plan
 
 
-def earlier_adapters(stage: LoadingSpecification, models: list[Path], upstream: list[EarlierStage]) -> Earlier:
+def earlier_adapters(stage: LoadingSpecification, models: list[Path], upstream: list[TrainedSpecification]) -> Earlier:
     """The adapters that are merged into the models a stage starts from, once the stages before it have run.
 
     Args:

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config.specification import (
-    PpoUpstream,
     ResolvedPpo,
     ResolvedReward,
     ResolvedSft,
-    RewardUpstream,
-    SftUpstream,
-    Specification,
+    TrainedSpecification,
     TrainingSettings,
-    TrainingUpstream,
 )
 from rlhf.data.corpus import Corpus
 from rlhf.ppo.prompts import keep_mixed, keep_prompts, planned_iterations, trained_iterations
@@ -27,17 +23,11 @@ from rlhf.training.supervised import Objective
 
 logger = get_logger(__name__)
 
-TrainingStage = Specification[TrainingSettings, TrainingUpstream]
-STAGES: dict[str, type[TrainingStage]] = {
-    "sft": Specification[ResolvedSft, SftUpstream],
-    "reward": Specification[ResolvedReward, RewardUpstream],
-    "ppo": Specification[ResolvedPpo, PpoUpstream],
-}
 SPLITS = ("train", "eval")
 Folders = Mapping[str, Path]  # by ID
 
 
-def usable_rows(stages: Iterable[TrainingStage], tokens: Folders, splits: Folders) -> dict[str, dict[str, int]]:
+def usable_rows(stages: Iterable[TrainedSpecification], tokens: Folders, splits: Folders) -> dict[str, dict[str, int]]:
     """How many rows the stages will have to train on and to evaluate on.
 
     Args:
